@@ -1,0 +1,62 @@
+"""What can go wrong for a user, as one small tree of exceptions.
+
+Every message says what happened, where, and what to do next; the CLI prints it without a traceback and exits with 2.
+Broken invariants of our own are assertions, never these.
+"""
+
+__all__ = [
+    "AutoparError",
+    "BudgetError",
+    "HardwareError",
+    "InputError",
+    "MeshError",
+    "PlanError",
+    "SolverError",
+    "TraceError",
+    "UnshardableError",
+]
+
+
+class AutoparError(Exception):
+    """Base of all errors that a user of autopar can cause and mend."""
+
+
+class InputError(AutoparError):
+    """An argument, option or file is not of the form that is asked for."""
+
+
+class TraceError(AutoparError):
+    """The model could not be captured as one graph."""
+
+
+class MeshError(AutoparError):
+    """The mesh is malformed, or does not fit the processes or the plan."""
+
+
+class HardwareError(AutoparError):
+    """No such hardware description, or one that is malformed."""
+
+
+class UnshardableError(AutoparError):
+    """No dim of any tensor can be cut over a mesh axis."""
+
+
+class BudgetError(AutoparError):
+    """No plan fits the byte budget.
+
+    `smallest_bytes` is the smallest budget per device for which a plan exists, `binding` the tensors that need most of it
+    as `(name, bytes)`, largest first.
+    """
+
+    def __init__(self, message: str, *, smallest_bytes: int, binding: tuple[tuple[str, int], ...] = ()) -> None:
+        super().__init__(message)
+        self.smallest_bytes = smallest_bytes
+        self.binding = binding
+
+
+class SolverError(AutoparError):
+    """The ILP solver is missing, crashed, or found nothing within its time limit."""
+
+
+class PlanError(AutoparError):
+    """A plan file is damaged, of another version, or made for another program or mesh."""

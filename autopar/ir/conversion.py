@@ -1,0 +1,116 @@
+"""Conversions: how a tensor gets from one placement to another, one collective (or none) on one mesh axis at a time.
+
+The table is the design's: each row fixes what runs forward and, through the gradients of the placements, what must run
+backward. A dim that several axes shard is a stack: a conversion pushes or pops its innermost axis only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from autopar.ir.placement import INVARIANT, PARTIAL, REPLICATE, Placement, State
+
+ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, ALL_TO_ALL = "all_gather", "reduce_scatter", "all_reduce", "all_to_all"
+COLLECTIVES = (ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, ALL_TO_ALL)
+
+
+@dataclass(frozen=True)
+class ConversionKind:
+    """One row of the table: state letters before and after, collectives forward and backward (None: local work only)."""
+
+    name: str
+    before: str
+    after: str
+    forward: str | None
+    backward: str | None
+
+
+TABLE = (
+    ConversionKind("gather", "S", "R", ALL_GATHER, REDUCE_SCATTER),
+    ConversionKind("gather_invariant", "S", "I", ALL_GATHER, None),
+    ConversionKind("copy", "I", "R", None, ALL_REDUCE),
+    ConversionKind("reduce", "P", "I", ALL_REDUCE, None),
+    ConversionKind("reduce_replicate", "P", "R", ALL_REDUCE, ALL_REDUCE),
+    ConversionKind("reduce_scatter", "P", "S", REDUCE_SCATTER, ALL_GATHER),
+    ConversionKind("slice", "I", "S", None, ALL_GATHER),
+    ConversionKind("exchange", "S", "S", ALL_TO_ALL, ALL_TO_ALL),
+    ConversionKind("slice_replicate", "R", "S", None, None),
+    ConversionKind("forget", "R", "I", None, None),
+)
+KINDS = {(kind.before, kind.after): kind for kind in TABLE}
+
+# P -> R is P -> I -> R, and R is only ever made by a conversion from S or I, so the last two lead nowhere that a search
+# could not reach at the same cost without them. Kept in the table (and runnable) for whoever writes plans by hand.
+SEARCHED = tuple(kind for kind in TABLE if kind.name not in ("reduce_replicate", "slice_replicate", "forget"))
+
+
+def letter(state: State) -> str:
+    return "S" if isinstance(state, int) else state
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """`before` to `after`, which differ on one mesh axis only."""
+
+    before: Placement
+    after: Placement
+
+    def __post_init__(self) -> None:
+        if len(self.changed) != 1:
+            raise ValueError(f"a conversion changes one axis: {self.before} -> {self.after}")
+        axis = self.axis
+        old, new = self.before.states[axis], self.after.states[axis]
+        if (letter(old), letter(new)) not in KINDS:
+            raise ValueError(f"no conversion {self.before} -> {self.after}")
+        if isinstance(old, int) and self.before.axes_of(old)[-1] != axis:
+            raise ValueError(f"{self.before} -> {self.after} would scramble shards: axis {axis} is not innermost in dim {old}")
+        if self.before.replace(axis, new) != self.after:
+            raise ValueError(f"{self.before} -> {self.after} would scramble shards: a new shard nests innermost")
+
+    @property
+    def changed(self) -> list[int]:
+        return [a for a, (old, new) in enumerate(zip(self.before.states, self.after.states, strict=True)) if old != new]
+
+    @property
+    def axis(self) -> int:
+        return self.changed[0]
+
+    @property
+    def kind(self) -> ConversionKind:
+        return KINDS[letter(self.before.states[self.axis]), letter(self.after.states[self.axis])]
+
+    @property
+    def dims(self) -> tuple[int | None, int | None]:
+        """The sharded dim before and after; None where the state is no shard."""
+        old, new = self.before.states[self.axis], self.after.states[self.axis]
+        return old if isinstance(old, int) else None, new if isinstance(new, int) else None
+
+
+def conversions_from(
+    before: Placement, shape: Sequence[int], sizes: Sequence[int], *, differentiable: bool = True
+) -> Iterator[Conversion]:
+    """Every conversion worth searching that leads from `before` to a placement that cuts the shape evenly.
+
+    Of a tensor without gradient only S and I are told apart (R equals I, and nothing is P).
+    """
+    for axis, size in enumerate(sizes):
+        old = before.states[axis]
+        if isinstance(old, int) and before.axes_of(old)[-1] != axis:
+            continue
+        for kind in SEARCHED:
+            if kind.before != letter(old) or (not differentiable and REPLICATE in (kind.before, kind.after)):
+                continue
+            news: list[State] = [kind.after] if kind.after != "S" else [d for d, n in enumerate(shape) if n >= size and d != old]
+            for new in news:
+                after = before.replace(axis, new)
+                if after.divides(shape, sizes) and in_mesh_order(after):
+                    yield Conversion(before, after)
+
+
+def in_mesh_order(placement: Placement) -> bool:
+    """Whether axes that share a dim nest in mesh order: the only nesting that plans use (DTensor's own default too)."""
+    return all(list(placement.axes_of(d)) == sorted(placement.axes_of(d)) for d in placement.sharded_dims())
+
+
+__all__ = ["COLLECTIVES", "INVARIANT", "KINDS", "PARTIAL", "REPLICATE", "TABLE", "Conversion", "ConversionKind", "conversions_from"]

@@ -1,0 +1,130 @@
+"""Placements: where the pieces of a tensor are, as one letter per mesh axis.
+
+The letters and their gradients are those of the `spmd_types` package:
+
+=====  ==========  ========================================================  ========
+state  name        meaning on one mesh axis                                  gradient
+=====  ==========  ========================================================  ========
+S(d)   shard       each device holds one equal piece of dim d                S(d)
+R      replicate   each device holds the same value                          P
+I      invariant   as R, and so is the gradient                              I
+P      partial     the value is the sum of what the devices hold             R
+=====  ==========  ========================================================  ========
+
+A tensor dim may be sharded by several axes. Their nesting order is part of the placement: the first named axis cuts the
+dim into its coarsest pieces, each further one cuts these pieces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+REPLICATE, INVARIANT, PARTIAL = "R", "I", "P"
+DUAL = {REPLICATE: PARTIAL, PARTIAL: REPLICATE, INVARIANT: INVARIANT}
+
+State = str | int
+"""On one axis: an int d for S(d), or one of "R", "I", "P"."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One state per mesh axis, and for dims that several axes share the nesting order, outermost axis first.
+
+    `order` lists all axes that shard something, outer before inner; between different dims it has no meaning and is kept
+    in mesh order so that equal placements compare equal.
+
+    >>> str(Placement((0, "R"))), str(Placement((0, 0))), str(Placement((0, 0), order=(1, 0)))
+    ('S(0), R', 'S(0), S(0)', 'S(0), S(0) nested 1 0')
+    """
+
+    states: tuple[State, ...]
+    order: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        sharding = [axis for axis, state in enumerate(self.states) if isinstance(state, int)]
+        order = self.order or tuple(sharding)
+        if sorted(order) != sharding:
+            raise ValueError(f"order {order} must name exactly the sharding axes {sharding} of {self.states}")
+        # Canonical: only the relative order of axes that share a dim carries meaning.
+        nested = {state: [a for a in order if self.states[a] == state] for state in self.states if isinstance(state, int)}
+        canonical = tuple(nested[state].pop(0) for axis, state in enumerate(self.states) if isinstance(state, int))
+        object.__setattr__(self, "order", canonical)
+
+    @cached_property
+    def hash(self) -> int:
+        return hash((self.states, self.order))
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __str__(self) -> str:
+        text = ", ".join(f"S({s})" if isinstance(s, int) else s for s in self.states)
+        in_mesh_order = all(list(self.axes_of(d)) == sorted(self.axes_of(d)) for d in self.sharded_dims())
+        return text if in_mesh_order else f"{text} nested {' '.join(map(str, self.order))}"
+
+    @classmethod
+    def parse(cls, text: str) -> Placement:
+        """Read back what `str` wrote; raises ValueError on anything else."""
+        body, _, nesting = text.partition(" nested ")
+        states: list[State] = []
+        for word in body.split(", ") if body else []:
+            if word in (REPLICATE, INVARIANT, PARTIAL):
+                states.append(word)
+            elif word.startswith("S(") and word.endswith(")") and word[2:-1].isdigit():
+                states.append(int(word[2:-1]))
+            else:
+                raise ValueError(f"{word!r} in placement {text!r} is none of S(dim), R, I, P")
+        return cls(tuple(states), tuple(int(axis) for axis in nesting.split()))
+
+    @classmethod
+    def whole(cls, axes: int) -> Placement:
+        """I on every axis: the whole tensor on every device."""
+        return cls((INVARIANT,) * axes)
+
+    def axes_of(self, dim: int) -> tuple[int, ...]:
+        """The axes that shard `dim`, outermost first."""
+        return tuple(axis for axis in self.order if self.states[axis] == dim)
+
+    def sharded_dims(self) -> tuple[int, ...]:
+        return tuple(sorted({state for state in self.states if isinstance(state, int)}))
+
+    def replace(self, axis: int, state: State) -> Placement:
+        """The placement with another state on `axis`; a new shard nests innermost in its dim."""
+        states = (*self.states[:axis], state, *self.states[axis + 1 :])
+        order = tuple(a for a in self.order if a != axis)
+        return Placement(states, (*order, axis) if isinstance(state, int) else order)
+
+    def gradient(self) -> Placement:
+        return Placement(tuple(s if isinstance(s, int) else DUAL[s] for s in self.states), self.order)
+
+    def parts(self, dim: int, sizes: Sequence[int]) -> int:
+        """Into how many pieces `dim` is cut on a mesh with these axis sizes."""
+        return math.prod(sizes[axis] for axis, state in enumerate(self.states) if state == dim)
+
+    def divides(self, shape: Sequence[int], sizes: Sequence[int]) -> bool:
+        """Whether every sharded dim exists and is cut evenly."""
+        return all(d < len(shape) and shape[d] % self.parts(d, sizes) == 0 for d in self.sharded_dims())
+
+    def local_shape(self, shape: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+        """The shape of one device's piece of a tensor of the given global shape."""
+        return tuple(n // self.parts(d, sizes) for d, n in enumerate(shape))
+
+    def local_fraction(self, sizes: Sequence[int]) -> float:
+        return 1.0 / math.prod(sizes[axis] for axis, state in enumerate(self.states) if isinstance(state, int))
+
+
+def placements(
+    shape: Sequence[int], sizes: Sequence[int], letters: Sequence[str] = (REPLICATE, INVARIANT, PARTIAL)
+) -> Iterator[Placement]:
+    """All placements of a tensor of this shape, axes nesting in mesh order, every dim cut evenly."""
+    options: list[tuple[State, ...]] = [()]
+    for size in sizes:
+        shardable = [d for d, n in enumerate(shape) if n % size == 0 and n >= size]
+        options = [(*done, state) for done in options for state in (*shardable, *letters)]
+    for states in options:
+        placement = Placement(states)
+        if placement.divides(shape, sizes):
+            yield placement

@@ -1,0 +1,123 @@
+"""Program: a traced model as region types, the calls of them in order, and the state that they use.
+
+A *region* is a graph that runs once per call; a model of 32 equal layers has one region for the layer and 32 calls of it,
+plus what comes before and after. Every later stage works per region, so its cost does not grow with depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import sympy
+import torch
+from torch.utils._pytree import TreeSpec
+
+Size = int | sympy.Expr
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Global shape (sympy expressions in dynamic dims), dtype, and whether a gradient flows back through it."""
+
+    shape: tuple[Size, ...]
+    dtype: torch.dtype
+    needs_grad: bool
+
+    @property
+    def bytes(self) -> Size:
+        return sympy.prod(self.shape) * self.dtype.itemsize if self.shape else self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """One region type.
+
+    `graph` holds placeholders (first `inputs`, then `state`, by name), functional ATen calls, and one output node with a
+    tuple of nodes. Each node's meta has `val` (fake tensor, or a tuple of them), `needs_grad` (bool, or a tuple),
+    `path` (module path within the region, "" for the region itself) and `source` ("file.py:12", or "").
+    """
+
+    name: str
+    graph: torch.fx.Graph
+    inputs: tuple[str, ...]
+    state: tuple[str, ...]
+
+    @cached_property
+    def nodes(self) -> dict[str, torch.fx.Node]:
+        return {node.name: node for node in self.graph.nodes}
+
+    @property
+    def outputs(self) -> tuple[torch.fx.Node, ...]:
+        return tuple(self.graph.output_node().args[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One execution of a region: which values enter and leave, and which state it uses, by position."""
+
+    region: str
+    path: str
+    inputs: tuple[str, ...]
+    state: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A parameter, a buffer, or a tensor constant of the model's code; `aliases` are further names of the same tensor."""
+
+    name: str
+    kind: str
+    spec: TensorSpec
+    aliases: tuple[str, ...] = ()
+    value: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A whole model.
+
+    `values` are all tensors that enter, leave or pass between calls. `inputs` names the values that the flattened user
+    inputs become (None: that leaf is no tensor, its traced value stands in `constants` at the same position). `outputs`
+    names the flattened outputs likewise. `mutations` maps a buffer to the value that replaces its content. `loss` is the
+    scalar that training differentiates, if there is one. `symbols` maps the names of dynamic dims to their symbols.
+    """
+
+    name: str
+    regions: Mapping[str, Region]
+    calls: tuple[Call, ...]
+    values: Mapping[str, TensorSpec]
+    state: Mapping[str, State]
+    inputs: tuple[str | None, ...]
+    input_constants: tuple[Any, ...]
+    in_spec: TreeSpec
+    outputs: tuple[str | None, ...]
+    output_constants: tuple[Any, ...]
+    out_spec: TreeSpec
+    loss: str | None
+    mutations: Mapping[str, str]
+    fingerprint: str
+    symbols: Mapping[str, sympy.Symbol] = field(default_factory=dict)
+
+    def calls_of(self, region: str) -> tuple[int, ...]:
+        """Indices of the calls of a region, in order."""
+        return tuple(i for i, call in enumerate(self.calls) if call.region == region)
+
+    def is_shared_input(self, region: str, position: int) -> bool:
+        """Whether all calls of the region get the same value there (a mask, say), not each its own."""
+        return len({self.calls[i].inputs[position] for i in self.calls_of(region)}) == 1
+
+    def producer(self, value: str) -> tuple[int, int] | None:
+        """(call index, output position) that makes the value; None for a program input."""
+        return self._producers.get(value)
+
+    @cached_property
+    def _producers(self) -> dict[str, tuple[int, int]]:
+        return {value: (i, j) for i, call in enumerate(self.calls) for j, value in enumerate(call.outputs)}
+
+    @property
+    def parameter_count(self) -> Size:
+        return sum(sympy.prod(s.spec.shape) for s in self.state.values() if s.kind == "parameter")
