@@ -1,0 +1,163 @@
+"""One rule type for all ops: an einsum-like row says which dims of operands and results are the same loop.
+
+    "b* k, n k, n -> b* n"      linear: b* any number of dims, k only in operands (reduced), n in the result (parallel)
+    "b* h!, h -> b* h"          h! is whole: never sharded
+    "v h, b* -> b* h"           embedding
+
+A factor that is in a result is *parallel*; one that is only in operands is *reduced*: its shards hold partial sums.
+`sharded` names factors for which the op on local shapes is not the op itself, and the implementation that is to run
+instead (`autopar.ops.sharded`); factors in `invariant` are reduced inside that implementation, so that the result is I.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+
+from autopar.ir.program import Size
+from autopar.ops.factors import Dims, Factor
+
+WHOLE, REDUCED, INVARIANT = "whole", "reduced", "invariant"
+
+Shape = tuple[Size, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """A rule fitted to the shapes of one node. `operands` aligns with `tensor_operands(node)`; None where none is given."""
+
+    operands: tuple[Dims | None, ...]
+    results: tuple[Dims, ...]
+    sizes: Mapping[Factor, Size]
+    marks: Mapping[Factor, frozenset[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpRule:
+    """A row of a table. Either `text`, or `fit` for rows whose dims depend on the op's attributes.
+
+    `kind` groups rows for composing and for the baselines: matmul, attention, norm, embedding, loss, reduction, view,
+    pointwise, whole. `linear`: partial sums pass through. `random`: two runs differ. `shape_argument`: position of the
+    argument that holds the result's shape, to be made local. `sharded`: factor -> implementation.
+    """
+
+    kind: str
+    text: str = ""
+    fit: Callable[[torch.fx.Node, Sequence[Shape | None], Sequence[Shape]], Signature] | None = None
+    linear: Callable[[torch.fx.Node], bool] | bool = False
+    random: bool = False
+    shape_argument: int | None = None
+    sharded: Mapping[Factor, str] = field(default_factory=dict)
+    invariant: frozenset[Factor] = frozenset()
+
+    def is_linear(self, node: torch.fx.Node) -> bool:
+        return self.linear(node) if callable(self.linear) else self.linear
+
+    def signature(self, node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+        """Raises ValueError if the shapes do not fit the row."""
+        if self.fit is not None:
+            return self.fit(node, operands, results)
+        return fit_text(self.text, operands, results, self.sharded, self.invariant)
+
+
+@lru_cache(maxsize=None)
+def parse(text: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...], frozenset[str]]:
+    """Operand tokens, result tokens, whole factors. Raises ValueError on a malformed row."""
+    left, arrow, right = text.partition("->")
+    if not arrow:
+        raise ValueError(f"rule {text!r} has no '->'")
+    whole: set[str] = set()
+
+    def side(part: str) -> tuple[tuple[str, ...], ...]:
+        tensors = []
+        for tensor in part.split(","):
+            words = tensor.split()
+            for word in words:
+                if not re.fullmatch(r"[a-z]+[*]?!?|1", word):
+                    raise ValueError(f"rule {text!r}: {word!r} is no factor")
+                if word.endswith("!"):
+                    whole.add(word[:-1])
+            tensors.append(tuple(word.rstrip("!") for word in words))
+        return tuple(tensors)
+
+    operands, results = side(left), side(right)
+    for tensor in (*operands, *results):
+        if len(set(tensor)) != len(tensor) or sum(word.endswith("*") for word in tensor) > 1:
+            raise ValueError(f"rule {text!r}: a tensor names each factor once and one variadic factor at most")
+    return operands, results, frozenset(whole)
+
+
+def fit_text(
+    text: str,
+    operands: Sequence[Shape | None],
+    results: Sequence[Shape],
+    sharded: Mapping[Factor, str] | None = None,
+    invariant: frozenset[Factor] = frozenset(),
+) -> Signature:
+    operand_words, result_words, whole = parse(text)
+    if len(operands) > len(operand_words) or len(results) != len(result_words):
+        raise ValueError(f"rule {text!r} does not fit {len(operands)} operands and {len(results)} results")
+    sizes: dict[Factor, Size] = {}
+    pairs = [(w, s) for w, s in zip((*operand_words, *result_words), (*pad(operands, len(operand_words)), *results), strict=True)]
+    named = [None if shape is None else name_dims(words, shape, text) for words, shape in pairs]
+    for names, (_, shape) in zip(named, pairs, strict=True):
+        for name, size in zip(names or (), shape or (), strict=True):
+            if name is not None and size != 1:
+                if sizes.setdefault(name, size) != size:
+                    raise ValueError(f"rule {text!r}: factor {name} is {sizes[name]} and {size}")
+    dims = [None if names is None else tuple((n,) if n and s != 1 else () for n, s in zip(names, shape, strict=True))
+            for names, (_, shape) in zip(named, pairs, strict=True)]  # fmt: skip
+    split = len(operand_words)
+    ins, outs = tuple(dims[:split])[: len(operands)], tuple(d for d in dims[split:] if d is not None)
+    in_results = {factor for result in outs for dim in result for factor in dim}
+    marks: dict[Factor, frozenset[str]] = {}
+    for factor in sizes:
+        base = re.sub(r"\d+$", "*", factor) if re.sub(r"\d+$", "", factor) != factor else factor
+        found = {WHOLE} if {factor, base} & whole else set()
+        if factor not in in_results:
+            found.add(INVARIANT if factor in invariant else REDUCED)
+        if sharded and factor in sharded:
+            found.add(f"sharded:{sharded[factor]}:{factor}")
+        marks[factor] = frozenset(found)
+    return Signature(operands=ins, results=outs, sizes=sizes, marks=marks)
+
+
+def pad(operands: Sequence[Shape | None], count: int) -> list[Shape | None]:
+    return [*operands, *[None] * (count - len(operands))]
+
+
+def name_dims(words: tuple[str, ...], shape: Shape, text: str) -> list[str | None]:
+    """Factor names of a tensor's dims; `b*` becomes b0, b1, ..., counted from the left."""
+    fixed = sum(not word.endswith("*") for word in words)
+    extra = len(shape) - fixed
+    if extra < 0 or (extra and fixed == len(words)):
+        raise ValueError(f"rule {text!r} does not fit shape {list(map(str, shape))}")
+    names: list[str | None] = []
+    for word in words:
+        if word.endswith("*"):
+            names += [f"{word[:-1]}{i}" for i in range(extra)]
+        else:
+            names.append(None if word == "1" else word)
+    return names
+
+
+def tensor_operands(node: torch.fx.Node) -> list[torch.fx.Node | None]:
+    """The tensors that a node reads, in schema order; None for an optional one left out, or a number in its place."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return [a for a in node.args if isinstance(a, torch.fx.Node)]
+    found: list[torch.fx.Node | None] = []
+    for i, argument in enumerate(node.target._schema.arguments):
+        given = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+        if "Tensor" not in str(argument.type):
+            continue
+        if isinstance(given, list | tuple):
+            found += [a if isinstance(a, torch.fx.Node) else None for a in given]
+        else:
+            found.append(given if isinstance(given, torch.fx.Node) else None)
+    while found and found[-1] is None:
+        found.pop()
+    return found

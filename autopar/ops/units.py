@@ -1,0 +1,275 @@
+"""Units: chains of nodes that one decision covers.
+
+A transformer block has some seventy nodes, most of them views and pointwise ops whose placement follows from a neighbour's.
+Composing their rules gives a dozen units, each with one set of factors. Tensors inside a unit are never converted, so they
+may be cut in ways that no placement can say (the flattened (batch seq) dim with seq sharded); tensors between units are
+described with as many dims as possible, since these offer the most placements.
+
+How units form:
+- a reshape that adds dims joins the op that made its input, one that removes dims joins the op that reads its result;
+- other views join their only neighbour on either side;
+- a pointwise op joins the pointwise op that is its only reader; a reduction also takes in the pointwise ops before it;
+- everything else stands alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from autopar.ir.program import Region, Size
+from autopar.ops import tables
+from autopar.ops.factors import CannotUnify, Dims, Factor, Space
+from autopar.ops.fits import all_whole
+from autopar.ops.rule import INVARIANT, REDUCED, WHOLE, OpRule, Shape, Signature, tensor_operands
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Nodes (in order) with common factors.
+
+    `operands`: nodes outside that it reads; `results`: its nodes that are read outside. `dims`: per tensor its factors.
+    `operand_dims` are the factors of operands as this unit sees them. `sharded`: factor -> nodes that need an
+    implementation of their own when it is cut, with that implementation's name and the factor's name in its rule.
+    `roles`: factor -> what people call it ("batch", "sequence", "tensor", "hidden"), for the baselines.
+    """
+
+    name: str
+    kind: str
+    nodes: tuple[torch.fx.Node, ...]
+    operands: tuple[torch.fx.Node, ...]
+    results: tuple[torch.fx.Node, ...]
+    sizes: Mapping[Factor, Size]
+    marks: Mapping[Factor, frozenset[str]]
+    dims: Mapping[torch.fx.Node, Dims]
+    reduced_at: Mapping[torch.fx.Node, frozenset[Factor]]
+    linear: bool
+    random: bool
+
+    @property
+    def shardable(self) -> tuple[Factor, ...]:
+        return tuple(f for f in self.sizes if WHOLE not in self.marks[f])
+
+    @cached_property
+    def sharded(self) -> dict[Factor, tuple[tuple[str, str, str], ...]]:
+        """factor -> (node name, implementation, name of the factor in the node's rule)."""
+        found: dict[Factor, list[tuple[str, str, str]]] = defaultdict(list)
+        for factor, marks in self.marks.items():
+            for mark in sorted(marks):
+                if mark.startswith("sharded:"):
+                    _, node, implementation, name = mark.split(":")
+                    found[factor].append((node, implementation, name))
+        return {factor: tuple(places) for factor, places in found.items()}
+
+
+def rule_of(node: torch.fx.Node) -> OpRule:
+    rule = tables.rule_for(node.target)
+    if rule is None:
+        tables.warn_kept_whole(str(node.target))
+        return tables.KEPT_WHOLE
+    return rule
+
+
+def is_getitem(node: torch.fx.Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem"
+
+
+def shapes_of(node: torch.fx.Node) -> tuple[Shape, ...]:
+    """Shapes of a node's results; sympy expressions where dynamic (`meta["shapes"]`, put there by the tracer)."""
+    if "shapes" in node.meta:
+        return tuple(node.meta["shapes"])
+    value = node.meta["val"]
+    values = value if isinstance(value, tuple | list) else (value,)
+    return tuple(tuple(int(n) for n in v.shape) for v in values)
+
+
+def fitted(node: torch.fx.Node) -> Signature:
+    """The node's rule fitted to its shapes; whole if they do not fit the row."""
+    operands = [None if n is None else shapes_of(n)[0] for n in tensor_operands(node)]
+    results = shapes_of(node)
+    try:
+        return rule_of(node).signature(node, operands, results)
+    except ValueError:
+        tables.warn_kept_whole(f"{node.target} with shapes {operands}")
+        return all_whole(node, operands, results)
+
+
+def needs_grad(node: torch.fx.Node) -> bool:
+    flag = node.meta["needs_grad"]
+    return any(flag) if isinstance(flag, tuple | list) else bool(flag)
+
+
+def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
+    """One unit of these nodes; raises CannotUnify if their loops do not fit together."""
+    inside = set(nodes)
+    space = Space()
+    dims: dict[torch.fx.Node, Dims] = {}
+    parts: dict[torch.fx.Node, tuple[Dims, ...]] = {}
+    operands: list[torch.fx.Node] = []
+    reduced: dict[torch.fx.Node, set[Factor]] = defaultdict(set)
+    linear = True
+
+    for node in nodes:
+        if is_getitem(node):
+            dims[node] = parts[node.args[0]][node.args[1]]  # type: ignore[index]
+            reduced[node] = reduced[node.args[0]]  # type: ignore[index]
+            continue
+        rule, local = rule_of(node), fitted(node)
+        linear = linear and rule.is_linear(node)
+        fresh = {}
+        for factor, size in local.sizes.items():
+            marks = {f"sharded:{node.name}:{m.split(':', 1)[1]}" if m.startswith("sharded:") else m for m in local.marks[factor]}
+            fresh[factor] = space.new(factor, size, marks)
+        rename = lambda ds: tuple(tuple(fresh[f] for f in d) for d in ds)  # noqa: E731
+        reads = [(n, rename(d)) for n, d in zip(tensor_operands(node), local.operands, strict=False) if n is not None and d is not None]
+        for source, seen in reads:
+            if source not in dims:
+                if source in inside:
+                    raise CannotUnify(f"{source} is read before it is made")
+                operands.append(source)
+                dims[source] = seen
+            else:
+                for mine, theirs in zip(dims[source], seen, strict=True):
+                    space.unify(mine, theirs)
+            reduced[node] |= reduced[source]
+        own = {fresh[f] for f, m in local.marks.items() if REDUCED in m or INVARIANT in m}
+        partial = {frozenset(reduced[source]) for source, _ in reads}
+        if partial - {frozenset()} and (own or len(partial) > 1 or not rule.is_linear(node)):
+            raise CannotUnify(f"{node} is not linear in a partial sum")
+        reduced[node] |= own
+        parts[node] = tuple(rename(r) for r in local.results)
+        dims[node] = parts[node][0] if len(parts[node]) == 1 else ()
+    results = [n for n in nodes if any(user not in inside for user in n.users) and not (len(shapes_of(n)) > 1)]
+    rules = [rule_of(n) for n in nodes if not is_getitem(n)]
+    anchors = [r.kind for r in rules if r.kind not in ("view", "pointwise")]
+    return Unit(
+        name=name or named_after(nodes),
+        kind=anchors[0] if anchors else ("pointwise" if any(r.kind == "pointwise" for r in rules) else "view"),
+        nodes=tuple(nodes),
+        operands=tuple(operands),
+        results=tuple(results),
+        sizes=dict(space.sizes),
+        marks=dict(space.marks),
+        dims={node: space.resolve(d) for node, d in dims.items()},
+        reduced_at={node: frozenset(space.leaves(fs)) for node, fs in reduced.items()},
+        linear=linear,
+        random=any(r.random for r in rules),
+    )
+
+
+def named_after(nodes: Sequence[torch.fx.Node]) -> str:
+    """The anchor's name, or the last node's: that is what the chain computes."""
+    for node in nodes:
+        if not is_getitem(node) and rule_of(node).kind not in ("view", "pointwise"):
+            return node.name
+    return next(node.name for node in reversed(nodes) if not is_getitem(node))
+
+
+class Grouping:
+    """Which unit each node is in while chains grow; merging is tried, and undone if the loops do not fit."""
+
+    def __init__(self, region: Region) -> None:
+        self.order = {node: i for i, node in enumerate(region.graph.nodes)}
+        self.outputs = set(region.outputs)
+        self.group: dict[torch.fx.Node, int] = {}
+        self.members: dict[int, list[torch.fx.Node]] = {}
+        self.single: dict[torch.fx.Node, Unit] = {}
+        calls = [n for n in region.graph.nodes if n.op == "call_function"]
+        for node in calls:
+            home = self.group[node.args[0]] if is_getitem(node) else len(self.members)
+            self.group[node] = home
+            self.members.setdefault(home, []).append(node)
+
+    def kind(self, group: int) -> str:
+        kinds = [rule_of(n).kind for n in self.members[group] if not is_getitem(n)]
+        anchors = [k for k in kinds if k not in ("view", "pointwise")]
+        return anchors[0] if anchors else ("pointwise" if "pointwise" in kinds else "view")
+
+    def readers(self, group: int) -> set[int | None]:
+        """Groups that read this one's values; None stands for the region's outputs."""
+        found: set[int | None] = set()
+        for node in self.members[group]:
+            found |= {None if user.op == "output" else self.group[user] for user in node.users}
+        return found - {group}
+
+    def sources(self, group: int) -> set[int]:
+        """Groups whose values this one reads."""
+        reads = {n for node in self.members[group] for n in node.all_input_nodes}
+        return {self.group[n] for n in reads if n in self.group} - {group}
+
+    def merge(self, group: int, into: int) -> bool:
+        nodes = sorted([*self.members[group], *self.members[into]], key=self.order.__getitem__)
+        try:
+            compose(nodes)
+        except CannotUnify:
+            return False
+        self.members[into] = nodes
+        for node in self.members.pop(group):
+            self.group[node] = into
+        return True
+
+
+def units(region: Region) -> tuple[Unit, ...]:
+    """All units of a region, in an order in which each one's operands are ready."""
+    grouping = Grouping(region)
+    changed = True
+    while changed:
+        changed = absorb_views(grouping) or absorb_pointwise(grouping)
+    return in_order(grouping, region)
+
+
+def absorb_views(grouping: Grouping) -> bool:
+    changed = False
+    for group in list(grouping.members):
+        if group not in grouping.members or grouping.kind(group) != "view":
+            continue
+        first, last = grouping.members[group][0], grouping.members[group][-1]
+        source = next(iter(grouping.sources(group)), None)
+        readers = grouping.readers(group)
+        reader = next(iter(readers)) if len(readers) == 1 else None
+        grows = len(shapes_of(last)[0]) - len(shapes_of(first.args[0])[0])  # type: ignore[arg-type]
+        # the source may be joined if only this view reads it: else its other readers would see a regrouped tensor
+        joins = [("source", source)] if source is not None and grouping.readers(source) == {group} else []
+        joins.insert(0 if grows < 0 else len(joins), ("reader", reader))
+        for _, target in joins:
+            if target is not None and grouping.kind(target) != "whole" and grouping.merge(group, target):
+                changed = True
+                break
+    return changed
+
+
+def absorb_pointwise(grouping: Grouping) -> bool:
+    changed = False
+    for group in list(grouping.members):
+        if group not in grouping.members or grouping.kind(group) not in ("pointwise", "view"):
+            continue
+        readers = grouping.readers(group)
+        if len(readers) != 1 or None in readers:
+            continue
+        (target,) = readers
+        if grouping.kind(target) in ("pointwise", "reduction"):  # type: ignore[arg-type]
+            changed = grouping.merge(group, target) or changed  # type: ignore[arg-type]
+    return changed
+
+
+def in_order(grouping: Grouping, region: Region) -> tuple[Unit, ...]:
+    """Topological order, ties by the position of a unit's first node."""
+    waiting = {g: grouping.sources(g) for g in grouping.members}
+    done: set[int] = set()
+    found: list[Unit] = []
+    while waiting:
+        ready = [g for g, sources in waiting.items() if sources <= done]
+        assert ready, f"units of {region.name} form a cycle"
+        group = min(ready, key=lambda g: grouping.order[grouping.members[g][-1]])
+        del waiting[group]
+        done.add(group)
+        found.append(compose(grouping.members[group]))
+    return tuple(found)
+
+
+def unit_of(all_units: Iterable[Unit]) -> dict[torch.fx.Node, Unit]:
+    return {node: unit for unit in all_units for node in unit.nodes}
