@@ -1,0 +1,87 @@
+"""Hardware: one kind of device, its memory and its links."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from autopar.hardware.link import INTER_NODE, INTRA_NODE, Link
+from autopar.ir.mesh import MeshSpec
+
+if TYPE_CHECKING:
+    import torch
+
+COST_MODEL_VERSION = 1
+"""Raised whenever the same hardware file starts to give other times: plans carry it."""
+
+FALLBACK_DTYPE = "float32"
+"""Whose rate stands for dtypes without one of their own (integers, bool): such ops are bound by memory anyway."""
+
+EFFICIENCIES = ("matmul", "memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """One kind of device. `peak_*` are the vendor's figures, `efficiency` the fractions of them that good kernels reach.
+
+    Times only ever use the achievable figures: `flops_per_s` (per dtype name, a multiply-add is two FLOPs) and
+    `bytes_per_s`. `sources` has one line of text per figure, keyed by its path in the file.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    name: str
+    device_type: Literal["cpu", "cuda"]
+    peak_flops_per_s: Mapping[str, float]
+    peak_bytes_per_s: float
+    efficiency: Mapping[str, float]
+    launch_s: float
+    memory_bytes: int
+    devices_per_node: int
+    links: Mapping[str, Link]
+    sources: Mapping[str, str]
+    version: int = COST_MODEL_VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != COST_MODEL_VERSION:
+            raise ValueError(f"written for cost model {self.version}, this is {COST_MODEL_VERSION}")
+        if FALLBACK_DTYPE not in self.peak_flops_per_s:
+            raise ValueError(f"peak_flops_per_s needs at least {FALLBACK_DTYPE}")
+        if set(self.efficiency) != set(EFFICIENCIES) or not all(0 < e <= 1 for e in self.efficiency.values()):
+            raise ValueError(f"efficiency needs {' and '.join(EFFICIENCIES)}, each above 0 and at most 1")
+        if set(self.links) != {INTRA_NODE, INTER_NODE}:
+            raise ValueError(f"links must be {INTRA_NODE} and {INTER_NODE}, got {sorted(self.links)}")
+        positive = (*self.peak_flops_per_s.values(), self.peak_bytes_per_s, self.memory_bytes, self.devices_per_node)
+        if min(positive) <= 0 or self.launch_s < 0:
+            raise ValueError("rates, memory_bytes and devices_per_node must be positive, launch_s not negative")
+
+    @cached_property
+    def flops_per_s(self) -> dict[str, float]:
+        """Achievable FLOP/s of matmul-like ops by dtype name."""
+        return {dtype: peak * self.efficiency["matmul"] for dtype, peak in self.peak_flops_per_s.items()}
+
+    @cached_property
+    def bytes_per_s(self) -> float:
+        """Achievable memory bandwidth, reads and writes together."""
+        return self.peak_bytes_per_s * self.efficiency["memory"]
+
+    def matmul_s(self, flops: float, dtype: torch.dtype | str) -> float:
+        """Seconds of arithmetic alone, at the rate of matmuls of this dtype."""
+        name = str(dtype).removeprefix("torch.")
+        return flops / self.flops_per_s.get(name, self.flops_per_s[FALLBACK_DTYPE])
+
+    def time_s(self, flops: float, bytes: float, dtype: torch.dtype | str) -> float:
+        """Seconds of one op by the roofline: max(flops / rate, bytes / bandwidth) + launch."""
+        return max(self.matmul_s(flops, dtype), bytes / self.bytes_per_s) + self.launch_s
+
+    def axis_links(self, mesh: MeshSpec) -> tuple[Link, ...]:
+        """The link of each mesh axis: the innermost axes that fill whole nodes stay inside them, the others leave."""
+        return tuple(self.links[INTRA_NODE if self._within_node(mesh, axis) else INTER_NODE] for axis in range(len(mesh)))
+
+    def _within_node(self, mesh: MeshSpec, axis: int) -> bool:
+        """Whether groups along `axis` never cross nodes: ranks are dealt to nodes in order, innermost axis fastest."""
+        block = math.prod(mesh.sizes[axis:])
+        return mesh.devices <= self.devices_per_node or self.devices_per_node % block == 0

@@ -1,0 +1,41 @@
+"""Reading hardware files: by the name of one that ships with the package, or by path."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from autopar.errors import HardwareError
+from autopar.hardware.device import Hardware
+
+
+def known() -> tuple[str, ...]:
+    """Names of the descriptions that ship with the package."""
+    files = resources.files("autopar.hardware").iterdir()
+    return tuple(sorted(file.name.removesuffix(".json") for file in files if file.name.endswith(".json")))
+
+
+def load(name_or_path: str | Path) -> Hardware:
+    """The description of that name, or in that JSON file; raises HardwareError with what to do instead."""
+    name = str(name_or_path)
+    if name in known():
+        return _parse(resources.files("autopar.hardware").joinpath(f"{name}.json").read_text(encoding="utf-8"), name)
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HardwareError(
+            f"no hardware {name!r} ({type(error).__name__}): give one of {', '.join(known())}, or the path of a JSON file"
+        ) from error
+    return _parse(text, name)
+
+
+def _parse(text: str, origin: str) -> Hardware:
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(Hardware).validate_json(text)
+    except pydantic.ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise HardwareError(
+            f"hardware file {origin!r} is malformed: {wrong}; compare it with one that ships with autopar"
+        ) from error
