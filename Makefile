@@ -1,0 +1,51 @@
+# Everything runs in $(VENV), created on first use; a change of pyproject.toml installs again.
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n 2
+DEMO_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
+# Read from pyproject.toml, so that each bound stands in one place.
+requirement = $(shell sed -n 's/^  "\($(1)[<>=][^"]*\)".*/\1/p' pyproject.toml | head -n 1)
+
+.PHONY: demo test lint format typecheck clean
+
+demo: $(INSTALLED)
+	$(BIN)/autopar demo $(DEMO_ARGS)
+
+# One thread per process: the suite starts many processes, and oversubscribed cores make gloo time out.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(TOOLS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(TOOLS)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy does not see packages that package-dir maps to other folders, so it reads an installed copy.
+typecheck: $(INSTALLED) $(TOOLS)
+	rm -rf .typecheck build
+	$(BIN)/pip install --quiet --no-deps --target .typecheck .
+	cd .typecheck && $(abspath $(BIN))/mypy --config-file ../pyproject.toml -p autopar
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# torch alone first: a transitive requirement must not pick its version, or a CUDA build on a machine without a GPU.
+$(INSTALLED): pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install "$(call requirement,torch)"
+	$(BIN)/python -m pip install -e ".[test,examples]"
+	touch $@
+
+$(TOOLS): pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install "$(call requirement,ruff)" "$(call requirement,mypy)"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .typecheck build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
