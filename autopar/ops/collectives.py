@@ -1,0 +1,295 @@
+"""Conversions as differentiable functions of one device's piece: one collective (or none) forward, its dual backward.
+
+One function per row of `autopar.ir.conversion.TABLE`. All of them take a mesh axis as `axis`, the name of its process group
+(a planner writes the axis name, the lowered graph the group's), and `size`, its number of devices. What depends on the device
+depends on `coordinate` alone, a 0-dim int64 tensor that holds the device's place on the axis: so one graph is right on every
+rank, and on fake tensors without any process group. Every result is contiguous and owns its memory, except where a
+conversion does nothing (`copy`, `forget`: an alias).
+
+`_c10d_functional` collectives work on dim 0 of contiguous tensors; another dim costs one copy, after a gather or before a
+scatter, which torch elides by itself when all dims before it have size 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from autopar.ir.conversion import ConversionKind
+
+c10d = torch.ops._c10d_functional
+
+
+def run(function: type[torch.autograd.Function], *args: Any) -> Tensor:
+    """`function.apply`, typed."""
+    return cast(Tensor, function.apply(*args))  # type: ignore[no-untyped-call]
+
+
+def wait(started: Tensor) -> Tensor:
+    """The result of a collective once it is there."""
+    return cast(Tensor, c10d.wait_tensor(started))
+
+
+def all_reduce(x: Tensor, axis: str, op: str = "sum") -> Tensor:
+    """The sum (or "max") over the axis; no gradient of its own."""
+    return wait(c10d.all_reduce(x.contiguous(), op, axis))
+
+
+def all_reduce_max(x: Tensor, axis: str) -> Tensor:
+    """The elementwise maximum over the axis; not differentiable."""
+    return all_reduce(x.detach(), axis, "max")
+
+
+def all_gather(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
+    """All pieces of `dim` side by side; no gradient of its own."""
+    gathered = wait(c10d.all_gather_into_tensor(x.contiguous(), size, axis))
+    return gathered if dim == 0 else merge(cut(gathered, 0, size), dim)
+
+
+def sum_scatter(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
+    """The own piece of `dim` of the sum over the axis; no gradient of its own."""
+    pieces = x.contiguous() if dim == 0 else split(x, dim, size).flatten(0, 1)
+    return wait(c10d.reduce_scatter_tensor(pieces, "sum", size, axis))
+
+
+def all_to_all(x: Tensor, dim_before: int, dim_after: int, axis: str, size: int) -> Tensor:
+    """From a piece of `dim_before` to a piece of `dim_after`; no gradient of its own."""
+    pieces = split(x, dim_after, size)
+    splits = [pieces.shape[1]] * size
+    received = wait(c10d.all_to_all_single(pieces.flatten(0, 1), splits, splits, axis))
+    return merge(cut(received, 0, size), dim_before)
+
+
+def cut(x: Tensor, dim: int, size: int) -> Tensor:
+    """[..., size * n, ...] -> [..., size, n, ...], a view."""
+    return x.reshape(*x.shape[:dim], size, x.shape[dim] // size, *x.shape[dim + 1 :])
+
+
+def split(x: Tensor, dim: int, size: int) -> Tensor:
+    """[..., size * n, ...] -> [size, ..., n, ...], contiguous: the pieces of `dim` one after another."""
+    return cut(x, dim, size).movedim(dim, 0).contiguous()
+
+
+def merge(pieces: Tensor, dim: int) -> Tensor:
+    """[size, ..., n, ...] -> [..., size * n, ...], contiguous: the inverse of `split`."""
+    return pieces.movedim(0, dim).flatten(dim, dim + 1)
+
+
+def own_piece(x: Tensor, dim: int, size: int, coordinate: Tensor) -> Tensor:
+    """A copy of the piece of `dim` at the coordinate; no gradient of its own."""
+    return cut(x, dim, size).index_select(dim, coordinate.reshape(1)).squeeze(dim)
+
+
+def padded_piece(x: Tensor, dim: int, size: int, coordinate: Tensor) -> Tensor:
+    """Zeros but for `x` as the piece of `dim` at the coordinate; no gradient of its own."""
+    elsewhere = (torch.arange(size, device=x.device) != coordinate).view(size, *(1,) * (x.ndim - dim))
+    return x.unsqueeze(dim).masked_fill(elsewhere, 0).flatten(dim, dim + 1)
+
+
+class Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, axis: str, size: int) -> Tensor:
+        ctx.constants = dim, axis, size
+        return all_gather(x, dim, axis, size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return sum_scatter(grad, *ctx.constants), None, None, None
+
+
+class GatherInvariant(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor) -> Tensor:
+        ctx.constants = dim, size
+        ctx.save_for_backward(coordinate)
+        return all_gather(x, dim, axis, size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return own_piece(grad, *ctx.constants, *ctx.saved_tensors), None, None, None, None
+
+
+class Copy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: str) -> Tensor:
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return all_reduce(grad, ctx.axis), None
+
+
+class Reduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: str) -> Tensor:
+        return all_reduce(x, axis)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return grad, None
+
+
+class ReduceReplicate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: str) -> Tensor:
+        ctx.axis = axis
+        return all_reduce(x, axis)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return all_reduce(grad, ctx.axis), None
+
+
+class Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, axis: str, size: int) -> Tensor:
+        ctx.constants = dim, axis, size
+        return sum_scatter(x, dim, axis, size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return all_gather(grad, *ctx.constants), None, None, None
+
+
+class Shard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor) -> Tensor:
+        ctx.constants = dim, axis, size
+        return own_piece(x, dim, size, coordinate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return all_gather(grad, *ctx.constants), None, None, None, None
+
+
+class Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim_before: int, dim_after: int, axis: str, size: int) -> Tensor:
+        ctx.constants = dim_after, dim_before, axis, size
+        return all_to_all(x, dim_before, dim_after, axis, size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return all_to_all(grad, *ctx.constants), None, None, None, None
+
+
+class ShardReplicate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, size: int, coordinate: Tensor) -> Tensor:
+        ctx.constants = dim, size
+        ctx.save_for_backward(coordinate)
+        return own_piece(x, dim, size, coordinate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return padded_piece(grad, *ctx.constants, *ctx.saved_tensors), None, None, None
+
+
+class Forget(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, coordinate: Tensor) -> Tensor:
+        ctx.save_for_backward(coordinate)
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (coordinate,) = ctx.saved_tensors
+        return grad.masked_fill(coordinate != 0, 0), None
+
+
+def gather(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
+    """S(dim) -> R: all-gather; backward reduce-scatter."""
+    return run(Gather, x, dim, axis, size)
+
+
+def gather_invariant(x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor) -> Tensor:
+    """S(dim) -> I: all-gather; backward the own slice."""
+    return run(GatherInvariant, x, dim, axis, size, coordinate)
+
+
+def copy(x: Tensor, axis: str, size: int) -> Tensor:
+    """I -> R: nothing; backward all-reduce."""
+    return run(Copy, x, axis)
+
+
+def reduce(x: Tensor, axis: str, size: int) -> Tensor:
+    """P -> I: all-reduce; backward nothing."""
+    return run(Reduce, x, axis)
+
+
+def reduce_replicate(x: Tensor, axis: str, size: int) -> Tensor:
+    """P -> R: all-reduce; backward all-reduce."""
+    return run(ReduceReplicate, x, axis)
+
+
+def scatter(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
+    """P -> S(dim): reduce-scatter; backward all-gather."""
+    return run(Scatter, x, dim, axis, size)
+
+
+def shard(x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor) -> Tensor:
+    """I -> S(dim): the own slice; backward all-gather."""
+    return run(Shard, x, dim, axis, size, coordinate)
+
+
+def exchange(x: Tensor, dim_before: int, dim_after: int, axis: str, size: int) -> Tensor:
+    """S(dim_before) -> S(dim_after): all-to-all; backward all-to-all."""
+    return run(Exchange, x, dim_before, dim_after, axis, size)
+
+
+def shard_replicate(x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor) -> Tensor:
+    """R -> S(dim): the own slice; backward zeros around the slice."""
+    return run(ShardReplicate, x, dim, size, coordinate)
+
+
+def forget(x: Tensor, axis: str, size: int, coordinate: Tensor) -> Tensor:
+    """R -> I: nothing; backward zero on all devices but the first."""
+    return run(Forget, x, coordinate)
+
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "gather": gather,
+    "gather_invariant": gather_invariant,
+    "copy": copy,
+    "reduce": reduce,
+    "reduce_replicate": reduce_replicate,
+    "reduce_scatter": scatter,
+    "slice": shard,
+    "exchange": exchange,
+    "slice_replicate": shard_replicate,
+    "forget": forget,
+}
+"""`ConversionKind.name` to the function that runs it."""
+
+NEEDS_COORDINATE = frozenset({"gather_invariant", "slice", "slice_replicate", "forget"})
+"""Names of the conversions whose function takes the device's coordinate as its last argument."""
+
+
+def arguments(
+    kind: ConversionKind, dims: tuple[int | None, int | None], axis: str, size: int, coordinate: Any
+) -> tuple[Any, ...]:
+    """What follows the tensor in a call of `FUNCTIONS[kind.name]`; `coordinate` may be a graph node.
+
+    >>> from autopar.ir.conversion import KINDS
+    >>> arguments(KINDS["S", "R"], (1, None), "data", 8, "coordinate_data")
+    (1, 'data', 8)
+    >>> arguments(KINDS["I", "S"], (None, 0), "data", 8, "coordinate_data")
+    (0, 'data', 8, 'coordinate_data')
+    """
+    given = tuple(dim for dim in dims if dim is not None)
+    return (*given, axis, size, *((coordinate,) if kind.name in NEEDS_COORDINATE else ()))

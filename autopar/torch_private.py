@@ -1,0 +1,87 @@
+"""The one place that imports underscored names of torch; each with what it is for and the versions it was seen working on."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from autopar.ir.mesh import MeshLike, MeshSpec
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+@contextmanager
+def fake_process_group(world_size: int, rank: int = 0) -> Iterator[None]:
+    """A default process group whose collectives move nothing, torn down at the end.
+
+    `FakeStore` (torch 2.13): the store that the "fake" backend wants; importing it registers the backend.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def local_ranks(mesh: MeshLike) -> Iterator[DeviceMesh]:
+    """All ranks of a CPU mesh in this process, collectives included; yields the mesh.
+
+    Tensors made inside hold one value per rank: `rank_map` makes them, `by_rank` looks inside. Tensors made before are
+    plain and mix freely as values that all ranks share. `LocalTensorMode`: torch 2.13.
+    """
+    from torch.distributed._local_tensor import LocalTensorMode
+    from torch.distributed.device_mesh import init_device_mesh
+
+    spec = MeshSpec.of(mesh)
+    with fake_process_group(spec.devices), LocalTensorMode(spec.devices):
+        yield init_device_mesh("cpu", spec.sizes, mesh_dim_names=spec.names)
+
+
+def rank_map(value: Callable[[int], Tensor]) -> Tensor:
+    """Inside `local_ranks`: the tensor that is `value(rank)` on each rank (torch 2.13)."""
+    from torch.distributed._local_tensor import rank_map
+
+    return rank_map(value)
+
+
+def by_rank(x: Tensor) -> dict[int, Tensor]:
+    """The value of a `rank_map` tensor on each rank (`LocalTensor._local_tensors`: torch 2.13)."""
+    return dict(cast(dict[int, Tensor], x._local_tensors))  # type: ignore[attr-defined]
+
+
+def coordinates(mesh: DeviceMesh) -> tuple[Tensor, ...]:
+    """Inside `local_ranks`: per mesh axis the 0-dim int64 tensor of each rank's place on it."""
+    sizes = tuple(mesh.shape)
+
+    def along(axis: int) -> Tensor:
+        inner = math.prod(sizes[axis + 1 :])
+        return rank_map(lambda rank: torch.tensor(rank // inner % sizes[axis]))
+
+    return tuple(along(axis) for axis in range(len(sizes)))
+
+
+def fake_mode() -> contextlib.AbstractContextManager[object]:
+    """Inside it, tensors have shapes, dtypes and devices but no data (`torch._subclasses.FakeTensorMode`: torch 2.13)."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def graph_being_traced() -> torch.fx.Graph:
+    """The graph that the running `make_fx` writes (`get_proxy_mode().tracer`: torch 2.13)."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    mode = get_proxy_mode()
+    assert mode is not None, "no make_fx is running"
+    return mode.tracer.graph
