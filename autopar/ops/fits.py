@@ -20,17 +20,10 @@ def signature(
     results: Sequence[Dims],
     sizes: dict[Factor, object],
     whole: Iterable[Factor] = (),
-    extra: dict[Factor, frozenset[str]] | None = None,
 ) -> Signature:
     produced = {factor for result in results for dim in result for factor in dim}
-    marks = {
-        factor: frozenset(
-            ({WHOLE} if factor in set(whole) else set())
-            | (set() if factor in produced else {REDUCED})
-            | (extra or {}).get(factor, frozenset())
-        )
-        for factor in sizes
-    }
+    uncut = set(whole)
+    marks = {f: frozenset({WHOLE} if f in uncut else set() if f in produced else {REDUCED}) for f in sizes}
     return Signature(operands=tuple(operands), results=tuple(results), sizes=sizes, marks=marks)  # type: ignore[arg-type]
 
 

@@ -42,7 +42,7 @@ class OpRule:
 
     `kind` groups rows for composing and for the baselines: matmul, attention, norm, embedding, loss, reduction, view,
     pointwise, whole. `linear`: partial sums pass through. `random`: two runs differ. `shape_argument`: position of the
-    argument that holds the result's shape, to be made local. `sharded`: factor -> implementation.
+    argument that spells out the result's shape (or its last dims), to be made local. `sharded`: factor -> implementation.
     """
 
     kind: str
@@ -118,7 +118,7 @@ def fit_text(
     for factor in sizes:
         base = re.sub(r"\d+$", "*", factor) if re.sub(r"\d+$", "", factor) != factor else factor
         found = {WHOLE} if {factor, base} & whole else set()
-        if factor not in in_results:
+        if not found and factor not in in_results:
             found.add(INVARIANT if factor in invariant else REDUCED)
         if sharded and factor in sharded:
             found.add(f"sharded:{sharded[factor]}:{factor}")

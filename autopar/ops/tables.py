@@ -81,7 +81,7 @@ TABLE: dict[torch._ops.OpOverload, OpRule] = {
     aten.conv2d.default: OpRule(kind="matmul", text="b c! x! u!, o c! i! j!, o -> b o y! v!"),
     # embeddings, norms, losses
     aten.embedding.default: OpRule(kind="embedding", text="v h, b* -> b* h", sharded={"v": "embedding"}),
-    aten.layer_norm.default: OpRule(kind="norm", fit=layer_norm),  # type: ignore[arg-type]
+    aten.layer_norm.default: OpRule(kind="norm", fit=layer_norm, shape_argument=1),  # type: ignore[arg-type]
     aten.cross_entropy_loss.default: OpRule(kind="loss", fit=cross_entropy),  # type: ignore[arg-type]
     # softmax family and scans
     aten.softmax.int: OpRule(kind="norm", fit=fits.elementwise_whole("dim")),

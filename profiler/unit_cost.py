@@ -1,0 +1,213 @@
+"""What a unit costs: measured by tracing it, written as monomials in its factor sizes.
+
+The unit is traced jointly with its backward on fake tensors, once at its full size and once more with each factor grown by
+a prime of its own. The prime factors of a figure's growth are its degrees, and with them the figure is known for every
+strategy and, where factor sizes are expressions in dynamic dims, in closed form. Strategies that run a sharded implementation are traced by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+
+import sympy
+import torch
+
+from autopar.ir.mesh import MeshSpec
+from autopar.ops.factors import Factor, local_shape
+from autopar.ops.flops import Collective, collectives_of, node_flops
+from autopar.ops.joint import Joint, TensorLike, alias_base, bytes_of, trace_joint
+from autopar.ops.lower import emit_unit
+from autopar.ops.strategies import Strategy, strategy
+from autopar.ops.units import Unit, needs_grad
+
+ONE_DEVICE = MeshSpec((1,))
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+
+Figures = tuple[int, list[int], str]
+"""Of one kernel: FLOPs, bytes of each tensor that it reads or writes, dtype."""
+
+
+@dataclass(frozen=True)
+class Monomial:
+    """`coefficient` times the product of factor sizes to their degrees."""
+
+    coefficient: float
+    degrees: tuple[tuple[Factor, int], ...] = ()
+
+    def at(self, sizes: Mapping[Factor, int]) -> float:
+        value = self.coefficient
+        for factor, degree in self.degrees:
+            value *= sizes[factor] ** degree
+        return value
+
+    def expression(self, sizes: Mapping[Factor, object]) -> sympy.Expr:
+        value = sympy.nsimplify(self.coefficient, rational=True)
+        for factor, degree in self.degrees:
+            value *= sympy.sympify(sizes[factor]) ** degree
+        return value
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """One kernel: its FLOPs, and the bytes of each tensor that it reads or writes."""
+
+    flops: Monomial
+    moved: tuple[Monomial, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCost:
+    """`reads` as in the solver's Unit; `internals` the bytes of each value inside that backward reads; collectives are those
+    inside sharded implementations (none otherwise)."""
+
+    forward: tuple[NodeCost, ...]
+    backward: tuple[NodeCost, ...]
+    reads: tuple[tuple[str, int], ...]
+    internals: tuple[Monomial, ...]
+    forward_collectives: tuple[Collective, ...] = ()
+    backward_collectives: tuple[Collective, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trace:
+    """Figures of one joint trace, node by node."""
+
+    forward: list[Figures]
+    backward: list[Figures]
+    reads: tuple[tuple[str, int], ...]
+    internals: list[int]
+    joint: Joint
+
+
+def trace_unit(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str = "cpu") -> Joint:
+    """The unit's joint graph on the local shapes of a strategy; its inputs are operands, then coordinates."""
+    graph = torch.fx.Graph()
+    sizes = chosen.local_sizes(unit, mesh.sizes)
+    env: dict[torch.fx.Node, torch.fx.Node] = {}
+    inputs: list[TensorLike] = []
+    for i, node in enumerate(unit.operands):
+        env[node] = graph.placeholder(f"operand_{i}")
+        shape = tuple(int(n) for n in local_shape(unit.dims[node], sizes))
+        inputs.append(TensorLike(shape=shape, dtype=node.meta["val"].dtype, needs_grad=needs_grad(node)))
+    coordinates = {name: graph.placeholder(f"coordinate_{name}") for name in mesh.names}
+    inputs += [TensorLike(shape=(), dtype=torch.int64, needs_grad=False)] * len(coordinates)
+    emit_unit(unit, chosen, mesh, graph, env, coordinates.__getitem__, device)
+    graph.output(tuple(env[node] for node in unit.results))
+    return trace_joint(graph, inputs, [needs_grad(n) for n in unit.results], device)
+
+
+def base_of(node: torch.fx.Node) -> torch.fx.Node:
+    """The node that owns the memory."""
+    while (source := alias_base(node)) is not None:
+        node = source
+    return node
+
+
+def read_by_backward(joint: Joint) -> list[torch.fx.Node]:
+    """Owners of the forward values (inputs included) that backward reads, each once, in order."""
+    found: dict[torch.fx.Node, None] = {}
+    forward = set(joint.origin) | set(joint.inputs)
+    for node in joint.backward:
+        for source in node.all_input_nodes:
+            if source in forward:
+                found[base_of(source)] = None
+    return list(found)
+
+
+def figures(joint: Joint, operands: int) -> _Trace:
+    reads: list[tuple[str, int]] = []
+    internals: list[int] = []
+    result_of = {base_of(node): j for j, node in reversed(list(enumerate(joint.outputs)))}
+    for node in read_by_backward(joint):
+        if node in joint.inputs:
+            if (i := joint.inputs.index(node)) < operands:
+                reads.append(("operand", i))
+        elif node in result_of:
+            reads.append(("result", result_of[node]))
+        else:
+            internals.append(bytes_of(node))
+    return _Trace(
+        forward=[node_figures(n) for n in joint.forward if not skipped(n)],
+        backward=[node_figures(n) for n in joint.backward if not skipped(n)],
+        reads=tuple(sorted(set(reads))),
+        internals=internals,
+        joint=joint,
+    )
+
+
+def skipped(node: torch.fx.Node) -> bool:
+    """Views cost nothing; collectives are priced by their link."""
+    return alias_base(node) is not None or bool(collectives_of([node])) or getattr(node.target, "__name__", "") == "getitem"
+
+
+def node_figures(node: torch.fx.Node) -> Figures:
+    value = node.meta["val"]
+    made = [v for v in (value if isinstance(value, tuple | list) else (value,)) if isinstance(v, torch.Tensor)]
+    dtype = str(made[0].dtype).removeprefix("torch.") if made else "float32"
+    read = [bytes_of(n) for n in node.all_input_nodes]
+    return node_flops(node), [*read, *(v.numel() * v.element_size() for v in made)], dtype
+
+
+def unsharded(unit: Unit) -> Strategy:
+    found = strategy(unit, (None,), (1,))
+    assert found is not None
+    return found
+
+
+def unit_cost(unit: Unit, device: str = "cpu", *, grown: Collection[Factor] | None = None) -> UnitCost:
+    """The unit's cost as monomials in the factors of `grown` (default: those that a strategy may cut).
+
+    Factor sizes must be numbers (of one example). Sizes that attributes spell out, such as a slice's end, cannot grow.
+    """
+    factors = [f for f in unit.sizes if (f in grown if grown is not None else f in unit.shardable)]
+    growth = dict(zip(factors, PRIMES, strict=False))
+    base = figures(trace_unit(unit, unsharded(unit), ONE_DEVICE, device), len(unit.operands))
+    larger = replace(unit, sizes={f: int(n) * growth.get(f, 1) for f, n in unit.sizes.items()})
+    probe = figures(trace_unit(larger, unsharded(unit), ONE_DEVICE, device), len(unit.operands))
+    for ours, theirs in ((base.forward, probe.forward), (base.backward, probe.backward)):
+        assert [len(n[1]) for n in ours] == [len(n[1]) for n in theirs], f"{unit.name} runs other kernels at other sizes"
+    fitted = partial(monomial, growth=growth, unit=unit)
+    return UnitCost(
+        forward=tuple(node_cost(a, b, fitted) for a, b in zip(base.forward, probe.forward, strict=True)),
+        backward=tuple(node_cost(a, b, fitted) for a, b in zip(base.backward, probe.backward, strict=True)),
+        reads=base.reads,
+        internals=tuple(fitted(a, b) for a, b in zip(base.internals, probe.internals, strict=True)),
+    )
+
+
+def node_cost(base: Figures, probe: Figures, fitted: Callable[[float, float], Monomial]) -> NodeCost:
+    return NodeCost(fitted(base[0], probe[0]), tuple(fitted(a, b) for a, b in zip(base[1], probe[1], strict=True)), base[2])
+
+
+def monomial(value: float, grown: float, *, growth: Mapping[Factor, int], unit: Unit) -> Monomial:
+    """The monomial that is `value` at the unit's sizes and `grown` where each factor is its prime times as large."""
+    if not value:
+        return Monomial(0.0)
+    ratio, coefficient, degrees = Fraction(int(grown), int(value)), Fraction(int(value)), []
+    for factor, prime in growth.items():
+        degree = 0
+        while ratio.numerator % prime == 0:
+            ratio, degree = ratio / prime, degree + 1
+        if degree:
+            degrees.append((factor, degree))
+            coefficient /= int(unit.sizes[factor]) ** degree
+    assert ratio == 1, f"{unit.name}: {value} grows to {grown}, no product of powers of {dict(growth)}"
+    return Monomial(float(coefficient), tuple(degrees))
+
+
+def cost_of_strategy(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str = "cpu") -> UnitCost:
+    """For strategies with a sharded implementation: traced at exactly these local sizes."""
+    trace = figures(trace_unit(unit, chosen, mesh, device), len(unit.operands))
+    plain = lambda nodes: tuple(NodeCost(Monomial(f), tuple(Monomial(b) for b in m), d) for f, m, d in nodes)  # noqa: E731
+    return UnitCost(
+        forward=plain(trace.forward),
+        backward=plain(trace.backward),
+        reads=trace.reads,
+        internals=tuple(Monomial(b) for b in trace.internals),
+        forward_collectives=tuple(collectives_of(trace.joint.forward)),
+        backward_collectives=tuple(collectives_of(trace.joint.backward)),
+    )
