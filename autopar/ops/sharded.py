@@ -1,0 +1,325 @@
+"""Sharded implementations: what a device runs on its pieces where the local op is not the op itself.
+
+All are differentiable functions of local tensors. `axes` are the mesh axes that cut the factor in question, each as (group
+name, size), outermost first, and `coordinates` the device's places on them (0-dim int64 tensors). Bases are written as
+placements on those axes: S, R, I, P as in `autopar.ir.placement`.
+
+Where a plain op gives the right gradient it is used. Where collectives are inside, an `autograd.Function` says what is saved
+and what is communicated, forward and backward. Backward passes may write into buffers that they made themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from autopar.ops.collectives import all_gather, all_reduce, all_reduce_max, run
+
+Axes = Sequence[tuple[str, int]]
+NONE, MEAN, SUM = 0, 1, 2
+"""The codes that aten's loss functions use for `reduction`."""
+
+
+def parts(axes: Axes) -> int:
+    """Into how many pieces the axes cut."""
+    return math.prod(size for _, size in axes)
+
+
+def reduce_over(x: Tensor, axes: Axes) -> Tensor:
+    """The sum over all the axes; no gradient of its own."""
+    for axis, _ in axes:
+        x = all_reduce(x, axis)
+    return x
+
+
+def not_first(coordinates: Sequence[Tensor]) -> Tensor:
+    """Whether the device is any but the first along the axes, as a 0-dim bool tensor."""
+    return torch.stack(list(coordinates)).any()
+
+
+def local_index(index: Tensor, rows: int, axes: Axes, coordinates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Positions among this device's `rows` rows of a sharded dim (0 where another device has the row), and who has it here."""
+    piece = torch.zeros((), dtype=torch.int64, device=index.device)
+    for (_, size), coordinate in zip(axes, coordinates, strict=True):
+        piece = piece * size + coordinate
+    local = index - piece * rows
+    here = (local >= 0) & (local < rows)
+    return local.masked_fill(~here, 0), here
+
+
+def precise(dtype: torch.dtype) -> torch.dtype:
+    """What sums over many elements are computed in: float32 for half precisions, else the dtype itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+class EmbeddingVocab(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, axes: Axes, padding_idx: int, *coordinates: Tensor) -> Tensor:
+        ctx.axes, ctx.padding_idx, ctx.rows = axes, padding_idx, weight.shape[0]
+        ctx.save_for_backward(ids, *coordinates)
+        index, here = local_index(ids, weight.shape[0], axes, coordinates)
+        return torch.embedding(weight, index).masked_fill(~here.unsqueeze(-1), 0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        ids, *coordinates = ctx.saved_tensors
+        index, here = local_index(ids, ctx.rows, ctx.axes, coordinates)
+        learns = here & (ids != ctx.padding_idx) if ctx.padding_idx >= 0 else here
+        grad = grad.masked_fill(~learns.unsqueeze(-1), 0)
+        weight_grad = torch.ops.aten.embedding_dense_backward(grad, index, ctx.rows, -1, False)
+        return weight_grad, None, None, None, *(None for _ in coordinates)
+
+
+def embedding_vocab(weight: Tensor, ids: Tensor, axes: Axes, coordinates: Sequence[Tensor], padding_idx: int = -1) -> Tensor:
+    """aten.embedding with the vocabulary sharded: weight [vocab / parts, hidden] S, ids I or R; the result is P.
+
+    `padding_idx` is a global row, which gets no gradient; -1 for none. Communicates nothing.
+    """
+    return run(EmbeddingVocab, weight, ids, tuple(axes), padding_idx, *coordinates)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """With m the row's maximum, Z = sum exp(x - m), w the target's weight, W the sum of weights, V classes, s the smoothing:
+
+    loss = (1 - s) w (log Z + m - x_target) + s / V (W (log Z + m) - sum_c w_c x_c), and for a row's gradient g
+    d x_c = g ((1 - s) w + s / V W) exp(x_c - m) / Z  -  g (1 - s) w [c = target]  -  g s / V w_c.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        reduction: int,
+        ignore_index: int,
+        smoothing: float,
+        vocab_axes: Axes,
+        token_axes: Axes,
+        *coordinates: Tensor,
+    ) -> Tensor:
+        rows, dtype = logits.shape[1], precise(logits.dtype)
+        maximum = logits.amax(1)
+        for axis, _ in vocab_axes:
+            maximum = all_reduce_max(maximum, axis)
+        kept = target != ignore_index
+        index, here = local_index(target, rows, vocab_axes, coordinates)
+        chosen = logits.gather(1, index.unsqueeze(1)).squeeze(1)
+        sums = [
+            torch.sub(logits, maximum.unsqueeze(1)).exp_().sum(1, dtype=dtype),
+            (chosen.to(dtype) - maximum.to(dtype)).masked_fill(~(here & kept), 0),
+        ]
+        if weight is not None:
+            sums.append(weight.to(dtype)[index].masked_fill(~(here & kept), 0))
+        if smoothing:
+            sums += smoothing_sums(logits, maximum.to(dtype), weight)
+        if vocab_axes:
+            sums = list(reduce_over(torch.stack(sums), vocab_axes).unbind(0))
+        total_exp, chosen = sums[0], sums[1]
+        token_weight = sums[2] if weight is not None else kept.to(dtype)
+        log_total = total_exp.log()
+        losses = (log_total - chosen) * (token_weight * (1 - smoothing))
+        weights = None
+        if smoothing:
+            weighted_logits, weights = sums[-2:]
+            losses = losses + (weights * log_total - weighted_logits) * (smoothing / (rows * parts(vocab_axes)))
+        losses = losses.masked_fill(~kept, 0)
+        norm = reduce_over(token_weight.sum(), token_axes) if reduction == MEAN else None
+        ctx.constants = ignore_index, smoothing, vocab_axes
+        ctx.save_for_backward(logits, target, weight, maximum, total_exp, chosen, token_weight, weights, norm, *coordinates)
+        result = losses if reduction == NONE else losses.sum()
+        return (result if norm is None else result / norm).to(logits.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        ignore_index, smoothing, vocab_axes = ctx.constants
+        logits, target, weight, maximum, total_exp, chosen, token_weight, weights, norm, *coordinates = ctx.saved_tensors
+        rows, dtype = logits.shape[1], total_exp.dtype
+        upstream = upstream.to(dtype) if norm is None else upstream.to(dtype) / norm
+        row_grad = upstream.expand_as(total_exp).masked_fill(target == ignore_index, 0)
+        smooth_grad = row_grad * (smoothing / (rows * parts(vocab_axes)))
+        target_grad = row_grad * token_weight * (1 - smoothing)
+        scale = (target_grad if weights is None else target_grad + smooth_grad * weights) / total_exp
+        grad = torch.sub(logits, maximum.unsqueeze(1)).exp_().mul_(scale.unsqueeze(1))
+        at_target = scale * chosen.exp() - target_grad
+        if smoothing and weight is None:
+            grad = grad.sub_(smooth_grad.unsqueeze(1))
+            at_target = at_target - smooth_grad
+        elif smoothing:
+            grad = grad.addcmul_(smooth_grad.unsqueeze(1).to(grad.dtype), weight.to(grad.dtype).unsqueeze(0), value=-1)
+            at_target = at_target - smooth_grad * token_weight
+        # The target's own entry is near 0 once learnt, a difference of two numbers near 1: never taken in half precision.
+        index, here = local_index(target, rows, vocab_axes, coordinates)
+        index = index.unsqueeze(1)
+        entry = torch.where(
+            (here & (target != ignore_index)).unsqueeze(1), at_target.unsqueeze(1).to(grad.dtype), grad.gather(1, index)
+        )
+        return grad.scatter_(1, index, entry), *(None for _ in range(7 + len(coordinates)))
+
+
+def smoothing_sums(logits: Tensor, maximum: Tensor, weight: Tensor | None) -> list[Tensor]:
+    """Per row, over the local classes: the weighted sum of logits less the maximum, and the sum of weights."""
+    if weight is None:
+        count = logits.shape[1]
+        return [logits.sum(1, dtype=maximum.dtype) - maximum * count, torch.full_like(maximum, count)]
+    total = weight.to(maximum.dtype).sum()
+    return [(logits @ weight).to(maximum.dtype) - maximum * total, total.expand_as(maximum)]
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = MEAN,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    *,
+    vocab_axes: Axes = (),
+    vocab_coordinates: Sequence[Tensor] = (),
+    token_axes: Axes = (),
+) -> Tensor:
+    """aten.cross_entropy_loss for class indices, logits [tokens, vocab] sharded over tokens, vocab, both or neither.
+
+    Over `vocab_axes` logits and weight are S(vocab), target I; the result and the logits' gradient need nothing further
+    (I). Over `token_axes` logits and target are S(tokens); the result is P, or S(tokens) with reduction NONE. The mean is
+    over all tokens that are not ignored, wherever they are. Communicates per vocab axis a maximum and one sum of 2 to 5
+    numbers per token, per token axis one number; backward nothing. Keeps the logits and a few numbers per token, and
+    backward makes one buffer of the logits' size, the gradient.
+    """
+    vocab, tokens = tuple(vocab_axes), tuple(token_axes)
+    options = reduction, ignore_index, label_smoothing
+    return run(CrossEntropy, logits, target, weight, *options, vocab, tokens, *vocab_coordinates)
+
+
+class NormHidden(torch.autograd.Function):
+    """y = (x - mean) rstd weight + bias over trailing dims, of which the device has one of `parts(axes)` pieces."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, axes: Axes, centered: bool
+    ) -> Tensor:
+        over = tuple(range(x.ndim - dims, x.ndim))
+        wide = x.to(precise(x.dtype))
+        mean, rstd = moments(wide, over, eps, axes) if centered else (None, inverse_rms(wide, over, eps, axes))
+        ctx.dims, ctx.axes, ctx.bias_dtype = dims, axes, None if bias is None else bias.dtype
+        ctx.save_for_backward(x, weight, mean, rstd)
+        y = normalized(wide, mean, rstd)
+        y = y if weight is None else y * weight
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        batch, over = tuple(range(x.ndim - ctx.dims)), tuple(range(x.ndim - ctx.dims, x.ndim))
+        xhat, grad = normalized(x.to(rstd.dtype), mean, rstd), grad.to(rstd.dtype)
+        weight_grad = None if weight is None else over_batch(grad * xhat, batch).to(weight.dtype)
+        bias_grad = None if ctx.bias_dtype is None else over_batch(grad, batch).to(ctx.bias_dtype)
+        inner = grad if weight is None else grad * weight
+        means = [(inner * xhat).mean(over, keepdim=True)]
+        if mean is not None:
+            means.append(inner.mean(over, keepdim=True))
+        along, *shift = (reduce_over(torch.stack(means), ctx.axes) / parts(ctx.axes)).unbind(0)
+        centered = inner - xhat * along
+        x_grad = (centered - shift[0] if shift else centered) * rstd
+        return x_grad.to(x.dtype), weight_grad, bias_grad, None, None, None, None
+
+
+def normalized(x: Tensor, mean: Tensor | None, rstd: Tensor) -> Tensor:
+    return x * rstd if mean is None else (x - mean) * rstd
+
+
+def over_batch(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return x.sum(dims) if dims else x
+
+
+def moments(x: Tensor, dims: tuple[int, ...], eps: float, axes: Axes) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(variance + eps) over the dims and all devices.
+
+    Each device's own moments are gathered and merged (Chan, Golub, LeVeque 1983): one collective per axis, and none of the
+    cancellation of E[x^2] - E[x]^2.
+    """
+    variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+    for axis, size in axes:
+        means, variances = all_gather(torch.stack([mean, variance]).unsqueeze(0), 0, axis, size).unbind(1)
+        between, mean = torch.var_mean(means, 0, correction=0)
+        variance = variances.mean(0) + between
+    return mean, (variance + eps).rsqrt()
+
+
+def inverse_rms(x: Tensor, dims: tuple[int, ...], eps: float, axes: Axes) -> Tensor:
+    """1 / sqrt(mean square + eps) over the dims and all devices."""
+    return (reduce_over(x.square().mean(dims, keepdim=True), axes) / parts(axes) + eps).rsqrt()
+
+
+def trailing_dims(shape: Sequence[int], numel: int) -> int:
+    """How many trailing dims of a local shape hold `numel` elements; at least one."""
+    for dims in range(1, len(shape) + 1):
+        if math.prod(shape[-dims:]) == numel:
+            return dims
+    raise AssertionError(f"no trailing dims of {tuple(shape)} have {numel} elements")
+
+
+def layer_norm_hidden(
+    x: Tensor, normalized_numel: int, weight: Tensor | None, bias: Tensor | None, eps: float, axes: Axes
+) -> Tensor:
+    """aten.layer_norm with a normalized dim sharded: x, weight, bias and the result are S there.
+
+    `normalized_numel`: elements that are normalized together, over all devices. Communicates two numbers per token and
+    axis, forward (all-gather) and backward (all-reduce). Keeps x and two numbers per token.
+    """
+    dims = trailing_dims(x.shape, normalized_numel // parts(axes))
+    return run(NormHidden, x, weight, bias, dims, eps, tuple(axes), True)
+
+
+def rms_norm_hidden(x: Tensor, normalized_numel: int, weight: Tensor | None, eps: float | None, axes: Axes) -> Tensor:
+    """aten.rms_norm with a normalized dim sharded: x, weight and the result are S there; as `layer_norm_hidden`."""
+    dims = trailing_dims(x.shape, normalized_numel // parts(axes))
+    eps = torch.finfo(precise(x.dtype)).eps if eps is None else eps
+    return run(NormHidden, x, weight, None, dims, eps, tuple(axes), False)
+
+
+def linear_row_bias(x: Tensor, weight: Tensor, bias: Tensor, axes: Axes, coordinates: Sequence[Tensor]) -> Tensor:
+    """aten.linear with the contracted dim sharded: x [..., k / parts] and weight [n, k / parts] S, bias R; the result is P."""
+    return torch.nn.functional.linear(x, weight, bias.masked_fill(not_first(coordinates), 0))
+
+
+def addmm_row_bias(
+    bias: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    axes: Axes,
+    coordinates: Sequence[Tensor],
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> Tensor:
+    """aten.addmm with the contracted dim sharded: x [m, k / parts] and weight [k / parts, n] S, bias R; the result is P."""
+    return torch.addmm(bias.masked_fill(not_first(coordinates), 0), x, weight, beta=beta, alpha=alpha)
+
+
+def convolution_row_bias(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    axes: Axes,
+    coordinates: Sequence[Tensor],
+) -> Tensor:
+    """aten.conv1d, conv2d, conv3d (one group) with input channels sharded: x and weight S(1), bias R; the result is P."""
+    convolve = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}[weight.ndim]
+    return convolve(x, weight, bias.masked_fill(not_first(coordinates), 0), stride, padding, dilation)
+
+
+def mean_partial(x: Tensor, dims: Sequence[int], keepdim: bool, axes: Axes) -> Tensor:
+    """aten.mean.dim with one of the dims sharded over the axes: x S, the result P."""
+    return x.mean(tuple(dims), keepdim) / parts(axes)
