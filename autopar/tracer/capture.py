@@ -1,0 +1,191 @@
+"""From a module and example inputs to one flat functional ATen graph, through `torch.export`.
+
+Ops that a plan wants whole (attention, linear, norms, losses) are kept from being decomposed. Nothing is computed: the
+graph holds shapes only, and the user's model is neither moved nor changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from autopar.errors import TraceError
+from autopar.ir.program import State, TensorSpec
+from autopar.tracer.dynamic import Dynamic
+from autopar.tracer.failures import explain
+from autopar.tracer.gradients import mark_gradient_stops
+
+KEEP = frozenset(
+    """
+    linear addmm baddbmm bmm mm matmul scaled_dot_product_attention layer_norm native_layer_norm group_norm native_group_norm
+    rms_norm softmax _softmax log_softmax _log_softmax cross_entropy_loss nll_loss nll_loss_nd nll_loss_forward embedding
+    conv1d conv2d conv3d convolution dropout gelu silu relu relu6 elu leaky_relu mish softplus hardswish hardsigmoid hardtanh
+    logsigmoid log_sigmoid_forward sigmoid tanh mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy
+    binary_cross_entropy_with_logits kl_div max_pool2d avg_pool2d adaptive_avg_pool2d
+    """.split()
+)
+
+
+@dataclass(kw_only=True)
+class Captured:
+    """A flat graph whose placeholders are state or user inputs; passes edit it in place.
+
+    `state_of` maps a placeholder's name to the model's canonical name of that tensor. The output node holds the new
+    content of `mutated` buffers first, then the flattened outputs. `inputs` are the names of the placeholders of the
+    flattened user inputes, None (with its constant) for a leaf that is no tensor.
+    """
+
+    graph: torch.fx.Graph
+    state: dict[str, State]
+    state_of: dict[str, str]
+    inputs: list[str | None]
+    input_constants: list[Any]
+    in_spec: pytree.TreeSpec
+    mutated: list[str]
+    out_spec: pytree.TreeSpec
+
+    @property
+    def results(self) -> tuple[list[Any], list[Any]]:
+        """What the graph returns: new contents of the mutated buffers, and the flattened outputs (nodes or constants)."""
+        returned = list(self.graph.output_node().args[0])  # type: ignore[arg-type]
+        return returned[: len(self.mutated)], returned[len(self.mutated) :]
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic) -> Captured:
+    """Export the model; raises TraceError with the source line of what cannot be traced."""
+    check_signature(model, args, kwargs)
+    args, kwargs = on_device_of(model, args, kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            exported = torch.export.export(
+                model, args, kwargs, strict=False, dynamic_shapes=dynamic.shapes(model, args, kwargs)
+            )
+            mark_gradient_stops(exported.graph_module)
+            exported = exported.run_decompositions(decompositions())
+        except Exception as error:
+            raise explain(error, dynamic) from error
+    return read(model, exported, pytree.tree_leaves((args, kwargs)))
+
+
+def decompositions() -> dict[Any, Any]:
+    """torch's own table without the ops to keep whole."""
+    table = torch.export.default_decompositions()
+    for op in [op for op in table if op.name().split("::")[1].split(".")[0] in KEEP]:
+        del table[op]
+    return table
+
+
+def check_signature(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = type(model).__name__
+        raise TraceError(f"the example inputs do not fit {name}.forward: {error}; it takes {signature}") from error
+
+
+def on_device_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs where the model's tensors are; for inputs without data (meta, fake) uninitialised ones stand in."""
+    tensors = [*model.parameters(), *model.buffers()]
+    devices = {t.device for t in tensors}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise TraceError(f"the model's tensors are on several devices ({names}); move it to one, or build it on 'meta'")
+    device = devices.pop() if devices else None
+
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or (device is None and not _is_fake(leaf)):
+            return leaf
+        target = device or torch.device("cpu")
+        if target.type == "meta" or leaf.device.type == "meta" or _is_fake(leaf):
+            moved = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=target)
+        else:
+            moved = leaf.detach().to(target)
+        return moved.requires_grad_(leaf.requires_grad)
+
+    moved: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(move, (args, kwargs))
+    return moved
+
+
+def _is_fake(tensor: torch.Tensor) -> bool:
+    return type(tensor).__name__ == "FakeTensor"
+
+
+def read(model: nn.Module, exported: ExportedProgram, leaves: list[Any]) -> Captured:
+    """Restate torch's graph signature in our words: canonical state names, inputs, outputs, mutations."""
+    from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+
+    state, canonical = state_of(model)
+    names: dict[str, str] = {}
+    inputs: list[str | None] = []
+    constants: list[Any] = []
+    nodes = {node.name: node for node in exported.graph.nodes}
+    for spec in exported.graph_signature.input_specs:
+        name = getattr(spec.arg, "name", "")
+        if spec.kind is InputKind.USER_INPUT:
+            leaf = leaves[len(inputs)]
+            inputs.append(name if isinstance(leaf, torch.Tensor) else None)
+            constants.append(None if isinstance(leaf, torch.Tensor) else leaf)
+            if isinstance(leaf, torch.Tensor):
+                nodes[name].meta["needs_grad"] = leaf.requires_grad
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            names[name] = canonical[str(spec.target)]
+            nodes[name].meta["needs_grad"] = state[names[name]].spec.needs_grad
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            value = exported.constants[str(spec.target)]
+            assert isinstance(value, torch.Tensor)
+            fqn = names[name] = str(spec.target)
+            state[fqn] = State(name=fqn, kind="constant", spec=_spec(value), value=None if _is_fake(value) else value.detach())
+            nodes[name].meta["needs_grad"] = False
+        else:
+            raise TraceError(f"the model takes {spec.kind.name.lower().replace('_', ' ')} {name!r}, which no plan can place")
+    mutated = []
+    for out in exported.graph_signature.output_specs:
+        if out.kind is OutputKind.BUFFER_MUTATION:
+            mutated.append(canonical[str(out.target)])
+        elif out.kind is not OutputKind.USER_OUTPUT:
+            what = f"{out.kind.name.lower().replace('_', ' ')} of {out.target!r}"
+            raise TraceError(f"the model changes a tensor that is not its own buffer ({what}); clone it before writing into it")
+        elif isinstance(out.arg, ConstantArgument) and isinstance(out.arg.value, torch.Tensor):
+            raise AssertionError("tensor outputs are nodes")
+    return Captured(
+        graph=exported.graph,
+        state=state,
+        state_of=names,
+        inputs=inputs,
+        input_constants=constants,
+        in_spec=exported.call_spec.in_spec,
+        mutated=mutated,
+        out_spec=exported.call_spec.out_spec,
+    )
+
+
+def state_of(model: nn.Module) -> tuple[dict[str, State], dict[str, str]]:
+    """All parameters and buffers by canonical name (the first of a tied tensor's names), and every name's canonical one."""
+    names: dict[int, list[str]] = {}
+    found: dict[str, tuple[str, torch.Tensor]] = {}
+    for kind, pairs in (
+        ("parameter", model.named_parameters(remove_duplicate=False)),
+        ("buffer", model.named_buffers(remove_duplicate=False)),
+    ):
+        for name, tensor in pairs:
+            names.setdefault(id(tensor), []).append(name)
+            found[name] = (kind, tensor)
+    canonical = {name: group[0] for group in names.values() for name in group}
+    state = {}
+    for group in names.values():
+        kind, tensor = found[group[0]]
+        state[group[0]] = State(name=group[0], kind=kind, spec=_spec(tensor), aliases=tuple(group[1:]))
+    return state, canonical
+
+
+def _spec(tensor: torch.Tensor) -> TensorSpec:
+    return TensorSpec(shape=tuple(int(n) for n in tensor.shape), dtype=tensor.dtype, needs_grad=tensor.requires_grad)

@@ -1,0 +1,111 @@
+"""Small passes over the flat graph, each in place: what a plan need not see goes, what means the same is written the same."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from autopar.torch_private import size_of
+
+aten = torch.ops.aten
+
+VIEWS = (aten.view.default, aten._unsafe_view.default)
+COPIES = (aten.alias.default, aten.lift_fresh_copy.default, aten.lift_fresh.default)
+CHECKS = ("_assert", "sym_constrain")
+WHOLE_DIM = 2**62
+"""A slice that ends beyond this takes all of the dim: torch writes the largest int64."""
+
+
+def clean(graph: Graph) -> None:
+    """All passes, in the order in which one makes work for the next."""
+    for one in (drop_checks, whole_dropout, canonical_names, drop_identities, drop_dead):
+        one(graph)
+
+
+def drop_checks(graph: Graph) -> None:
+    """Assertions on metadata and on symbolic sizes: tracing has already decided them."""
+    for node in reversed(list(graph.nodes)):
+        name = str(node.target).removeprefix("aten.")
+        if node.op == "call_function" and not node.users and name.startswith(CHECKS):
+            graph.erase_node(node)
+
+
+def whole_dropout(graph: Graph) -> None:
+    """`native_dropout(...)[0]` of which nobody uses the mask is `dropout`."""
+    for node in list(graph.nodes):
+        if node.target is not aten.native_dropout.default:
+            continue
+        if all(user.target is operator.getitem and user.args[1] == 0 for user in node.users):
+            for user in list(node.users):
+                user.target, user.args = aten.dropout.default, (node.args[0], node.args[1], node.args[2] is not False)
+            graph.erase_node(node)
+
+
+def canonical_names(graph: Graph) -> None:
+    """`view`s become `reshape`s, and copies into contiguous memory `contiguous`."""
+    for node in graph.nodes:
+        if node.target in VIEWS:
+            node.target = aten.reshape.default
+        elif node.target is aten.clone.default and node.kwargs.get("memory_format") is torch.contiguous_format:
+            node.target, node.kwargs = aten.contiguous.default, {}
+
+
+def drop_identities(graph: Graph) -> None:
+    """Ops whose result is their first argument."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and (test := IDENTITIES.get(node.target)) and test(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def drop_dead(graph: Graph) -> None:
+    """Everything that no output needs: the graph is functional."""
+    for node in reversed(list(graph.nodes)):
+        if node.op not in ("placeholder", "output") and not node.users:
+            graph.erase_node(node)
+
+
+def shape_of(val: torch.Tensor) -> tuple[Any, ...]:
+    """The sizes as ints or sympy expressions, so that comparing them asks torch for no guards."""
+    return tuple(size_of(n) for n in val.shape)
+
+
+def _same_shape(node: Node) -> bool:
+    source = node.args[0]
+    return isinstance(source, Node) and shape_of(source.meta["val"]) == shape_of(node.meta["val"])
+
+
+def _same_dtype(node: Node) -> bool:
+    """A cast to the dtype that the value has, or a move to a device: a program knows only one."""
+    source = node.args[0]
+    plain = node.kwargs.get("memory_format") in (None, torch.preserve_format) and node.kwargs.get("layout") in (
+        None,
+        torch.strided,
+    )
+    return plain and isinstance(source, Node) and source.meta["val"].dtype == node.meta["val"].dtype
+
+
+def _whole_slice(node: Node) -> bool:
+    start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
+    from_first = start in (None, 0)
+    return from_first and step == 1 and (end is None or (isinstance(end, int) and end >= WHOLE_DIM)) or _same_shape(node)
+
+
+def _no_dropout(node: Node) -> bool:
+    _, probability, train = node.args
+    return probability == 0 or train is False
+
+
+IDENTITIES: dict[Any, Callable[[Node], bool]] = {
+    aten.reshape.default: _same_shape,
+    aten.expand.default: _same_shape,
+    aten.slice.Tensor: _whole_slice,
+    aten.clone.default: lambda node: node.kwargs.get("memory_format") in (None, torch.preserve_format),
+    aten._to_copy.default: _same_dtype,
+    aten.dropout.default: _no_dropout,
+    **dict.fromkeys(COPIES, lambda node: True),
+}

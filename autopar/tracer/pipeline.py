@@ -1,0 +1,60 @@
+"""The tracer from end to end: capture, gradients, clean, fold, build."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from autopar.ir.program import Program
+from autopar.tracer.build import build
+from autopar.tracer.capture import Captured, capture
+from autopar.tracer.clean import clean, drop_dead
+from autopar.tracer.dynamic import Dynamic, DynamicLike
+from autopar.tracer.fold import fold
+from autopar.tracer.gradients import propagate
+
+
+def trace(
+    model: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    dynamic: DynamicLike | None = None,
+    name: str | None = None,
+) -> Program:
+    """The model as a Program; the model itself stays as it is, and may be on "meta".
+
+    `args` and `kwargs` are examples of the global inputs: only their shapes and dtypes count, so meta tensors are fine.
+    `dynamic` names dims that may change, as `{"batch": 0, "seq": 1}` for that dim of every input that has it, or
+    `{"batch": {"input_ids": 0}}`; each becomes a symbol in `Program.symbols`.
+
+    Raises TraceError if the model cannot be captured as one graph, InputError if `dynamic` names what does not exist.
+    """
+    kwargs = dict(kwargs or {})
+    dims = Dynamic(dynamic or {})
+    marks = dims.marks(model, args, kwargs) if dims.names else []
+    captured = capture(model, args, kwargs, dims)
+    symbols = dims.apply(captured, marks) if dims.names else {}
+    clean(captured.graph)
+    mutations, outputs = captured.results
+    propagate(captured.graph, outputs)
+    drop_dead(captured.graph)
+    own_results(captured)
+    return build(name or type(model).__name__, captured, fold(captured), symbols)
+
+
+def own_results(captured: Captured) -> None:
+    """An output or new buffer content that is itself a state tensor becomes a value of its own."""
+    graph = captured.graph
+    output = graph.output_node()
+    for node in output.all_input_nodes:
+        if node.name in captured.state_of:
+            with graph.inserting_before(output):
+                copy = graph.call_function(torch.ops.aten.clone.default, (node,))
+            copy.meta = {"val": node.meta["val"], "needs_grad": node.meta["needs_grad"]}
+            output.replace_input_with(node, copy)
+
+
+__all__ = ["trace"]
