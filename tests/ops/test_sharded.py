@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ops import sharded
 from autopar.ops.sharded import MEAN, NONE, SUM
 from autopar.torch_private import coordinates, local_ranks
-from tests.ops.joint import trace_joint, with_groups
-from tests.ops.pieces import collect, distribute
+from tests.ops.joint import collectives_of, trace_joint, with_groups
+from tests.ops.pieces import collect, cut, distribute, join
+from tests.processes import run_processes
 
 MESHES = [MeshSpec((2,), ("a",)), MeshSpec((4,), ("a",)), MeshSpec((2, 2), ("a", "b"))]
 meshes = pytest.mark.parametrize("mesh", MESHES, ids=str)
@@ -37,7 +40,8 @@ def check(
 ) -> None:
     """`local` on pieces cut as `befores` makes pieces of what `full` makes, placed as `after`; gradients likewise.
 
-    Floating inputs get gradients, but for those that are `constant`. Runs eagerly, and as a joint graph that was traced without process groups.
+    Floating inputs get gradients, but for those that are `constant`. Runs eagerly, and as a joint graph that was traced
+    without process groups.
     """
     learning = [i for i, x in enumerate(inputs) if x.is_floating_point() and i not in constant]
     inputs = [x.requires_grad_(i in learning) for i, x in enumerate(inputs)]
@@ -271,6 +275,108 @@ def test_mean_over_a_sharded_dim(mesh: MeshSpec, keepdim: bool) -> None:
         [on(mesh, 0)],
         on(mesh, "P"),
     )
+
+
+GATHER, REDUCE = "all_gather_into_tensor", "all_reduce"
+A, AB = (("a", 2),), (("a", 2), ("b", 2))
+
+
+@pytest.mark.parametrize(
+    ("local", "inputs", "shape", "expected"),
+    [
+        (
+            lambda x, at: sharded.cross_entropy(*x, vocab_axes=A, vocab_coordinates=(at,), token_axes=AB[1:]),
+            [randn(4, 4), TARGET[:4]],
+            (),
+            [(REDUCE, "a"), (REDUCE, "a"), (REDUCE, "b")],
+        ),
+        (lambda x, at: sharded.cross_entropy(*x), [randn(4, 4), TARGET[:4]], (), []),
+        (
+            lambda x, at: sharded.layer_norm_hidden(*x[:1], 8, *x[1:], 1e-5, A),
+            [randn(3, 4), randn(4), randn(4)],
+            (3, 4),
+            [(GATHER, "a"), (REDUCE, "a")],
+        ),
+        (
+            lambda x, at: sharded.rms_norm_hidden(x[0], 16, x[1], 1e-5, AB),
+            [randn(3, 4), randn(4)],
+            (3, 4),
+            [(REDUCE, "a"), (REDUCE, "b")] * 2,
+        ),
+        (lambda x, at: sharded.embedding_vocab(*x, A, (at,)), [randn(4, 3), TARGET[:2]], (2, 3), []),
+        (lambda x, at: sharded.linear_row_bias(*x, A, (at,)), [randn(2, 4), randn(3, 4), randn(3)], (2, 3), []),
+    ],
+    ids=["cross_entropy", "cross_entropy_whole", "layer_norm", "rms_norm", "embedding", "linear"],
+)
+def test_joint_graphs_hold_just_these_collectives(
+    local: Callable[[Sequence[Tensor], Tensor], Tensor],
+    inputs: Sequence[Tensor],
+    shape: tuple[int, ...],
+    expected: list[tuple[str, str]],
+) -> None:
+    examples = [x.requires_grad_(x.is_floating_point()) for x in inputs]
+    module = trace_joint(lambda *x: local(x[:-1], x[-1]), [*examples, torch.tensor(0)], torch.empty(shape).double())
+    assert collectives_of(module.graph) == expected
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_makes_one_buffer_of_the_logits_size_forward_and_one_backward(smoothing: float, weighted: bool) -> None:
+    inputs = [randn(4, 8).requires_grad_(), TARGET[:4], randn(8)][: 3 if weighted else 2]
+    module = trace_joint(lambda *x: sharded.cross_entropy(*x, label_smoothing=smoothing), inputs, torch.empty(()).double())
+    made = [n for n in module.graph.nodes if n.op == "call_function" and n.meta["val"].shape == (4, 8) and is_new(n.target)]
+    assert [n.target for n in made] == [torch.ops.aten.sub.Tensor] * 2
+    order = {node: i for i, node in enumerate(module.graph.nodes)}
+    (exp,) = made[0].users
+    assert max(order[user] for user in exp.users) < order[made[1]]  # the first is gone before the second comes
+
+
+def is_new(op: torch._ops.OpOverload) -> bool:
+    """Whether the op's result has memory of its own."""
+    return all(result.alias_info is None for result in op._schema.returns)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_less_exact_than_the_full_op(dtype: torch.dtype) -> None:
+    logits, target, weight = (randn(64, 256) * 4).to(dtype), torch.arange(64) * 3, randn(256).to(dtype)
+    logits[range(8), target[:8]] += 20  # learnt: their gradients are near 0, and differences of numbers near 1
+    pairs: list[tuple[Callable[..., Tensor], Callable[..., Tensor]]] = [
+        (lambda x: F.cross_entropy(x, target), lambda x: sharded.cross_entropy(x, target)),
+        (lambda x: F.layer_norm(x, (256,)), lambda x: sharded.layer_norm_hidden(x, 256, None, None, 1e-5, ())),
+        (lambda x: F.rms_norm(x, (256,), weight.to(x.dtype)), lambda x: sharded.rms_norm_hidden(x, 256, weight, None, ())),
+    ]
+    for full, ours in pairs:
+        exact, theirs, mine = [value_and_gradient(f, x) for f, x in ((full, logits.double()), (full, logits), (ours, logits))]
+        for x, y, z in zip(exact, theirs, mine, strict=True):
+            assert z.dtype == dtype
+            assert (z - x).norm() <= 1.1 * (y - x).norm() + 1e-6 * x.norm()
+
+
+def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    y = function(x)
+    (grad,) = torch.autograd.grad(y, [x], torch.linspace(0.5, 1, y.numel()).to(x.dtype).view(y.shape))
+    return y.detach(), grad
+
+
+def real_process(rank: int, folder: str) -> None:
+    """Cross-entropy over a sharded vocabulary and a norm over a sharded hidden dim, on this process's pieces."""
+    group = init_device_mesh("cpu", (2,)).get_group(0).group_name
+    axes, at = ((group, 2),), torch.tensor(rank)
+    x = cut(randn(8, 8), Placement((1,)), (2,))[rank].requires_grad_()
+    hidden = sharded.layer_norm_hidden(x, 8, None, None, 1e-5, axes)
+    loss = sharded.cross_entropy(hidden, TARGET, vocab_axes=axes, vocab_coordinates=(at,))
+    torch.save((loss.detach(), *torch.autograd.grad(loss, [x])), f"{folder}/{rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_real_processes_equal_the_full_ops(tmp_path: Path) -> None:
+    run_processes(2, real_process, str(tmp_path))
+    x = randn(8, 8).requires_grad_()
+    loss = F.cross_entropy(F.layer_norm(x, (8,)), TARGET)
+    losses, grads = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
+    torch.testing.assert_close(join(losses, Placement(("I",)), (2,)), loss.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(join(grads, Placement((1,)), (2,)), *torch.autograd.grad(loss, [x]), rtol=1e-12, atol=1e-12)
 
 
 def test_the_harness_sees_a_wrong_gradient_and_a_wrong_placement() -> None:
