@@ -1,0 +1,206 @@
+"""Plan: what the solver decided, as versioned JSON. All that codegen needs, and all that people read.
+
+A plan speaks of nodes by name and of placements in the notation of `Placement`. It is bound to one program (by
+fingerprint) and one mesh; on load its form is validated, and `Plan.require` names what differs if it is not the program,
+or the mesh, at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+from autopar.errors import PlanError
+from autopar.ir.mesh import MeshSpec
+from autopar.ir.placement import Placement
+from autopar.ir.program import Program
+
+VERSION = 1
+
+PlacementText = Annotated[
+    Placement,
+    BeforeValidator(lambda v: Placement.parse(v) if isinstance(v, str) else v),
+    PlainSerializer(str, return_type=str),
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class PlannedTensor(_Part):
+    """Global shape and dtype of an input, parameter or buffer, and where it rests."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    placement: PlacementText
+
+
+class PlannedUnit(_Part):
+    """`factors`: per mesh axis the factor that is cut, null for none, "~" where partial sums pass through."""
+
+    kind: str
+    nodes: tuple[str, ...]
+    factors: tuple[str | None, ...]
+    roles: tuple[str | None, ...]
+
+
+class PlannedConversion(_Part):
+    tensor: str
+    before: PlacementText
+    after: PlacementText
+
+
+class KeptTensor(_Part):
+    tensor: str
+    placement: PlacementText
+
+
+class PlannedClass(_Part):
+    """What `calls` calls in a row keep for backward and make again."""
+
+    calls: int
+    kept: tuple[KeptTensor, ...]
+    kept_internals: tuple[str, ...]
+    redone: tuple[str, ...]
+    reconverted: tuple[PlannedConversion, ...]
+
+
+class PlannedRegion(_Part):
+    units: dict[str, PlannedUnit]
+    converted: tuple[PlannedConversion, ...]
+    classes: tuple[PlannedClass, ...]
+
+
+class PlannedCollective(_Part):
+    """How often a collective runs in a step on an axis, and the bytes of it (as `autopar.ops.flops.Collective` counts)."""
+
+    kind: str
+    axis: str
+    phase: Literal["forward", "backward"]
+    count: int
+    bytes: int
+
+
+class Figures(_Part):
+    """Predicted per device and step. `memory_bytes` splits the peak; `time_s` splits the step time."""
+
+    forward_flops: int
+    backward_flops: int
+    redone_flops: int
+    collectives: tuple[PlannedCollective, ...]
+    memory_bytes: dict[str, float]
+    time_s: dict[str, float]
+
+
+class Plan(_Part):
+    """A complete plan. Times in seconds, bytes per device."""
+
+    format: Literal["autopar-plan"] = "autopar-plan"
+    version: int = VERSION
+    model: str
+    fingerprint: str
+    mesh: MeshSpec
+    hardware: str
+    cost_model: int
+    optimizer: str
+    budget_bytes: int | None
+    status: str
+    step_time_s: float
+    lower_bound_s: float
+    gap: float
+    peak_bytes: float
+    peak_where: str
+    solve_s: float
+    notes: tuple[str, ...] = ()
+    figures: Figures
+    inputs: dict[str, PlannedTensor]
+    state: dict[str, PlannedTensor]
+    boundaries: dict[str, PlacementText]
+    regions: dict[str, PlannedRegion]
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan; the file is replaced in one step, so an interrupted write leaves the old one."""
+        write_atomically(Path(path), self.to_json())
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "plan") -> Plan:
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"{where} is no JSON (line {error.lineno}: {error.msg}): make it again with `autopar plan`") from error
+        if not isinstance(data, dict) or data.get("format") != "autopar-plan":
+            raise PlanError(f"{where} is no autopar plan: it lacks format 'autopar-plan'")
+        if data.get("version") != VERSION:
+            raise PlanError(
+                f"{where} has plan version {data.get('version')}, this autopar reads version {VERSION}: make it again with `autopar plan`"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise PlanError(f"{where}: field {field}: {first['msg']} ({error.error_count()} such): make it again") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read and validate a plan; raises PlanError naming the field that is wrong."""
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise PlanError(f"cannot read plan {os.fspath(path)}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise PlanError(f"plan {os.fspath(path)} is not text") from error
+        return cls.from_json(text, f"plan {os.fspath(path)}")
+
+    def require(self, program: Program, mesh: MeshSpec) -> None:
+        """Raise PlanError, naming the difference, unless the plan is for this program on this mesh."""
+        if self.mesh != mesh:
+            raise PlanError(
+                f"the plan is for mesh {self.mesh} ({', '.join(self.mesh.names)}), this one is {mesh} ({', '.join(mesh.names)}): "
+                "plan again for this mesh, or build the DeviceMesh with those sizes and mesh_dim_names"
+            )
+        if self.fingerprint != program.fingerprint:
+            raise PlanError(f"the plan was made for another program: {self.difference(program)}. Plan again for this model and batch")
+        for name, planned in self.state.items():
+            if not planned.placement.divides(planned.shape, mesh.sizes):
+                raise PlanError(f"the plan shards {name} {list(planned.shape)} as {planned.placement}, which does not divide it")
+
+    def difference(self, program: Program) -> str:
+        """The first difference from a program, in words."""
+        inputs = {name: program.values[name] for name in program.inputs if name}
+        state = {name: s.spec for name, s in program.state.items()}
+        for what, planned, actual in (("input", self.inputs, inputs), ("state", self.state, state)):
+            if missing := [n for n in planned if n not in actual]:
+                return f"{what} {missing[0]} of the plan is not in the model {program.name}"
+            if added := [n for n in actual if n not in planned]:
+                return f"{what} {added[0]} of the model {program.name} is not in the plan"
+            for name, tensor in planned.items():
+                there = (tuple(actual[name].shape), str(actual[name].dtype).removeprefix("torch."))
+                if (tensor.shape, tensor.dtype) != there:
+                    return f"{what} {name} is {tensor.dtype}{list(tensor.shape)} in the plan and {there[1]}{list(there[0])} in the model"
+        for name in program.regions:
+            if name not in self.regions:
+                return f"the model has a region {name} that the plan does not know"
+        return "the operations of its graph differ (another version of the model's code or of its library?)"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    path = path.expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

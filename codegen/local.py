@@ -1,0 +1,140 @@
+"""The local forward graph of a region: the program on one device's shapes, with every conversion an explicit call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from autopar.errors import PlanError
+from autopar.ir.conversion import Conversion
+from autopar.ir.mesh import MeshSpec
+from autopar.ir.placement import Placement
+from autopar.ir.plan import Plan, PlannedRegion
+from autopar.ir.program import Program, Region
+from autopar.ops.collectives import FUNCTIONS, arguments
+from autopar.ops.joint import TensorLike
+from autopar.ops.lower import emit_unit
+from autopar.ops.strategies import Strategy, strategy
+from autopar.ops.units import Unit, needs_grad, units
+
+Position = tuple[str, Placement]
+"""A tensor (by its node's name in the program) at a placement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalRegion:
+    """`graph` has placeholders for inputs, state and the coordinates on each mesh axis, in this order, and nodes whose meta
+    says which "unit" (and node of the program, "origin") or which "conversion" (tensor, before, after) they are.
+
+    `inputs` describes the placeholders; `values` says which node holds a tensor at a placement; `differentiated` whether a
+    gradient flows into each output; `outputs` are the placements they leave at.
+    """
+
+    region: Region
+    units: tuple[Unit, ...]
+    graph: torch.fx.Graph
+    inputs: tuple[TensorLike, ...]
+    values: Mapping[Position, str]
+    differentiated: tuple[bool, ...]
+
+    @cached_property
+    def module(self) -> torch.fx.GraphModule:
+        return torch.fx.GraphModule(torch.nn.Module(), self.graph)
+
+
+def chosen_strategies(units_: tuple[Unit, ...], planned: PlannedRegion, mesh: MeshSpec) -> dict[str, Strategy]:
+    """Strategies from the factors that the plan names; raises PlanError where they are impossible."""
+    found = {}
+    for unit in units_:
+        if unit.name not in planned.units:
+            raise PlanError(f"the plan says nothing of {unit.name}: make it again for this program")
+        factors = planned.units[unit.name].factors
+        known = {*unit.sizes, None, "~"}
+        chosen = strategy(unit, factors, mesh.sizes) if len(factors) == len(mesh) and known >= set(factors) else None
+        if chosen is None:
+            raise PlanError(f"the plan cuts {unit.name} along {factors}, which is impossible (factors: {dict(unit.sizes)})")
+        found[unit.name] = chosen
+    return found
+
+
+class Emitter:
+    """Writes one local forward graph; conversions appear where their result is first needed."""
+
+    def __init__(self, program: Program, region: Region, plan: Plan, device: str) -> None:
+        self.program, self.region, self.plan, self.device = program, region, plan, device
+        self.planned, self.mesh = plan.regions[region.name], plan.mesh
+        self.units = units(region)
+        self.strategies = chosen_strategies(self.units, self.planned, self.mesh)
+        self.graph = torch.fx.Graph()
+        self.env: dict[torch.fx.Node, torch.fx.Node] = {}
+        self.at: dict[Position, torch.fx.Node] = {}
+        self.inputs: list[TensorLike] = []
+        self.into = {(c.tensor, c.after): Conversion(c.before, c.after) for c in self.planned.converted}
+
+    def local_region(self) -> LocalRegion:
+        call = self.program.calls[self.program.calls_of(self.region.name)[0]]
+        for slot, value in zip(self.region.inputs, call.inputs, strict=True):
+            self.placeholder(slot, self.plan.boundaries[value])
+        for slot, name in zip(self.region.state, call.state, strict=True):
+            self.placeholder(slot, self.plan.state[name].placement)
+        self.coordinates = {name: self.graph.placeholder(f"coordinate_{name}") for name in self.mesh.names}
+        self.inputs += [TensorLike(shape=(), dtype=torch.int64, needs_grad=False)] * len(self.coordinates)
+        for unit in self.units:
+            self.unit(unit)
+        outputs = tuple(
+            self.get(node.name, self.plan.boundaries[value]) for node, value in zip(self.region.outputs, call.outputs, strict=True)
+        )
+        self.graph.output(outputs)
+        return LocalRegion(
+            region=self.region,
+            units=self.units,
+            graph=self.graph,
+            inputs=tuple(self.inputs),
+            values={position: node.name for position, node in self.at.items()},
+            differentiated=tuple(
+                needs_grad(n) and flows_back(self.program, v) for n, v in zip(self.region.outputs, call.outputs, strict=True)
+            ),
+        )
+
+    def placeholder(self, slot: str, placement: Placement) -> None:
+        node = self.region.nodes[slot]
+        value = node.meta["val"]
+        shape = placement.local_shape(tuple(int(n) for n in value.shape), self.mesh.sizes)
+        new = self.graph.placeholder(slot)
+        self.inputs.append(TensorLike(shape=shape, dtype=value.dtype, needs_grad=needs_grad(node)))
+        self.at[slot, placement] = new
+
+    def unit(self, unit: Unit) -> None:
+        chosen = self.strategies[unit.name]
+        env = {node: self.get(node.name, pl) for node, pl in zip(unit.operands, chosen.operands, strict=True)}
+        emit_unit(unit, chosen, self.mesh, self.graph, env, self.coordinates.__getitem__, self.device)
+        for node, placement in zip(unit.results, chosen.results, strict=True):
+            self.at[node.name, placement] = env[node]
+
+    def get(self, tensor: str, placement: Placement) -> torch.fx.Node:
+        """The node that holds the tensor at this placement, made by the plan's conversions."""
+        if (tensor, placement) in self.at:
+            return self.at[tensor, placement]
+        conversion = self.into.get((tensor, placement))
+        if conversion is None:
+            raise PlanError(f"the plan has no conversion that brings {tensor} to {placement}")
+        source = self.get(tensor, conversion.before)
+        axis = self.mesh.names[conversion.axis]
+        given = arguments(conversion.kind, conversion.dims, axis, self.mesh.sizes[conversion.axis], self.coordinates[axis])
+        name = f"{tensor}_{conversion.kind.name}_{axis}"
+        node = self.graph.create_node("call_function", FUNCTIONS[conversion.kind.name], (source, *given), name=name)
+        node.meta = {"conversion": (tensor, conversion.before, conversion.after)}
+        self.at[tensor, placement] = node
+        return node
+
+
+def flows_back(program: Program, value: str) -> bool:
+    """Whether a gradient comes back for a region's output: it is the loss, or something that later regions read.
+
+    Without a loss every differentiable output of the program may get one.
+    """
+    read = any(value in call.inputs for call in program.calls)
+    return value == program.loss or read or (program.loss is None and value in program.outputs)

@@ -1,0 +1,247 @@
+"""From a measured program, a mesh and hardware to the solver's Problem: every placement, strategy and conversion priced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from autopar.hardware import Hardware
+from autopar.ir.conversion import Conversion, conversions_from
+from autopar.ir.mesh import MeshSpec
+from autopar.ir.placement import INVARIANT, PARTIAL, Placement, placements
+from autopar.ir.program import Program, Region
+from autopar.ops.flops import Collective
+from autopar.ops.lower import needs_implementation
+from autopar.ops.strategies import Strategy, strategies
+from autopar.ops.units import Unit, needs_grad
+from autopar.profiler.model_cost import Measured, ModelCost
+from autopar.profiler.unit_cost import UnitCost, cost_of_strategy
+from autopar.solver import problem as p
+from autopar.solver.groups import UnionFind
+from autopar.solver.restriction import split
+from autopar.solver.roles import roles
+
+OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "momentum": 1, "sgd": 0}
+"""Tensors of optimizer state per parameter, each of the parameter's own size and dtype (as torch.optim keeps them)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where a program is to run: mesh, hardware, byte budget per device, optimizer, and how many classes of calls."""
+
+    mesh: MeshSpec
+    hardware: Hardware
+    budget_bytes: float | None = None
+    optimizer: str = "adamw"
+    split: bool = False
+
+
+class Builder:
+    """Builds one Problem; the methods are in the order of its parts."""
+
+    def __init__(self, cost: ModelCost, setting: Setting) -> None:
+        self.cost, self.setting = cost, setting
+        self.program: Program = cost.program
+        self.mesh, self.hardware = setting.mesh, setting.hardware
+        self.links = setting.hardware.axis_links(setting.mesh)
+        self.boundary_of = group_boundaries(self.program)
+        self.group_of = group_state(self.program)
+        self.strategies: dict[str, dict[str, tuple[Strategy, ...]]] = {}
+
+    @cached_property
+    def roles(self) -> dict[str, dict[str, dict[str, str]]]:
+        return roles(self.program, {name: tuple(m.unit for m in found) for name, found in self.cost.regions.items()})
+
+    def problem(self) -> p.Problem:
+        return p.Problem(
+            axes=len(self.mesh),
+            regions=tuple(self.region(region) for region in self.program.regions.values()),
+            boundaries=self.boundaries(),
+            state=self.state(),
+            budget_bytes=self.setting.budget_bytes,
+        )
+
+    def region(self, region: Region) -> p.Region:
+        measured = self.cost.regions[region.name]
+        units = tuple(self.unit(region.name, m) for m in measured)
+        self.strategies[region.name] = {m.unit.name: strategies(m.unit, self.mesh.sizes) for m in measured}
+        calls = [self.program.calls[i] for i in self.program.calls_of(region.name)]
+        read = {name for m in measured for name in (n.name for n in m.unit.operands)}
+        inputs = {slot: self.boundary_of[v] for slot, v in zip(region.inputs, calls[0].inputs, strict=True)}
+        state = {slot: self.group_of[s] for slot, s in zip(region.state, calls[0].state, strict=True)}
+        outputs = tuple((n.name, self.boundary_of[v]) for n, v in zip(region.outputs, calls[0].outputs, strict=True))
+        tensors = {n.name: self.tensor(n, "unit", any_partial(units, n.name)) for m in measured for n in m.unit.results}
+        passed = {name for name, _ in outputs}
+        tensors |= {slot: self.tensor(region.nodes[slot], "input") for slot in inputs if slot in read | passed}
+        tensors |= {slot: self.tensor(region.nodes[slot], "state") for slot in state if slot in read | passed}
+        return p.Region(
+            name=region.name,
+            units=units,
+            tensors=tensors,
+            inputs={slot: b for slot, b in inputs.items() if slot in tensors},
+            outputs=outputs,
+            state={slot: g for slot, g in state.items() if slot in tensors},
+            classes=split(len(calls)) if self.setting.split else (len(calls),),
+        )
+
+    def tensor(self, node: torch.fx.Node, source: str, partial: bool = False) -> p.Tensor:
+        value = node.meta["val"]
+        shape, grad = tuple(int(n) for n in value.shape), needs_grad(node)
+        letters = ("R", INVARIANT, *((PARTIAL,) if partial else ())) if grad else (INVARIANT,)
+        found = {pl: self.local_bytes(value, pl) for pl in placements(shape, self.mesh.sizes, letters)}
+        arcs = [
+            self.arc(conversion, value, grad)
+            for before in found
+            for conversion in conversions_from(before, shape, self.mesh.sizes, differentiable=grad)
+            if conversion.after in found
+        ]
+        return p.Tensor(name=node.name, source=source, bytes_at=found, arcs=tuple(arcs))
+
+    def local_bytes(self, value: torch.Tensor, placement: Placement) -> float:
+        return value.numel() * value.element_size() * placement.local_fraction(self.mesh.sizes)
+
+    def arc(self, conversion: Conversion, value: torch.Tensor, grad: bool) -> p.Arc:
+        before, after = (self.local_bytes(value, pl) for pl in (conversion.before, conversion.after))
+        return p.Arc(
+            before=conversion.before,
+            after=conversion.after,
+            forward_s=self.conversion_s(conversion, conversion.kind.forward, before, after),
+            backward_s=self.conversion_s(conversion, conversion.kind.backward, after, before) if grad else 0.0,
+        )
+
+    def conversion_s(self, conversion: Conversion, kind: str | None, source: float, target: float) -> float:
+        """Time of one direction: its collective, or the copy that a slice makes."""
+        if kind is None:
+            copies = conversion.kind.name not in ("copy", "reduce", "forget") and source != target
+            return self.hardware.time_s(0, 2 * min(source, target), "float32") if copies else 0.0
+        size = self.mesh.sizes[conversion.axis]
+        whole = source if kind == "all_to_all" else max(source, target)
+        return self.links[conversion.axis].collective_s(kind, whole, size)
+
+    def unit(self, region: str, measured: Measured) -> p.Unit:
+        unit, cost = measured.unit, measured.cost
+        return p.Unit(
+            name=unit.name,
+            kind=unit.kind,
+            operands=tuple(n.name for n in unit.operands),
+            results=tuple(n.name for n in unit.results),
+            reads=cost.reads,
+            strategies=tuple(self.strategy(region, measured, s) for s in strategies(unit, self.mesh.sizes)),
+            redoable=not unit.random,
+        )
+
+    def strategy(self, region: str, measured: Measured, chosen: Strategy) -> p.Strategy:
+        unit = measured.unit
+        cost = measured.cost
+        if needs_implementation(unit, chosen):
+            cost = cost_of_strategy(unit, chosen, self.mesh, self.cost.device)
+        sizes = chosen.local_sizes(unit, self.mesh.sizes)
+        inside = sum(m.at(sizes) for m in cost.internals)
+        operands = [self.local_bytes(n.meta["val"], pl) for n, pl in zip(unit.operands, chosen.operands, strict=True)]
+        results = [self.local_bytes(n.meta["val"], pl) for n, pl in zip(unit.results, chosen.results, strict=True)]
+        gradients = [b for n, b in zip((*unit.operands, *unit.results), (*operands, *results), strict=True) if needs_grad(n)]
+        role = self.roles[region][unit.name]
+        return p.Strategy(
+            factors=chosen.factors,
+            roles=tuple(role.get(f, "partial") if f is not None else None for f in chosen.factors),
+            operands=chosen.operands,
+            results=chosen.results,
+            forward_s=self.kernels_s(cost.forward, sizes) + self.inner_collectives_s(cost.forward_collectives),
+            backward_s=self.kernels_s(cost.backward, sizes) + self.inner_collectives_s(cost.backward_collectives),
+            saved_bytes=inside,
+            forward_temp_bytes=sum(operands) + sum(results) + max(inside, self.largest(cost, sizes)),
+            backward_temp_bytes=sum(operands) + sum(results) + inside + sum(gradients),
+        )
+
+    def kernels_s(self, nodes: Iterable[object], sizes: Mapping[str, int]) -> float:
+        return sum(
+            self.hardware.time_s(n.flops.at(sizes), sum(m.at(sizes) for m in n.moved), n.dtype)  # type: ignore[attr-defined]
+            for n in nodes
+        )
+
+    def inner_collectives_s(self, collectives: Sequence[Collective]) -> float:
+        axis = {name: i for i, name in enumerate(self.mesh.names)}
+        return sum(self.links[axis[c.axis]].collective_s(c.kind, c.bytes, self.mesh.sizes[axis[c.axis]]) for c in collectives)
+
+    @staticmethod
+    def largest(cost: UnitCost, sizes: Mapping[str, int]) -> float:
+        """Scratch inside a chain: its largest two intermediate tensors at a time."""
+        made = sorted((n.moved[-1].at(sizes) for n in cost.forward[:-1] if n.moved), reverse=True)
+        return sum(made[:2])
+
+    def boundaries(self) -> dict[str, p.Boundary]:
+        members: dict[str, list[str]] = {}
+        for value, boundary in self.boundary_of.items():
+            members.setdefault(boundary, []).append(value)
+        carried = {
+            self.boundary_of[value]
+            for name, region in self.program.regions.items()
+            for position, value in enumerate(self.program.calls[self.program.calls_of(name)[0]].inputs)
+            if not self.program.is_shared_input(name, position)
+        }
+        found = {}
+        for boundary, names in members.items():
+            spec = self.program.values[names[0]]
+            whole = self.program.loss in names or set(self.program.mutations.values()) & set(names)
+            shape = tuple(int(n) for n in spec.shape)
+            options = [Placement.whole(len(self.mesh))] if whole else list(placements(shape, self.mesh.sizes, (INVARIANT,)))
+            full = int(spec.bytes)
+            found[boundary] = p.Boundary(
+                name=boundary,
+                bytes_at={pl: full * pl.local_fraction(self.mesh.sizes) for pl in options},
+                carried=boundary in carried,
+                resident=any(name in self.program.inputs for name in names),
+            )
+        return found
+
+    def state(self) -> dict[str, p.StateGroup]:
+        members: dict[str, list[str]] = {}
+        for name, group in self.group_of.items():
+            members.setdefault(group, []).append(name)
+        found = {}
+        for group, names in members.items():
+            state = self.program.state[names[0]]
+            shape = tuple(int(n) for n in state.spec.shape)
+            trained = state.kind == "parameter" and state.spec.needs_grad
+            whole = [Placement.whole(len(self.mesh))]
+            options = list(placements(shape, self.mesh.sizes, (INVARIANT,))) if state.kind == "parameter" else whole
+            copies = 1 + (1 + OPTIMIZER_COPIES[self.setting.optimizer] if trained else 0)
+            full = int(state.spec.bytes) * len(names)
+            found[group] = p.StateGroup(
+                name=group,
+                bytes_at={pl: copies * full * pl.local_fraction(self.mesh.sizes) for pl in options},
+                step_bytes_at={pl: full * pl.local_fraction(self.mesh.sizes) if trained else 0.0 for pl in options},
+            )
+        return found
+
+
+def any_partial(units: Sequence[p.Unit], name: str) -> bool:
+    return any(
+        PARTIAL in s.results[unit.results.index(name)].states for unit in units if name in unit.results for s in unit.strategies
+    )
+
+
+def group_boundaries(program: Program) -> dict[str, str]:
+    """value -> boundary: values in the same position of a repeated region's calls share one."""
+    union = UnionFind(program.values)
+    for name, region in program.regions.items():
+        calls = [program.calls[i] for i in program.calls_of(name)]
+        for position in range(len(region.inputs)):
+            if not program.is_shared_input(name, position):
+                union.join([call.inputs[position] for call in calls])
+        for position in range(len(region.outputs)):
+            union.join([call.outputs[position] for call in calls])
+    return union.names()
+
+
+def group_state(program: Program) -> dict[str, str]:
+    """state name -> group: state in the same position of a repeated region's calls shares one."""
+    union = UnionFind(program.state)
+    for name, region in program.regions.items():
+        calls = [program.calls[i] for i in program.calls_of(name)]
+        for position in range(len(region.state)):
+            union.join([call.state[position] for call in calls])
+    return union.names()

@@ -1,0 +1,171 @@
+"""From a solution to a plan: names for everything, and the figures that the emitted program will be held against."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from autopar.hardware import COST_MODEL_VERSION
+from autopar.ir.conversion import Conversion
+from autopar.ir.placement import Placement
+from autopar.ir.plan import (
+    Figures,
+    KeptTensor,
+    Plan,
+    PlannedClass,
+    PlannedCollective,
+    PlannedConversion,
+    PlannedRegion,
+    PlannedTensor,
+    PlannedUnit,
+)
+from autopar.ir.program import TensorSpec
+from autopar.ops.flops import Collective
+from autopar.ops.lower import needs_implementation
+from autopar.ops.strategies import Strategy
+from autopar.ops.units import needs_grad
+from autopar.profiler.model_cost import Measured
+from autopar.profiler.unit_cost import NodeCost, UnitCost, cost_of_strategy
+from autopar.solver.build import Builder
+from autopar.solver.check import check
+from autopar.solver.problem import ClassChoice, Problem, RegionChoice, Solution
+
+Count = Counter[tuple[str, str, str]]
+
+
+def to_plan(builder: Builder, problem: Problem, solution: Solution) -> Plan:
+    """The plan of a checked solution."""
+    program, setting = builder.program, builder.setting
+    verdict = check(problem, solution)
+    peak = max(verdict.rows, key=lambda row: row.bytes)
+    placed = {value: solution.boundaries[boundary] for value, boundary in builder.boundary_of.items()}
+    rest = {name: solution.rest[group] for name, group in builder.group_of.items()}
+    return Plan(
+        model=program.name,
+        fingerprint=program.fingerprint,
+        mesh=setting.mesh,
+        hardware=setting.hardware.name,
+        cost_model=COST_MODEL_VERSION,
+        optimizer=setting.optimizer,
+        budget_bytes=None if problem.budget_bytes is None else int(problem.budget_bytes),
+        status=solution.status,
+        step_time_s=solution.cost_s,
+        lower_bound_s=solution.bound_s,
+        gap=solution.gap,
+        peak_bytes=verdict.peak_bytes,
+        peak_where=verdict.peak_where,
+        solve_s=solution.seconds,
+        notes=solution.notes,
+        figures=figures(builder, problem, solution, dict(peak.parts)),
+        inputs={name: tensor(program.values[name], placed[name]) for name in program.inputs if name},
+        state={name: tensor(state.spec, rest[name]) for name, state in program.state.items()},
+        boundaries=placed,
+        regions={name: region(builder, problem, name, choice) for name, choice in solution.regions.items()},
+    )
+
+
+def tensor(spec: TensorSpec, placement: Placement) -> PlannedTensor:
+    return PlannedTensor(shape=tuple(int(n) for n in spec.shape), dtype=str(spec.dtype).removeprefix("torch."), placement=placement)
+
+
+def region(builder: Builder, problem: Problem, name: str, choice: RegionChoice) -> PlannedRegion:
+    measured = {m.unit.name: m.unit for m in builder.cost.regions[name]}
+    chosen = {unit.name: unit.strategies[choice.strategies[unit.name]] for unit in problem.region[name].units}
+    return PlannedRegion(
+        units={
+            unit: PlannedUnit(kind=measured[unit].kind, nodes=tuple(n.name for n in measured[unit].nodes), factors=s.factors, roles=s.roles)
+            for unit, s in chosen.items()
+        },
+        converted=conversions(choice.converted),
+        classes=tuple(planned_class(n, c) for n, c in zip(problem.region[name].classes, choice.classes, strict=True)),
+    )
+
+
+def conversions(chosen: Iterable[tuple[str, Placement, Placement]]) -> tuple[PlannedConversion, ...]:
+    found = [PlannedConversion(tensor=t, before=b, after=a) for t, b, a in chosen]
+    return tuple(sorted(found, key=lambda c: (c.tensor, str(c.before), str(c.after))))
+
+
+def planned_class(calls: int, choice: ClassChoice) -> PlannedClass:
+    return PlannedClass(
+        calls=calls,
+        kept=tuple(KeptTensor(tensor=t, placement=pl) for t, pl in sorted(choice.kept, key=lambda k: (k[0], str(k[1])))),
+        kept_internals=tuple(sorted(choice.kept_internals)),
+        redone=tuple(sorted(choice.redone)),
+        reconverted=conversions(choice.reconverted),
+    )
+
+
+def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapping[str, float]) -> Figures:
+    """Sums over all calls; what runs is read off the solution, not off the solver's objective."""
+    flops = Counter(forward=0, backward=0, redone=0)
+    times: Counter[str] = Counter()
+    counts: Counter[tuple[str, str, str]] = Counter()
+    sent: Counter[tuple[str, str, str]] = Counter()
+
+    def add(collectives: Iterable[Collective], phase: str, calls: int) -> None:
+        for c in collectives:
+            counts[c.kind, c.axis, phase] += calls
+            sent[c.kind, c.axis, phase] += calls * c.bytes
+            axis = builder.mesh.names.index(c.axis)
+            link = builder.links[axis]
+            times[f"communication on {c.axis}"] += calls * link.collective_s(c.kind, c.bytes, builder.mesh.sizes[axis])  # type: ignore[assignment]
+
+    for name, choice in solution.regions.items():
+        calls = sum(problem.region[name].classes)
+        costs = {m.unit.name: chosen_cost(builder, m, choice.strategies[m.unit.name], name) for m in builder.cost.regions[name]}
+        for cost, sizes in costs.values():
+            flops["forward"] += calls * total_flops(cost.forward, sizes)
+            flops["backward"] += calls * total_flops(cost.backward, sizes)
+            times["compute"] += calls * (builder.kernels_s(cost.forward, sizes) + builder.kernels_s(cost.backward, sizes))  # type: ignore[assignment]
+            add(cost.forward_collectives, "forward", calls)
+            add(cost.backward_collectives, "backward", calls)
+        for converted in choice.converted:
+            add(conversion_collectives(builder, name, converted, "forward"), "forward", calls)
+            add(conversion_collectives(builder, name, converted, "backward"), "backward", calls)
+        for multiplicity, keep in zip(problem.region[name].classes, choice.classes, strict=True):
+            for unit in keep.redone:
+                cost, sizes = costs[unit]
+                flops["redone"] += multiplicity * total_flops(cost.forward, sizes)
+                times["recomputation"] += multiplicity * builder.kernels_s(cost.forward, sizes)  # type: ignore[assignment]
+                add(cost.forward_collectives, "backward", multiplicity)
+            for converted in keep.reconverted:
+                add(conversion_collectives(builder, name, converted, "forward"), "backward", multiplicity)
+    return Figures(
+        forward_flops=flops["forward"],
+        backward_flops=flops["backward"],
+        redone_flops=flops["redone"],
+        collectives=tuple(
+            PlannedCollective(kind=k, axis=a, phase=ph, count=counts[k, a, ph], bytes=sent[k, a, ph])  # type: ignore[arg-type]
+            for k, a, ph in sorted(counts)
+        ),
+        memory_bytes=dict(memory),
+        time_s=dict(times),
+    )
+
+
+def chosen_cost(builder: Builder, measured: Measured, index: int, region_name: str) -> tuple[UnitCost, Mapping[str, int]]:
+    chosen: Strategy = builder.strategies[region_name][measured.unit.name][index]
+    cost = measured.cost
+    if needs_implementation(measured.unit, chosen):
+        cost = cost_of_strategy(measured.unit, chosen, builder.mesh, builder.cost.device)
+    return cost, chosen.local_sizes(measured.unit, builder.mesh.sizes)
+
+
+def total_flops(nodes: Iterable[NodeCost], sizes: Mapping[str, int]) -> int:
+    return round(sum(n.flops.at(sizes) for n in nodes))
+
+
+def conversion_collectives(
+    builder: Builder, region_name: str, converted: tuple[str, Placement, Placement], phase: str
+) -> Iterator[Collective]:
+    """The collective of a conversion in one phase, as the emitted program will show it."""
+    name, before, after = converted
+    node = builder.program.regions[region_name].nodes[name]
+    conversion = Conversion(before, after)
+    kind = conversion.kind.forward if phase == "forward" else conversion.kind.backward
+    if kind is None or (phase == "backward" and not needs_grad(node)):
+        return
+    value = node.meta["val"]
+    one, other = builder.local_bytes(value, before), builder.local_bytes(value, after)
+    yield Collective(kind, builder.mesh.names[conversion.axis], round(one if kind == "all_to_all" else max(one, other)))
