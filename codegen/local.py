@@ -30,7 +30,7 @@ class LocalRegion:
     says which "unit" (and node of the program, "origin") or which "conversion" (tensor, before, after) they are.
 
     `inputs` describes the placeholders; `values` says which node holds a tensor at a placement; `differentiated` whether a
-    gradient flows into each output; `outputs` are the placements they leave at.
+    gradient flows into each output; `resident` are inputs that are the user's batch, and so in memory anyway.
     """
 
     region: Region
@@ -39,6 +39,7 @@ class LocalRegion:
     inputs: tuple[TensorLike, ...]
     values: Mapping[Position, str]
     differentiated: tuple[bool, ...]
+    resident: frozenset[str]
 
     @cached_property
     def module(self) -> torch.fx.GraphModule:
@@ -97,6 +98,7 @@ class Emitter:
             differentiated=tuple(
                 needs_grad(n) and flows_back(self.program, v) for n, v in zip(self.region.outputs, call.outputs, strict=True)
             ),
+            resident=frozenset(s for s, v in zip(self.region.inputs, call.inputs, strict=True) if v in self.program.inputs),
         )
 
     def placeholder(self, slot: str, placement: Placement) -> None:

@@ -52,7 +52,7 @@ class Splitter:
     def kept_values(self) -> set[torch.fx.Node]:
         """Owners of what the plan keeps: tensors at placements, and the insides of units."""
         placeholders = {n.name: n for n in self.local.graph.nodes if n.op == "placeholder"}
-        found: set[torch.fx.Node] = set()
+        found = {self.joint.inputs[list(placeholders).index(name)] for name in self.local.resident}
         for kept in self.keep.kept:
             name = self.local.values[kept.tensor, kept.placement]
             if name in placeholders:

@@ -1,0 +1,85 @@
+"""Emission: program and plan in, the graphs that run out.
+
+Per region type one local forward graph and one joint graph; per class of its calls one pair of forward and backward graphs.
+Group names in the graphs are mesh axis names: `bind` puts the process groups of a real mesh in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from autopar.codegen.local import Emitter, LocalRegion
+from autopar.codegen.split import Halves, split
+from autopar.ir.plan import Plan
+from autopar.ir.program import Program
+from autopar.ops.flops import group_argument
+from autopar.ops.joint import Joint, trace_joint
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmittedRegion:
+    """A region type: its local forward graph, its joint graph, and the halves of each class of calls."""
+
+    local: LocalRegion
+    joint: Joint
+    classes: tuple[Halves, ...]
+    calls_per_class: tuple[int, ...]
+
+    def halves_of(self, index: int) -> Halves:
+        """The halves for the call with this index among the region's calls."""
+        for halves, calls in zip(self.classes, self.calls_per_class, strict=True):
+            if index < calls:
+                return halves
+            index -= calls
+        raise IndexError(index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emitted:
+    """Everything that runs for one program under one plan."""
+
+    program: Program
+    plan: Plan
+    regions: Mapping[str, EmittedRegion]
+
+    def halves(self) -> list[tuple[EmittedRegion, Halves]]:
+        """One entry per call of the program, in order."""
+        seen: dict[str, int] = {}
+        found = []
+        for call in self.program.calls:
+            region = self.regions[call.region]
+            index = seen.get(call.region, 0)
+            seen[call.region] = index + 1
+            found.append((region, region.halves_of(index)))
+        return found
+
+
+def emit(program: Program, plan: Plan, device: str = "cpu") -> Emitted:
+    """Raises PlanError if the plan asks for the impossible."""
+    plan.require(program, plan.mesh)
+    regions = {}
+    for name, region in program.regions.items():
+        local = Emitter(program, region, plan, device).local_region()
+        joint = trace_joint(local.graph, local.inputs, local.differentiated, device)
+        classes = plan.regions[name].classes
+        regions[name] = EmittedRegion(
+            local=local,
+            joint=joint,
+            classes=tuple(split(local, joint, keep) for keep in classes),
+            calls_per_class=tuple(c.calls for c in classes),
+        )
+    return Emitted(program=program, plan=plan, regions=regions)
+
+
+def bind(graph: torch.fx.Graph, groups: Mapping[str, str]) -> torch.fx.Graph:
+    """A copy of the graph with mesh axis names replaced by the names of process groups."""
+    bound = torch.fx.Graph()
+    copied: dict[torch.fx.Node, torch.fx.Node] = {}
+    bound.output(bound.graph_copy(graph, copied))
+    for node in bound.nodes:
+        if (position := group_argument(node)) is not None:
+            node.args = (*node.args[:position], groups[str(node.args[position])], *node.args[position + 1 :])
+    return bound

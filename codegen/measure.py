@@ -1,0 +1,231 @@
+"""What the emitted graphs really do, counted on their fake tensors: FLOPs, collectives, and the liveness peak.
+
+This is held against the plan: FLOPs and bytes must be equal, the peak must not exceed the budget.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from autopar.codegen.emit import Emitted, EmittedRegion
+from autopar.codegen.split import Halves, owner
+from autopar.ir.placement import Placement
+from autopar.ir.plan import PlannedCollective
+from autopar.ops.flops import collectives_of, node_flops
+from autopar.ops.joint import bytes_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphFigures:
+    """`peak_bytes` counts what the graph allocates beyond its inputs at its worst node; `returned_bytes` what it leaves."""
+
+    flops: int
+    collectives: tuple[tuple[str, str, int], ...]
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """Per device and step. `flops` of forward and of backward (redone ones included)."""
+
+    forward_flops: int
+    backward_flops: int
+    collectives: tuple[PlannedCollective, ...]
+    peak_bytes: int
+    peak_where: str
+    state_bytes: int
+
+
+def count(graph: torch.fx.Graph, dying: Iterable[torch.fx.Node] = ()) -> GraphFigures:
+    """Figures of one graph; inputs in `dying` are released at their last use (and were counted by the caller)."""
+    calls = [n for n in graph.nodes if n.op == "call_function"]
+    return GraphFigures(
+        flops=sum(node_flops(n) for n in calls),
+        collectives=tuple((c.kind, c.axis, c.bytes) for c in collectives_of(calls)),
+        peak_bytes=peak(graph, set(dying)),
+    )
+
+
+def peak(graph: torch.fx.Graph, dying: set[torch.fx.Node]) -> int:
+    """The most that is alive during the graph beyond its inputs; negative contributions where inputs die."""
+    last: dict[torch.fx.Node, int] = {}
+    nodes = list(graph.nodes)
+    for i, node in enumerate(nodes):
+        for source in node.all_input_nodes:
+            last[owner(source)] = i
+    alive = highest = 0
+    for i, node in enumerate(nodes):
+        if node.op == "call_function" and owner(node) is node and not is_tuple_part(node):
+            alive += bytes_of(node)
+        highest = max(highest, alive)
+        for source in {owner(s) for s in node.all_input_nodes}:
+            if last[source] == i and node.op != "output" and (source.op == "call_function" or source in dying):
+                alive -= bytes_of(source)
+    return highest
+
+
+def is_tuple_part(node: torch.fx.Node) -> bool:
+    """A result of a node with several: counted with that node."""
+    return getattr(node.target, "__name__", "") == "getitem"
+
+
+def saved_bytes(region: EmittedRegion, halves: Halves) -> dict[str, int]:
+    """Bytes of each saved value, by name; inputs of the region and what it makes."""
+    nodes = {n.name: n for n in region.joint.graph.nodes}
+    return {name: bytes_of(nodes[name]) for name in halves.saved}
+
+
+def state_bytes(emitted: Emitted, optimizer_copies: int) -> int:
+    """Parameters at rest with gradients and optimizer state, and buffers."""
+    total = 0
+    for name, state in emitted.program.state.items():
+        planned = emitted.plan.state[name]
+        local = numel(planned.placement, planned.shape, emitted.plan.mesh.sizes) * state.spec.dtype.itemsize
+        trained = state.kind == "parameter" and state.spec.needs_grad
+        total += local * (2 + optimizer_copies if trained else 1)
+    return total
+
+
+def numel(placement: Placement, shape: Sequence[int], sizes: Sequence[int]) -> int:
+    total = 1
+    for n in placement.local_shape(shape, sizes):
+        total *= n
+    return total
+
+
+def measure(emitted: Emitted, optimizer_copies: int = 2) -> Counted:
+    """Walk one training step: all forwards, then all backwards, with what is alive between them."""
+    at_rest = state_bytes(emitted, optimizer_copies)
+    inputs = input_bytes(emitted)
+    flops = {"forward": 0, "backward": 0}
+    counts: Counter[tuple[str, str, str]] = Counter()
+    sent: Counter[tuple[str, str, str]] = Counter()
+    highest, where = at_rest, "optimizer state"
+    steps = emitted.halves()
+    figures: dict[tuple[int, str], GraphFigures] = {}
+
+    def add(halves: Halves, phase: str) -> GraphFigures:
+        key = (id(halves), phase)
+        if key not in figures:
+            figures[key] = count(halves.forward) if phase == "forward" else count(halves.backward, dying_inputs(halves))
+        found = figures[key]
+        flops[phase] += found.flops
+        for kind, axis, size in found.collectives:
+            counts[kind, axis, phase] += 1
+            sent[kind, axis, phase] += size
+        return found
+
+    held = Held(emitted)
+    for i, (_, halves) in enumerate(steps):
+        found = add(halves, "forward")
+        now = at_rest + inputs + held.bytes + found.peak_bytes
+        if now > highest:
+            highest, where = now, f"{emitted.program.calls[i].path or emitted.program.calls[i].region} forward"
+        held.after_forward(i)
+    for i in reversed(range(len(steps))):
+        found = add(steps[i][1], "backward")
+        held.before_backward(i)
+        now = at_rest + inputs + held.bytes + found.peak_bytes
+        if now > highest:
+            highest, where = now, f"{emitted.program.calls[i].path or emitted.program.calls[i].region} backward"
+        held.after_backward(i)
+    return Counted(
+        forward_flops=flops["forward"],
+        backward_flops=flops["backward"],
+        collectives=tuple(
+            PlannedCollective(kind=k, axis=a, phase=ph, count=counts[k, a, ph], bytes=sent[k, a, ph])  # type: ignore[arg-type]
+            for k, a, ph in sorted(counts)
+        ),
+        peak_bytes=highest,
+        peak_where=where,
+        state_bytes=at_rest,
+    )
+
+
+def dying_inputs(halves: Halves) -> list[torch.fx.Node]:
+    """Saved values and tangents of a backward graph: they die at their last use."""
+    placeholders = [n for n in halves.backward.nodes if n.op == "placeholder"]
+    return placeholders[len(halves.backward_inputs) :]
+
+
+def input_bytes(emitted: Emitted) -> int:
+    """The local batch, which is there all the time."""
+    total = 0
+    for name in filter(None, emitted.program.inputs):
+        planned = emitted.plan.inputs[name]
+        total += numel(planned.placement, planned.shape, emitted.plan.mesh.sizes) * emitted.program.values[name].dtype.itemsize
+    return total
+
+
+class Held:
+    """Bytes alive between graphs: values passing between calls, saved values, gradients on their way."""
+
+    def __init__(self, emitted: Emitted) -> None:
+        self.emitted, self.program = emitted, emitted.program
+        self.steps = emitted.halves()
+        self.owners: dict[tuple[object, ...], int] = {}
+        self.reference: Counter[tuple[object, ...]] = Counter()
+        self.by_call: dict[int, list[tuple[object, ...]]] = {}
+        self.last_reader = {v: i for i, call in enumerate(self.program.calls) for v in call.inputs}
+        self.storage: dict[str, tuple[object, ...]] = {name: ("input", name) for name in self.program.inputs if name}
+        self.gradients: dict[str, int] = {}
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for key, size in self.owners.items() if self.reference[key] > 0)
+
+    def hold(self, key: tuple[object, ...], size: int) -> None:
+        if key[0] != "input" and key[0] != "state":
+            self.owners[key] = size
+            self.reference[key] += 1
+
+    def after_forward(self, i: int) -> None:
+        region, halves = self.steps[i]
+        call = self.program.calls[i]
+        place = {n: k for k, n in enumerate(region.joint.inputs)}
+
+        def key_of(node: torch.fx.Node) -> tuple[object, ...]:
+            base = owner(node)
+            if base in place:
+                k = place[base]
+                return self.storage[call.inputs[k]] if k < len(call.inputs) else ("state", k)
+            return (i, base.name)
+
+        nodes = {n.name: n for n in region.joint.graph.nodes}
+        self.by_call[i] = []
+        for node, value in zip(region.joint.outputs, call.outputs, strict=True):
+            self.storage[value] = key_of(node)
+            if value in self.last_reader or value in self.program.outputs:
+                self.hold(self.storage[value], bytes_of(owner(node)))
+        for name in halves.saved:
+            key = key_of(nodes[name])
+            self.hold(key, bytes_of(nodes[name]))
+            self.by_call[i].append(key)
+        for value in set(call.inputs):
+            if self.last_reader.get(value) == i and value not in self.program.outputs:
+                self.reference[self.storage[value]] -= 1
+
+    def before_backward(self, i: int) -> None:
+        """Tangents of a call are alive from the backward that made them."""
+
+    def after_backward(self, i: int) -> None:
+        region, halves = self.steps[i]
+        call = self.program.calls[i]
+        for key in self.by_call.pop(i):
+            self.reference[key] -= 1
+        for value in call.outputs:
+            if value in self.gradients:
+                self.owners.pop(("gradient", value), None)
+                del self.gradients[value]
+        for k in halves.gradients:
+            if k < len(call.inputs):
+                value = call.inputs[k]
+                gradient = region.joint.gradients[k]
+                assert gradient is not None
+                self.gradients[value] = bytes_of(gradient)
+                self.owners["gradient", value] = bytes_of(gradient)
+                self.reference["gradient", value] = 1
