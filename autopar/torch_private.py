@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def fake_process_group(world_size: int, rank: int = 0) -> Iterator[None]:
     """A default process group whose collectives move nothing, torn down at the end.
 
-    `FakeStore` (torch 2.13): the store that the "fake" backend wants; importing it registers the backend.
+    `FakeStore` (torch 2.11, 2.13): the store that the "fake" backend wants; importing it registers the backend.
     """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -39,7 +39,7 @@ def local_ranks(mesh: MeshLike) -> Iterator[DeviceMesh]:
     """All ranks of a CPU mesh in this process, collectives included; yields the mesh.
 
     Tensors made inside hold one value per rank: `rank_map` makes them, `by_rank` looks inside. Tensors made before are
-    plain and mix freely as values that all ranks share. `LocalTensorMode`: torch 2.13.
+    plain and mix freely as values that all ranks share. `LocalTensorMode`: torch 2.11, 2.13.
     """
     from torch.distributed._local_tensor import LocalTensorMode
     from torch.distributed.device_mesh import init_device_mesh
@@ -50,14 +50,16 @@ def local_ranks(mesh: MeshLike) -> Iterator[DeviceMesh]:
 
 
 def rank_map(value: Callable[[int], Tensor]) -> Tensor:
-    """Inside `local_ranks`: the tensor that is `value(rank)` on each rank (torch 2.13)."""
-    from torch.distributed._local_tensor import rank_map
+    """Inside `local_ranks`: the tensor that is `value(rank)` on each rank (`LocalTensorMode.rank_map`: torch 2.11, 2.13)."""
+    from torch.distributed._local_tensor import local_tensor_mode
 
-    return rank_map(value)
+    mode = local_tensor_mode()
+    assert mode is not None, "rank_map is for use inside local_ranks"
+    return mode.rank_map(value)
 
 
 def by_rank(x: Tensor) -> dict[int, Tensor]:
-    """The value of a `rank_map` tensor on each rank (`LocalTensor._local_tensors`: torch 2.13)."""
+    """The value of a `rank_map` tensor on each rank (`LocalTensor._local_tensors`: torch 2.11, 2.13)."""
     return dict(cast(dict[int, Tensor], x._local_tensors))  # type: ignore[attr-defined]
 
 
