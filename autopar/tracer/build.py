@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import sympy
@@ -18,6 +17,7 @@ from autopar.ir.program import Call, Program, Region, TensorSpec
 from autopar.torch_private import size_of
 from autopar.tracer.capture import Captured
 from autopar.tracer.clean import shape_of
+from autopar.tracer.failures import source_of
 from autopar.tracer.fingerprint import fingerprint
 from autopar.tracer.fold import Part, classes
 from autopar.tracer.segments import is_size, module_path
@@ -27,17 +27,20 @@ def build(name: str, captured: Captured, parts: Sequence[Part], symbols: Mapping
     """Regions in order of first call; every value named after where it is made."""
     placeholders = {node.name: node for node in captured.graph.find_nodes(op="placeholder")}
     values = {placeholders[n]: n for n in captured.inputs if n is not None}
-    region_of, regions = {}, {}
+    state = {captured.state_of[n]: node for n, node in placeholders.items() if n in captured.state_of}
+    taken = set(values.values())
+    region_of: dict[str, Region] = {}
+    regions: dict[str, Region] = {}
     names = region_names(parts)
     calls = []
     for i, part in enumerate(parts):
         if part.text not in region_of:
-            region_of[part.text] = Writer(names[i], part, captured, values).region()
+            region_of[part.text] = Writer(names[i], part, captured, values, state).region()
             regions[names[i]] = region_of[part.text]
         region = region_of[part.text]
         path = part.segment.path
         for node, inner in zip(part.outputs, region.outputs, strict=True):
-            values[node] = _unique(f"{path}.{inner.name}".removeprefix("."), values.values())
+            values[node] = _unique(f"{path}.{inner.name}".removeprefix("."), taken)
         calls.append(
             Call(
                 region=region.name,
@@ -73,24 +76,23 @@ def build(name: str, captured: Captured, parts: Sequence[Part], symbols: Mapping
 class Writer:
     """Writes the graph of one region from the first part that is one."""
 
-    def __init__(self, name: str, part: Part, captured: Captured, values: Mapping[Node, str]) -> None:
+    def __init__(
+        self, name: str, part: Part, captured: Captured, values: Mapping[Node, str], state: Mapping[str, Node]
+    ) -> None:
         self.name, self.part, self.captured = name, part, captured
         self.graph = Graph()
         self.copies: dict[Node, Node] = {}
         self.state: dict[str, Node] = {}
         self.sizes: dict[sympy.Expr, Node] = {}
-        self.values = values
+        self.values, self.state_nodes = values, state
 
     def region(self) -> Region:
         for node in self.part.inputs:
             label = self.values[node].removeprefix(f"{self.part.segment.stack}.")
             self.copies[node] = self._placeholder(_identifier(re.sub(r"^\d+\.", "", label)), node)
-        by_state = {}
-        for node in self.captured.graph.find_nodes(op="placeholder"):
-            by_state.setdefault(self.captured.state_of.get(node.name), node)
         for fqn in self.part.state:
             label = fqn.removeprefix(f"{self.part.segment.path}.")
-            self.state[fqn] = self._placeholder(_identifier(label), by_state[fqn])
+            self.state[fqn] = self._placeholder(_identifier(label), self.state_nodes[fqn])
         inputs = tuple(self.copies[node].name for node in self.part.inputs)
         for node in self.part.nodes:
             self._op(node)
@@ -169,6 +171,7 @@ class Writer:
 def region_names(parts: Sequence[Part]) -> dict[int, str]:
     """A name for the region of each part that is the first of its kind: "transformer.h.*", a block's path, or "start"/"end"."""
     names: dict[int, str] = {}
+    taken: set[str] = set()
     for members in classes(parts).values():
         first = members[0]
         segment = parts[first].segment
@@ -178,14 +181,8 @@ def region_names(parts: Sequence[Part]) -> dict[int, str]:
             name = "model"
         else:
             name = "start" if first == 0 else "end" if first == len(parts) - 1 else "middle"
-        names[first] = _unique(name, names.values())
+        names[first] = _unique(name, taken)
     return names
-
-
-def source_of(node: Node) -> str:
-    """ "file.py:12" of the model's innermost line that made the node, or ""."""
-    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    return f"{PurePath(found[-1][0]).name}:{found[-1][1]}" if found else ""
 
 
 def _spec(node: Node) -> TensorSpec:
@@ -208,7 +205,9 @@ def _identifier(text: str) -> str:
     return name if name[:1].isalpha() else f"n{name}"
 
 
-def _unique(name: str, taken: Any) -> str:
-    taken = set(taken)
+def _unique(name: str, taken: set[str]) -> str:
+    """The name, or the first of name_1, name_2, ... that is free; it is taken from then on."""
     candidates = (name if i == 0 else f"{name}_{i}" for i in range(len(taken) + 1))
-    return next(candidate for candidate in candidates if candidate not in taken)
+    free = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(free)
+    return free

@@ -7,7 +7,10 @@ graph holds shapes only, and the user's model is neither moved nor changed.
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +26,59 @@ from autopar.tracer.failures import explain
 from autopar.tracer.gradients import mark_gradient_stops
 
 KEEP = frozenset(
-    """
-    linear addmm baddbmm bmm mm matmul scaled_dot_product_attention layer_norm native_layer_norm group_norm native_group_norm
-    rms_norm softmax _softmax log_softmax _log_softmax cross_entropy_loss nll_loss nll_loss_nd nll_loss_forward embedding
-    conv1d conv2d conv3d convolution dropout gelu silu relu relu6 elu leaky_relu mish softplus hardswish hardsigmoid hardtanh
-    logsigmoid log_sigmoid_forward sigmoid tanh mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy
-    binary_cross_entropy_with_logits kl_div max_pool2d avg_pool2d adaptive_avg_pool2d
-    """.split()
+    [
+        "linear",
+        "addmm",
+        "baddbmm",
+        "bmm",
+        "mm",
+        "matmul",
+        "scaled_dot_product_attention",
+        "layer_norm",
+        "native_layer_norm",
+        "group_norm",
+        "native_group_norm",
+        "rms_norm",
+        "softmax",
+        "_softmax",
+        "log_softmax",
+        "_log_softmax",
+        "cross_entropy_loss",
+        "nll_loss",
+        "nll_loss_nd",
+        "nll_loss_forward",
+        "embedding",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "convolution",
+        "dropout",
+        "gelu",
+        "silu",
+        "relu",
+        "relu6",
+        "elu",
+        "leaky_relu",
+        "mish",
+        "softplus",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "log_sigmoid",
+        "log_sigmoid_forward",
+        "sigmoid",
+        "tanh",
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "kl_div",
+        "max_pool2d",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+    ]
 )
 
 
@@ -39,7 +88,7 @@ class Captured:
 
     `state_of` maps a placeholder's name to the model's canonical name of that tensor. The output node holds the new
     content of `mutated` buffers first, then the flattened outputs. `inputs` are the names of the placeholders of the
-    flattened user inputes, None (with its constant) for a leaf that is no tensor.
+    flattened user inputs, None (with its constant) for a leaf that is no tensor.
     """
 
     graph: torch.fx.Graph
@@ -62,8 +111,7 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
     """Export the model; raises TraceError with the source line of what cannot be traced."""
     check_signature(model, args, kwargs)
     args, kwargs = on_device_of(model, args, kwargs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         try:
             exported = torch.export.export(
                 model, args, kwargs, strict=False, dynamic_shapes=dynamic.shapes(model, args, kwargs)
@@ -73,6 +121,20 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
         except Exception as error:
             raise explain(error, dynamic) from error
     return read(model, exported, pytree.tree_leaves((args, kwargs)))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own remarks on the way: what matters of them is in the errors."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def decompositions() -> dict[Any, Any]:

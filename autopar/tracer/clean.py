@@ -92,7 +92,8 @@ def _same_dtype(node: Node) -> bool:
 def _whole_slice(node: Node) -> bool:
     start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
     from_first = start in (None, 0)
-    return from_first and step == 1 and (end is None or (isinstance(end, int) and end >= WHOLE_DIM)) or _same_shape(node)
+    to_last = end is None or (isinstance(end, int) and end >= WHOLE_DIM)
+    return (from_first and to_last and step == 1) or _same_shape(node)
 
 
 def _no_dropout(node: Node) -> bool:
@@ -100,11 +101,17 @@ def _no_dropout(node: Node) -> bool:
     return probability == 0 or train is False
 
 
+def _only_reshaped(node: Node) -> bool:
+    """A `reshape` copies where it must; whether the model's `contiguous` did anything depends on the tracing device."""
+    return all(user.target is aten.reshape.default for user in node.users)
+
+
 IDENTITIES: dict[Any, Callable[[Node], bool]] = {
     aten.reshape.default: _same_shape,
     aten.expand.default: _same_shape,
     aten.slice.Tensor: _whole_slice,
     aten.clone.default: lambda node: node.kwargs.get("memory_format") in (None, torch.preserve_format),
+    aten.contiguous.default: _only_reshaped,
     aten._to_copy.default: _same_dtype,
     aten.dropout.default: _no_dropout,
     **dict.fromkeys(COPIES, lambda node: True),

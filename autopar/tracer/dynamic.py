@@ -67,7 +67,7 @@ class Dynamic:
         """What `torch.export` takes as `dynamic_shapes`."""
         if not self.names:
             return None
-        marks = [{d: Dim.DYNAMIC for d in mark} or None for mark in self.marks(model, args, kwargs)]
+        marks = [dict.fromkeys(mark, Dim.DYNAMIC) or None for mark in self.marks(model, args, kwargs)]
         marked_args, marked_kwargs = pytree.tree_unflatten(marks, pytree.tree_structure((args, kwargs)))
         signature = inspect.signature(model.forward)
         shapes = dict(signature.bind(*marked_args, **marked_kwargs).arguments)

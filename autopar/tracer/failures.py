@@ -5,10 +5,12 @@ from __future__ import annotations
 import linecache
 import re
 import traceback
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import torch
+from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from autopar.errors import TraceError
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 TORCH = str(Path(torch.__file__).parent)
 OURS = str(Path(__file__).parent)
 
+DATA_TYPES = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 DATA_DEPENDENT = re.compile(r"data-dependent|data dependent|unbacked|Tensor\.item\(\)|_local_scalar_dense|DynamicOutputShape")
 DATA_FIXES = (
     "the code asks for the value of a tensor, which is known only when the model runs. Usual fixes: torch.where instead of "
@@ -45,6 +48,23 @@ def explain(error: Exception, dynamic: Dynamic) -> TraceError:
         return TraceError(f"the model branches or sizes a tensor on data{where}: {DATA_FIXES}")
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return TraceError(f"torch.export cannot trace the model{where}: {type(error).__name__}: {reason}")
+
+
+def check_no_data_dependent_sizes(graph: Graph) -> None:
+    """Raise TraceError at the first value whose size, or which itself, is read from a tensor's data when the model runs."""
+    for node in graph.nodes:
+        val = node.meta.get("val")
+        vals = val if isinstance(val, tuple | list) else [val]
+        if any(isinstance(v, DATA_TYPES) and free_unbacked_symbols(v) for v in vals):
+            place = source_of(node)
+            raise TraceError(f"the model branches or sizes a tensor on data{f' at {place}' if place else ''}: {DATA_FIXES}")
+
+
+def source_of(node: Node) -> str:
+    """ "file.py:12" of the model's own innermost line (not torch's) that made the node, or ""."""
+    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    found = [place for place in found if "torch" not in PurePath(place[0]).parts] or found
+    return f"{PurePath(found[-1][0]).name}:{found[-1][1]}" if found else ""
 
 
 def _dim_name(dynamic: Dynamic, name: str, dim: int) -> str:

@@ -67,24 +67,27 @@ def propagate(graph: Graph, outputs: list[Any]) -> None:
     Placeholders have it already. Removes stops of what needs no gradient anyway; the others become `aten.detach`.
     """
     wanted = _reaching(outputs)
+    reached_nodes = {node for node in graph.find_nodes(op="placeholder") if node.meta.get("needs_grad")}
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         stop = node.target is STOP
-        reached = node in wanted and not stop and any(_any(source.meta["needs_grad"]) for source in node.all_input_nodes)
+        if not stop and _carries(node.meta["val"]) and any(source in reached_nodes for source in node.all_input_nodes):
+            reached_nodes.add(node)
+        reached = node in reached_nodes and node in wanted
         val = node.meta["val"]
         if node.target is operator.getitem:
-            node.meta["needs_grad"] = reached and node.args[0].meta["needs_grad"][node.args[1]]
+            node.meta["needs_grad"] = reached and node.args[0].meta["needs_grad"][node.args[1]]  # type: ignore[union-attr,index]
         elif isinstance(val, tuple | list):
             node.meta["needs_grad"] = tuple(reached and _floating(v) for v in val)
         else:
             node.meta["needs_grad"] = reached and _floating(val)
         if stop:
-            _settle(graph, node)
+            _settle(graph, node, needed=node.all_input_nodes[0] in reached_nodes)
 
 
-def _settle(graph: Graph, stop: Node) -> None:
-    if stop.all_input_nodes[0].meta["needs_grad"]:
+def _settle(graph: Graph, stop: Node, *, needed: bool) -> None:
+    if needed:
         stop.target = aten.detach.default
     else:
         stop.replace_all_uses_with(stop.all_input_nodes[0])
@@ -97,8 +100,7 @@ def _reaching(outputs: list[Any]) -> set[Node]:
     seen = set(todo)
     while todo:
         node = todo.pop()
-        val = node.meta["val"]
-        if node.target is STOP or (isinstance(val, torch.Tensor) and not _floating(val)):
+        if node.target is STOP or not _carries(node.meta["val"]):
             continue
         for source in node.all_input_nodes:
             if source not in seen:
@@ -111,5 +113,6 @@ def _floating(val: Any) -> bool:
     return isinstance(val, torch.Tensor) and (val.dtype.is_floating_point or val.dtype.is_complex)
 
 
-def _any(needs_grad: bool | tuple[bool, ...]) -> bool:
-    return any(needs_grad) if isinstance(needs_grad, tuple) else needs_grad
+def _carries(val: Any) -> bool:
+    """Whether some part of a node's value can have a gradient."""
+    return any(_floating(v) for v in (val if isinstance(val, tuple | list) else [val]))

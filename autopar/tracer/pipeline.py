@@ -12,6 +12,7 @@ from autopar.tracer.build import build
 from autopar.tracer.capture import Captured, capture
 from autopar.tracer.clean import clean, drop_dead
 from autopar.tracer.dynamic import Dynamic, DynamicLike
+from autopar.tracer.failures import check_no_data_dependent_sizes
 from autopar.tracer.fold import fold
 from autopar.tracer.gradients import propagate
 
@@ -38,8 +39,8 @@ def trace(
     captured = capture(model, args, kwargs, dims)
     symbols = dims.apply(captured, marks) if dims.names else {}
     clean(captured.graph)
-    mutations, outputs = captured.results
-    propagate(captured.graph, outputs)
+    check_no_data_dependent_sizes(captured.graph)
+    propagate(captured.graph, captured.results[1])
     drop_dead(captured.graph)
     own_results(captured)
     return build(name or type(model).__name__, captured, fold(captured), symbols)

@@ -1,0 +1,117 @@
+"""Each pass, before and after."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.fx import Graph
+
+from autopar.tracer import clean
+from autopar.tracer.gradients import STOP, propagate
+
+aten = torch.ops.aten
+X = torch.empty(4, 6, device="meta")
+
+
+def graph_of(*ops):
+    """x -> the ops in turn -> output; each is (target, further args, kwargs)."""
+    graph = Graph()
+    node = graph.placeholder("x")
+    node.meta["val"], node.meta["needs_grad"] = X, True
+    for target, args, kwargs in ops:
+        before = node.meta["val"]
+        node = graph.call_function(target, (node, *args), kwargs)
+        node.meta["val"] = before if target is STOP else target(before, *args, **kwargs)
+    graph.output((node,))
+    return graph
+
+
+def targets(graph):
+    return [str(node.target).removeprefix("aten.") for node in graph.nodes if node.op == "call_function"]
+
+
+IDENTITY = [
+    (aten.reshape.default, ([4, 6],), {}),
+    (aten.expand.default, ([-1, 6],), {}),
+    (aten.slice.Tensor, (0, 0, 2**63 - 1), {}),
+    (aten.clone.default, (), {}),
+    (aten.alias.default, (), {}),
+    (aten._to_copy.default, (), {"dtype": torch.float32}),
+    (aten.dropout.default, (0.0, True), {}),
+    (aten.dropout.default, (0.5, False), {}),
+]
+KEPT = [
+    (aten.reshape.default, ([6, 4],), {}),
+    (aten.slice.Tensor, (0, 1, 2**63 - 1), {}),
+    (aten.slice.Tensor, (0, 0, 2**63 - 1, 2), {}),
+    (aten.clone.default, (), {"memory_format": torch.contiguous_format}),
+    (aten._to_copy.default, (), {"dtype": torch.float64}),
+    (aten.dropout.default, (0.5, True), {}),
+]
+
+
+@pytest.mark.parametrize("op", IDENTITY, ids=str)
+def test_identities_go(op):
+    graph = graph_of(op, (aten.neg.default, (), {}))
+    clean.drop_identities(graph)
+    assert targets(graph) == ["neg.default"]
+
+
+@pytest.mark.parametrize("op", KEPT, ids=str)
+def test_what_does_something_stays(op):
+    graph = graph_of(op, (aten.neg.default, (), {}))
+    clean.drop_identities(graph)
+    assert len(targets(graph)) == 2
+
+
+def test_one_name_for_one_meaning():
+    graph = graph_of((aten.view.default, ([24],), {}), (aten.clone.default, (), {"memory_format": torch.contiguous_format}))
+    clean.canonical_names(graph)
+    assert targets(graph) == ["reshape.default", "contiguous.default"]
+
+
+def test_contiguous_before_a_reshape_goes():
+    graph = graph_of((aten.contiguous.default, (), {}), (aten.reshape.default, ([24],), {}))
+    clean.drop_identities(graph)
+    assert targets(graph) == ["reshape.default"]
+
+
+def test_checks_and_dead_code_go():
+    graph = graph_of((aten.neg.default, (), {}))
+    x, neg = list(graph.nodes)[:2]
+    with graph.inserting_after(neg):
+        graph.call_function(aten._assert_tensor_metadata.default, (neg,))
+        graph.call_function(aten.exp.default, (x,))
+    clean.drop_checks(graph)
+    assert targets(graph) == ["exp.default", "neg.default"] or targets(graph) == ["neg.default", "exp.default"]
+    clean.drop_dead(graph)
+    assert targets(graph) == ["neg.default"]
+
+
+def test_native_dropout_without_its_mask_is_dropout():
+    graph = graph_of((aten.neg.default, (), {}))
+    neg = list(graph.nodes)[1]
+    with graph.inserting_after(neg):
+        pair = graph.call_function(aten.native_dropout.default, (neg, 0.5, True))
+    with graph.inserting_after(pair):
+        import operator
+
+        first = graph.call_function(operator.getitem, (pair, 0))
+    graph.output_node().args = ((first,),)
+    clean.whole_dropout(graph)
+    assert targets(graph) == ["neg.default", "dropout.default"]
+    graph.lint()
+
+
+def test_gradients_end_at_stops_and_integers():
+    ops = [(aten.neg.default, (), {}), (STOP, (), {}), (aten.exp.default, (), {})]
+    graph = graph_of(*ops)
+    propagate(graph, [list(graph.nodes)[-2]])
+    assert targets(graph) == ["neg.default", "detach.default", "exp.default"]
+    assert [n.meta["needs_grad"] for n in graph.nodes if n.op == "call_function"] == [False, False, False]
+    graph = graph_of((aten.neg.default, (), {}), (aten.exp.default, (), {}))
+    propagate(graph, [list(graph.nodes)[-2]])
+    assert [n.meta["needs_grad"] for n in graph.nodes if n.op == "call_function"] == [True, True]
+    graph = graph_of((aten.argmax.default, (), {}))
+    propagate(graph, [list(graph.nodes)[-2]])
+    assert [n.meta["needs_grad"] for n in graph.nodes if n.op == "call_function"] == [False]
