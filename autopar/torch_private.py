@@ -12,11 +12,15 @@ import sympy
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils import _pytree
 
 from autopar.ir.mesh import MeshLike, MeshSpec
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+pytree = _pytree
+"""The trees that torch.export speaks in, a ModelOutput of transformers included (torch 2.11 to 2.13)."""
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from autopar.errors import InputError
 from autopar.ir.program import Program, Region
+from autopar.torch_private import pytree
 
 
 def run_program(

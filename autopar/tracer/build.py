@@ -10,11 +10,10 @@ from typing import Any
 import sympy
 import torch
 from torch.fx import Graph, Node
-from torch.utils import _pytree as pytree
 
 from autopar.errors import TraceError
 from autopar.ir.program import Call, Program, Region, TensorSpec
-from autopar.torch_private import size_of
+from autopar.torch_private import pytree, size_of
 from autopar.tracer.capture import Captured
 from autopar.tracer.clean import shape_of
 from autopar.tracer.failures import source_of

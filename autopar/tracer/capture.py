@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from autopar.errors import TraceError
 from autopar.ir.program import State, TensorSpec
+from autopar.torch_private import pytree
 from autopar.tracer.dynamic import Dynamic
 from autopar.tracer.failures import explain
 from autopar.tracer.gradients import mark_gradient_stops

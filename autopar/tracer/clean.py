@@ -90,7 +90,8 @@ def _same_dtype(node: Node) -> bool:
 
 
 def _whole_slice(node: Node) -> bool:
-    start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
+    given: list[Any] = list(node.args[2:])
+    start, end, step = given + [None, None, 1][len(given) :]
     from_first = start in (None, 0)
     to_last = end is None or (isinstance(end, int) and end >= WHOLE_DIM)
     return (from_first and to_last and step == 1) or _same_shape(node)
@@ -98,7 +99,7 @@ def _whole_slice(node: Node) -> bool:
 
 def _no_dropout(node: Node) -> bool:
     _, probability, train = node.args
-    return probability == 0 or train is False
+    return bool(probability == 0) or train is False
 
 
 def _only_reshaped(node: Node) -> bool:

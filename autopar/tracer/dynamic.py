@@ -11,10 +11,9 @@ import sympy
 import torch
 from torch import nn
 from torch.export import Dim
-from torch.utils import _pytree as pytree
 
 from autopar.errors import InputError, TraceError
-from autopar.torch_private import rename_symbols
+from autopar.torch_private import pytree, rename_symbols
 
 if TYPE_CHECKING:
     from autopar.tracer.capture import Captured

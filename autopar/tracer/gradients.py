@@ -42,11 +42,11 @@ def _inline(module: GraphModule, call: Node) -> None:
                 copies[node] = module.graph.node_copy(node, lambda n: copies[n])
             elif node.op == "get_attr":
                 raise NotImplementedError("a control-flow op under no_grad")
-        results = torch.fx.map_arg(body.graph.output_node().args[0], lambda n: copies[n])
+        results: Any = torch.fx.map_arg(body.graph.output_node().args[0], lambda n: copies[n])
         results = [_stop(module.graph, r) if not enabled and isinstance(r, Node) else r for r in results]
     for user in list(call.users):
         assert user.target is operator.getitem, "a block's results are taken apart at once"
-        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+        user.replace_all_uses_with(results[user.args[1]])
         module.graph.erase_node(user)
     module.graph.erase_node(call)
     if not block.users:
@@ -77,7 +77,7 @@ def propagate(graph: Graph, outputs: list[Any]) -> None:
         reached = node in reached_nodes and node in wanted
         val = node.meta["val"]
         if node.target is operator.getitem:
-            node.meta["needs_grad"] = reached and node.args[0].meta["needs_grad"][node.args[1]]  # type: ignore[union-attr,index]
+            node.meta["needs_grad"] = reached and node.args[0].meta["needs_grad"][node.args[1]]
         elif isinstance(val, tuple | list):
             node.meta["needs_grad"] = tuple(reached and _floating(v) for v in val)
         else:
