@@ -101,12 +101,14 @@ class Boundary:
 
     `carried`: every call of the consuming region gets its own value (hidden states), so what is kept counts per call;
     otherwise all calls read one and the same tensor (a mask), kept once. `resident`: a program input, in memory anyway.
+    `needs_grad`: whether a gradient of its size flows back through it.
     """
 
     name: str
     bytes_at: Mapping[Placement, float]
     carried: bool = False
     resident: bool = False
+    needs_grad: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,50 @@
+"""Which tensors are alive where, whatever their placements: shared by the memory rows and by the checker."""
+
+from __future__ import annotations
+
+from autopar.solver.problem import Problem, Region, Unit
+
+
+def spanning(problem: Problem, region: Region, unit: Unit) -> tuple[str, ...]:
+    """Tensors alive across `unit` without being its operands or results: made before it, needed after it.
+
+    State, program inputs and what `passing` names are counted elsewhere.
+    """
+    here = region.units.index(unit)
+    made = {name: i for i, other in enumerate(region.units) for name in other.results}
+    last = {name: i for i, other in enumerate(region.units) for name in other.operands}
+    last |= {name: len(region.units) for name, _ in region.outputs}
+    passing_by = passing(problem, region)
+
+    def counted_elsewhere(name: str) -> bool:
+        boundary = region.inputs.get(name)
+        return name in region.state or (
+            boundary is not None and (problem.boundaries[boundary].resident or boundary in passing_by)
+        )
+
+    return tuple(
+        name
+        for name in region.tensors
+        if name not in unit.operands
+        and name not in unit.results
+        and not counted_elsewhere(name)
+        and made.get(name, -1) < here < last.get(name, -1)
+    )
+
+
+def passing(problem: Problem, region: Region) -> tuple[str, ...]:
+    """Boundaries whose value stays in memory while all calls of the region run, and whose gradient does in backward.
+
+    These are the values that pass over the region from an earlier to a later one, and those that all its calls read.
+    """
+    return tuple(name for name in problem.boundaries if _passes(problem, region, name))
+
+
+def _passes(problem: Problem, region: Region, name: str) -> bool:
+    here = problem.regions.index(region)
+    makers = [i for i, r in enumerate(problem.regions) if name in dict(r.outputs).values()]
+    readers = [i for i, r in enumerate(problem.regions) if name in r.inputs.values()]
+    boundary = problem.boundaries[name]
+    if boundary.resident or not readers or not min(makers, default=-1) < here <= max(readers):
+        return False
+    return not boundary.carried if here in readers else here not in makers
