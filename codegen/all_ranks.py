@@ -1,0 +1,80 @@
+"""Every rank of a mesh in one process: the numerical proof of a plan without devices.
+
+The emitted graphs run on tensors that hold one value per rank, collectives included; loss, gradients and weights after
+optimizer steps are put together and compared with the serial model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autopar.codegen.emit import Emitted
+from autopar.codegen.executor import Executor
+from autopar.codegen.shards import coordinate_of, piece, replicas_differ, whole
+from autopar.ir.placement import Placement
+from autopar.torch_private import by_rank, coordinates, local_ranks, rank_map
+
+OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """`outputs` (of the first step) and `gradients` (of the first step) by name, `losses` of all steps, `weights` after
+    them, mutated `buffers`; whole tensors. `replica_difference`: how far copies that must be equal were apart."""
+
+    losses: list[float]
+    outputs: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    replica_difference: float = 0.0
+
+
+def run_all_ranks(
+    emitted: Emitted, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor], steps: int, optimizer: OptimizerFactory
+) -> Trajectory:
+    """Train `steps` steps on whole `inputs` (by value name), starting from whole `state` (by name)."""
+    plan, program = emitted.plan, emitted.program
+    sizes = plan.mesh.sizes
+    largest = 0.0
+
+    def scatter(tensor: Tensor, placement: Placement) -> Tensor:
+        return rank_map(lambda rank: piece(tensor, placement, coordinate_of(rank, sizes), sizes).clone())
+
+    def gather(tensor: Tensor, placement: Placement) -> Tensor:
+        nonlocal largest
+        pieces = by_rank(tensor)
+        largest = max(largest, replicas_differ(pieces, placement, sizes))
+        return whole(pieces, placement, sizes)
+
+    losses: list[float] = []
+    outputs: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
+    with local_ranks(plan.mesh) as mesh:
+        groups = {name: mesh.get_group(name).group_name for name in plan.mesh.names}
+        executor = Executor(emitted, groups, coordinates(mesh))
+        local = {name: scatter(tensor.detach(), plan.state[name].placement) for name, tensor in state.items()}
+        trained = [n for n, s in program.state.items() if s.kind == "parameter" and s.spec.needs_grad]
+        stepper = optimizer([local[name] for name in trained])
+        for step in range(steps):
+            values = {name: scatter(tensor, plan.inputs[name].placement) for name, tensor in inputs.items()}
+            tape = executor.forward(values, local)
+            assert program.loss is not None
+            losses.append(float(gather(values[program.loss], plan.boundaries[program.loss])))
+            if step == 0:
+                outputs = {v: gather(values[v], plan.boundaries[v]) for v in program.outputs if v}
+            tangent = torch.ones_like(values[program.loss])
+            mutated = {buffer: values[v] for buffer, v in program.mutations.items()}
+            del values
+            _, found = executor.backward(tape, {program.loss: tangent}, local)
+            if step == 0:
+                gradients = {name: gather(g, plan.state[name].placement) for name, g in found.items()}
+            local |= mutated
+            for name in trained:
+                local[name].grad = found.get(name)
+            stepper.step()
+        weights = {name: gather(tensor, plan.state[name].placement) for name, tensor in local.items()}
+    return Trajectory(losses=losses, outputs=outputs, gradients=gradients, weights=weights, replica_difference=largest)

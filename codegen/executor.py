@@ -1,0 +1,94 @@
+"""Runs emitted graphs on local tensors: all forwards in order, then all backwards in reverse.
+
+No autograd here: the executor is called by an `autograd.Function` on real devices, and directly where one process plays
+all ranks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from autopar.codegen.boxed import boxed_module
+from autopar.codegen.emit import Emitted, bind
+
+
+@dataclass
+class Tape:
+    """What one forward leaves for its backward: the saved values of each call. Used up by `Executor.backward`."""
+
+    saved: list[list[Tensor]] = field(default_factory=list)
+    shapes: list[list[tuple[tuple[int, ...], torch.dtype]]] = field(default_factory=list)
+
+
+class Executor:
+    """`groups` maps mesh axis names to names of process groups; `coordinates` this device's place on each axis (0-dim)."""
+
+    def __init__(self, emitted: Emitted, groups: Mapping[str, str], coordinates: Sequence[Tensor]) -> None:
+        self.emitted, self.program = emitted, emitted.program
+        self.coordinates = list(coordinates)
+        self.last_reader = {v: i for i, call in enumerate(self.program.calls) for v in call.inputs}
+        self.results = {*filter(None, self.program.outputs), *self.program.mutations.values()}
+        modules: dict[int, tuple[torch.fx.GraphModule, torch.fx.GraphModule]] = {}
+        self.steps = []
+        for call, (region, halves) in zip(self.program.calls, emitted.halves(), strict=True):
+            if id(halves) not in modules:
+                name = "".join(part.capitalize() for part in call.region.replace("*", "").split("."))
+                modules[id(halves)] = (
+                    boxed_module(bind(halves.forward, groups), f"{name}Forward"),
+                    boxed_module(bind(halves.backward, groups), f"{name}Backward"),
+                )
+            self.steps.append((call, region, halves, *modules[id(halves)]))
+
+    def forward(self, values: dict[str, Tensor], state: Mapping[str, Tensor], *, keep: bool = True) -> Tape:
+        """Run all calls. `values` holds the local inputs by name and is left with what the program returns.
+
+        The tape is for one `backward`; `keep=False` saves nothing (inference).
+        """
+        tape = Tape()
+        for i, (call, region, _, forward, _) in enumerate(self.steps):
+            boxed = [values[v] for v in call.inputs] + [state[s] for s in call.state] + self.coordinates
+            results = list(forward(boxed))
+            count = len(region.joint.outputs)
+            values.update(zip(call.outputs, results[:count], strict=True))
+            tape.saved.append(results[count:] if keep else [])
+            tape.shapes.append([(tuple(t.shape), t.dtype) for t in results[:count]])
+            del results
+            for value in {*call.inputs, *call.outputs} - self.results:
+                if self.last_reader.get(value, -1) <= i:
+                    values.pop(value, None)
+        return tape
+
+    def backward(self, tape: Tape, tangents: dict[str, Tensor], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Gradients of the inputs and of the state, by name. `tangents` are gradients of outputs by value name.
+
+        Empties the tape as it goes.
+        """
+        gradients: dict[str, Tensor] = {}
+        for call, region, halves, _, backward in reversed(self.steps):
+            saved, shapes = tape.saved.pop(), tape.shapes.pop()
+            again = [*call.inputs, *call.state]
+            boxed = [state[again[k]] if k < len(again) else self.coordinates[k - len(again)] for k in halves.backward_inputs]
+            boxed += saved
+            del saved
+            for value, shape, flows in zip(call.outputs, shapes, region.local.differentiated, strict=True):
+                if flows:
+                    tangent = tangents.pop(value, None)
+                    boxed.append(torch.zeros(shape[0], dtype=shape[1], device=self.coordinates[0].device) if tangent is None else tangent)
+                    del tangent
+            results = list(backward(boxed))
+            for k in reversed(halves.gradients):
+                gradient = results.pop()
+                into, name = (tangents, call.inputs[k]) if k < len(call.inputs) else (gradients, again[k])
+                into[name] = into[name] + gradient if name in into else gradient
+                del gradient
+        inputs = {name: g for name, g in tangents.items() if name in self.program.inputs}
+        return inputs, gradients
+
+    def describe(self) -> Counter[str]:
+        """How many calls run each pair of graphs."""
+        return Counter(type(forward).__name__ for _, _, _, forward, _ in self.steps)
