@@ -174,9 +174,13 @@ def _raise_budget(hunt: Hunt, space: Space) -> None:
     hunt.offer(least.solution)
     if hunt.best:
         return
+    if least.bound_bytes <= budget and not least.proven:
+        doubt = f" (found in the time given; less than {human_bytes(least.bound_bytes)} is impossible)"
+    else:
+        doubt = ""
     raise BudgetError(
         f"no plan fits {human_bytes(budget)} per device: the smallest budget that works is {human_bytes(least.bytes)} "
-        f"({least.bytes} bytes). At its peak, in {least.where}, the largest are "
+        f"({least.bytes} bytes){doubt}. At its peak, in {least.where}, the largest are "
         + ", ".join(f"{name}: {human_bytes(size)}" for name, size in least.binding)
         + ". Give more memory, a larger mesh, or a smaller batch or sequence.",
         smallest_bytes=least.bytes,
