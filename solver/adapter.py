@@ -6,11 +6,13 @@ HiGHS gets the arrays directly (building 10⁵ rows through PuLP costs more than
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,10 +40,9 @@ def run(ilp: Ilp, *, gap: float, time_limit_s: float, start: Mapping[int, float]
     Raises SolverError if no solver is installed, or if the solver fails.
     """
     began = time.monotonic()
-    try:
-        import highspy
-    except ImportError:
-        highspy = None
+    highspy: Any = None
+    with suppress(ImportError):
+        highspy = importlib.import_module("highspy")
     outcome = _highs(highspy, ilp, gap, time_limit_s, start) if highspy else _cbc(ilp, gap, time_limit_s)
     outcome = Outcome(**{**vars(outcome), "seconds": time.monotonic() - began})
     LOG.debug("%d variables, %d rows: %s in %.2f s", ilp.variables, ilp.rows, outcome.status, outcome.seconds)

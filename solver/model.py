@@ -92,8 +92,10 @@ def choose(model: Model) -> None:
         model.x[key] = {s: model.binary() for s in indices}
     model.beta = {name: {p: model.binary() for p in placements} for name, placements in space.boundaries.items()}
     model.rest = {name: {p: model.binary() for p in placements} for name, placements in space.rest.items()}
-    for options in (*model.x.values(), *model.beta.values(), *model.rest.values()):
-        model.ilp.row([(v, 1.0) for v in options.values()], at_least=1, at_most=1)
+    groups = [list(options.values()) for options in model.x.values()]
+    groups += [list(options.values()) for options in (*model.beta.values(), *model.rest.values())]
+    for group in groups:
+        model.ilp.row([(v, 1.0) for v in group], at_least=1, at_most=1)
 
 
 def run_units(model: Model, region: Region) -> None:

@@ -134,7 +134,7 @@ def _fit(hunt: Hunt, space: Space, loose: Solution) -> None:
     repair(hunt, space, loose, scales, arcs_of(space, loose))
     if hunt.closed:
         return
-    mean = build(space, memory=True, average=True, floor_s=hunt.bound_s, **scales)
+    mean = build(space, memory=True, average=True, floor_s=hunt.bound_s, byte=scales["byte"], second=scales["second"])
     outcome = adapter.run(mean.ilp, gap=hunt.gap / 2, time_limit_s=hunt.clock.left_s * 0.6)
     if outcome.status == "infeasible" and hunt.best is None:
         return _raise_budget(hunt, space)
@@ -149,14 +149,14 @@ def _fit(hunt: Hunt, space: Space, loose: Solution) -> None:
 def repair(hunt: Hunt, space: Space, draft: Solution, scales: dict[str, float], arcs: Arcs) -> None:
     """Offer the best plan with the draft's strategies and only these conversions, if there is one."""
     tight = narrow(hunt.problem, fix(draft, space.allow), arcs)
-    model = build(tight, memory=True, floor_s=hunt.bound_s, **scales)
+    model = build(tight, memory=True, floor_s=hunt.bound_s, byte=scales["byte"], second=scales["second"])
     outcome = adapter.run(model.ilp, gap=hunt.gap / 4, time_limit_s=min(hunt.clock.left_s, 0.3 * hunt.clock.limit_s))
     if outcome.values is not None:
         hunt.offer(to_solution(model, outcome.values))
 
 
 def _exact(hunt: Hunt, space: Space, scales: dict[str, float]) -> None:
-    model = build(space, memory=True, floor_s=hunt.bound_s, **scales)
+    model = build(space, memory=True, floor_s=hunt.bound_s, byte=scales["byte"], second=scales["second"])
     start = to_start(model, hunt.best) if hunt.best else None
     outcome = adapter.run(model.ilp, gap=hunt.gap, time_limit_s=hunt.clock.left_s, start=start)
     if outcome.status == "infeasible" and hunt.best is None:

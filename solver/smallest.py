@@ -60,7 +60,7 @@ def smallest(problem: Problem, *, allow: Restriction | None = None, gap: float =
     clock, problem = Clock(time_limit_s), replace(problem, budget_bytes=None)
     space = narrow(problem, allow or FREE)
     scales = _scales(problem)
-    mean = build(space, memory=True, average=True, minimise_peak=True, **scales)
+    mean = build(space, memory=True, average=True, minimise_peak=True, byte=scales["byte"], second=scales["second"])
     outcome = adapter.run(mean.ilp, gap=gap / 4, time_limit_s=clock.left_s * 0.25)
     bound = max(outcome.bound, 0.0)
     best: Solution | None = None
@@ -89,7 +89,7 @@ def _descend(problem: Problem, space: Space, best: Solution, scales: dict[str, f
     while step > gap and clock.left_s > 0.3 * first:
         limited = replace(problem, budget_bytes=best.peak_bytes * (1 - step))
         scaled = {"byte": SCALE / limited.budget_bytes, "second": SCALE / best.cost_s if best.cost_s else 1.0}  # type: ignore[operator]
-        mean = build(replace(space, problem=limited), memory=True, average=True, **scaled)
+        mean = build(replace(space, problem=limited), memory=True, average=True, byte=scaled["byte"], second=scaled["second"])
         outcome = adapter.run(mean.ilp, gap=0.05, time_limit_s=0.15 * first)
         lower = None
         if outcome.values is not None:
@@ -105,7 +105,7 @@ def _descend(problem: Problem, space: Space, best: Solution, scales: dict[str, f
 def _lowest(
     space: Space, scales: dict[str, float], gap: float, time_limit_s: float, start: Solution | None
 ) -> tuple[Solution | None, float]:
-    model = build(space, memory=True, minimise_peak=True, **scales)
+    model = build(space, memory=True, minimise_peak=True, byte=scales["byte"], second=scales["second"])
     known = to_start(model, start) if start else None
     outcome = adapter.run(model.ilp, gap=gap, time_limit_s=time_limit_s, start=known)
     return (to_solution(model, outcome.values) if outcome.values is not None else None), outcome.bound
