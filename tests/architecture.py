@@ -16,7 +16,7 @@ STAGES = ("errors", "ir", "hardware", "torch_private", "ops", "tracer", "profile
 BASE = frozenset({"errors", "ir"})
 MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
-    "ir": frozenset({"errors"}),
+    "ir": frozenset({"errors", "torch_private"}),
     "hardware": BASE,
     "torch_private": BASE,
     "ops": BASE | {"torch_private"},

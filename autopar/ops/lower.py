@@ -6,6 +6,7 @@ shape, ops with a sharded implementation, and the device of factory ops.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,11 +50,15 @@ def emit_unit(
     cuts = cuts_of(unit, strategy, mesh, coordinate)
     for node in unit.nodes:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+
+        def call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> torch.fx.Node:
+            return graph.create_node("call_function", target, args, dict(kwargs or {}), name=node.name)  # noqa: B023
+
         if is_getitem(node):
-            new = graph.call_function(node.target, args, kwargs)
+            new = call(node.target, args, kwargs)
         elif node in cuts:
             implementation, by_factor = cuts[node]
-            new = IMPLEMENTATIONS[implementation](graph.call_function, node, args, kwargs, by_factor)
+            new = IMPLEMENTATIONS[implementation](call, node, args, kwargs, by_factor)
         else:
             rule = rule_of(node)
             if rule.shape_argument is not None:
@@ -62,7 +67,7 @@ def emit_unit(
                 args = (*args[: rule.shape_argument], shape[len(shape) - len(spelled) :], *args[rule.shape_argument + 1 :])
             if "device" in node.kwargs:
                 kwargs = {**kwargs, "device": torch.device(device)}
-            new = graph.call_function(node.target, args, kwargs)
+            new = call(node.target, args, kwargs)
         new.meta = {"unit": unit.name, "origin": node.name}
         env[node] = new
 
@@ -100,7 +105,7 @@ def _linear(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mappin
 
 
 def _addmm(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]) -> torch.fx.Node:
-    return call(sharded.addmm_row_bias, (args[0], args[1], args[2], cuts["k"].axes, cuts["k"].coordinates))
+    return call(sharded.addmm_row_bias, (args[0], args[1], args[2], cuts["k"].axes, cuts["k"].coordinates), kwargs)
 
 
 def _mean(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]) -> torch.fx.Node:
@@ -108,14 +113,14 @@ def _mean(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[
     for cut in cuts.values():
         for _, size in cut.axes:
             parts *= size
-    return call(torch.ops.aten.div.Tensor, (call(node.target, tuple(args), dict(kwargs)), parts))
+    return call(torch.ops.aten.div.Tensor, (call(node.target, tuple(args), kwargs), parts))
 
 
 def _layer_norm(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]) -> torch.fx.Node:
     weight = args[2] if len(args) > 2 else None
     bias = args[3] if len(args) > 3 else None
     eps = argument(node, "eps", 1e-5)
-    return call(sharded.layer_norm_hidden, (args[0], args[1][0], weight, bias, eps, cuts["h"].axes))
+    return call(sharded.layer_norm_hidden, (args[0], math.prod(args[1]), weight, bias, eps, cuts["h"].axes))
 
 
 def _cross_entropy(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]) -> torch.fx.Node:

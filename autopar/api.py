@@ -1,0 +1,198 @@
+"""The functions that users call; they put the stages together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from autopar.bytes import human, parse_bytes
+from autopar.codegen.emit import Emitted, emit
+from autopar.codegen.measure import Counted, measure as count
+from autopar.codegen.module import ParallelModule
+from autopar.errors import AutoparError, BudgetError, InputError, MeshError, UnshardableError
+from autopar.hardware import Hardware, load
+from autopar.ir.mesh import MeshLike, MeshSpec
+from autopar.ir.plan import Plan
+from autopar.ir.program import Program
+from autopar.profiler.model_cost import ModelCost, measure
+from autopar.solver.baselines import solve_baselines
+from autopar.solver.build import OPTIMIZER_COPIES, Builder, Setting
+from autopar.solver.problem import Problem
+from autopar.solver.search import solve
+from autopar.solver.to_plan import to_plan
+from autopar.tracer import trace
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+logger = logging.getLogger("autopar")
+Progress = Callable[[str], None]
+TIGHTENINGS = 4
+"""How often a plan whose emitted graphs exceed the budget is searched again under a tighter one."""
+
+
+def plan(
+    model: nn.Module,
+    mesh: MeshLike,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    memory: int | str | None = None,
+    hardware: str | Hardware = "cpu",
+    optimizer: str = "adamw",
+    time_limit_s: float = 60.0,
+    gap: float = 1e-3,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Decide placements, conversions and what backward keeps, for one training step on example inputs.
+
+    Nothing runs and no weights are needed: model and inputs may be on the meta device. `mesh` is "8x8", sizes, a MeshSpec
+    or a DeviceMesh; `memory` the budget per device ("70GiB" or bytes; None: no limit); `hardware` a known name or a file.
+    The plan's emitted graphs are counted before it is returned: their liveness peak is within the budget.
+
+    Raises TraceError, BudgetError (with the smallest budget that works), UnshardableError, SolverError.
+
+    >>> # plan = autopar.plan(model, "2x4", kwargs=batch, memory="70GiB", hardware="h100-sxm")
+    """
+    said = progress or (lambda stage: None)
+    said("tracing")
+    program = trace(model, args, dict(kwargs or {}), name=name)
+    return plan_program(
+        program,
+        MeshSpec.of(mesh),
+        memory=memory,
+        hardware=hardware,
+        optimizer=optimizer,
+        time_limit_s=time_limit_s,
+        gap=gap,
+        progress=said,
+    )[0]
+
+
+def plan_program(
+    program: Program,
+    mesh: MeshSpec,
+    *,
+    memory: int | str | None = None,
+    hardware: str | Hardware = "cpu",
+    optimizer: str = "adamw",
+    time_limit_s: float = 60.0,
+    gap: float = 1e-3,
+    progress: Progress = lambda stage: None,
+) -> tuple[Plan, Emitted, Counted]:
+    """As `plan`, for a traced program; also the emitted graphs and what was counted on them."""
+    if optimizer not in OPTIMIZER_COPIES:
+        raise InputError(f"unknown optimizer {optimizer!r}: use one of {', '.join(sorted(OPTIMIZER_COPIES))}")
+    budget = None if memory is None else parse_bytes(memory)
+    device = hardware if isinstance(hardware, Hardware) else load(hardware)
+    progress("profiling")
+    cost = measure(program)
+    builder = Builder(cost, Setting(mesh=mesh, hardware=device, budget_bytes=budget, optimizer=optimizer))
+    progress("pricing strategies and conversions")
+    problem = builder.problem()
+    require_shardable(problem, mesh, program)
+    return search(builder, problem, cost, time_limit_s=time_limit_s, gap=gap, progress=progress)
+
+
+def search(
+    builder: Builder, problem: Problem, cost: ModelCost, *, time_limit_s: float, gap: float, progress: Progress
+) -> tuple[Plan, Emitted, Counted]:
+    """Solve, emit, count; where the emitted graphs need more than the budget, tighten it by as much and solve again."""
+    budget = problem.budget_bytes
+    incumbents = [s for s in solve_baselines(problem).values() if s is not None]
+    notes: tuple[str, ...] = ()
+    for _ in range(TIGHTENINGS):
+        progress("solving")
+        solution = solve(problem, gap=gap, time_limit_s=time_limit_s, incumbents=incumbents)
+        found = to_plan(builder, problem, solution)
+        progress("emitting and counting")
+        emitted = emit(cost.program, found)
+        counted = count(emitted, OPTIMIZER_COPIES[builder.setting.optimizer])
+        if budget is None or counted.peak_bytes <= budget:
+            final = found.model_copy(update={"budget_bytes": None if budget is None else int(budget), "notes": found.notes + notes})
+            return final, replace(emitted, plan=final), counted
+        assert problem.budget_bytes is not None
+        tighter = problem.budget_bytes - (counted.peak_bytes - budget) * 1.02
+        notes = (*notes, f"emitted graphs needed {human(counted.peak_bytes)}: searched again under {human(tighter)}")
+        logger.info(notes[-1])
+        problem = replace(problem, budget_bytes=tighter)
+    raise BudgetError(
+        f"no plan whose emitted program fits {human(int(budget or 0))}: the last one needs {human(counted.peak_bytes)} "
+        f"({counted.peak_where}). Give it that much",
+        smallest_bytes=counted.peak_bytes,
+    )
+
+
+def require_shardable(problem: Problem, mesh: MeshSpec, program: Program) -> None:
+    """Raise UnshardableError if some axis divides no factor of any unit: every device would do the same work."""
+    for axis, (name, size) in enumerate(zip(mesh.names, mesh.sizes, strict=True)):
+        if size > 1 and not any(s.factors[axis] is not None for r in problem.regions for u in r.units for s in u.strategies):
+            sizes = sorted({int(n) for value in program.values.values() for n in value.shape if n != 1}, reverse=True)
+            raise UnshardableError(
+                f"axis {name} of mesh {mesh} has {size} devices, and no dim of {program.name} (sizes {sizes[:6]}) divides by {size}: "
+                "use a smaller axis, or pad batch, sequence or hidden size to a multiple of it"
+            )
+
+
+def compile(  # noqa: A001
+    model: nn.Module,
+    mesh: DeviceMesh,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    memory: int | str | None = None,
+    plan: Plan | str | None = None,
+    hardware: str | Hardware = "cpu",
+    optimizer: str = "adamw",
+    time_limit_s: float = 60.0,
+    gap: float = 1e-3,
+) -> ParallelModule:
+    """The model, parallelized over `mesh`: an nn.Module with DTensor parameters that trains as the original does.
+
+    Call it on every process of the mesh with the same example inputs (the global batch). Rank 0 searches for a plan and
+    sends it to the others, unless `plan` gives one (a Plan or a path).
+
+    >>> # parallel = autopar.compile(model, mesh, kwargs=batch, memory="2GiB")
+    """
+    if not args and not kwargs:
+        raise InputError("compile needs example inputs to plan for: pass args=(...) or kwargs={...} with a global batch")
+    spec = MeshSpec.of(mesh)
+    program = trace(model, args, dict(kwargs or {}))
+    if plan is None:
+
+        def searched() -> Plan:
+            return plan_program(
+                program, spec, memory=memory, hardware=hardware, optimizer=optimizer, time_limit_s=time_limit_s, gap=gap
+            )[0]
+
+        found = from_rank_0(searched)
+    else:
+        found = plan if isinstance(plan, Plan) else from_rank_0(lambda: Plan.load(plan))
+    found.require(program, spec)
+    return ParallelModule(emit(program, found, mesh.device_type), model, mesh)
+
+
+def from_rank_0(make: Callable[[], Plan]) -> Plan:
+    """Make a plan on rank 0 and send it to all; an error there is raised everywhere."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        raise MeshError("compile needs a process group: start with torchrun and build the mesh with init_device_mesh")
+    box: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            box = [make().to_json()]
+        except AutoparError as error:
+            box = [error]
+    dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], AutoparError):
+        raise box[0]
+    return Plan.from_json(box[0], "the plan of rank 0")
+
+
