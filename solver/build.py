@@ -36,7 +36,7 @@ class Setting:
     hardware: Hardware
     budget_bytes: float | None = None
     optimizer: str = "adamw"
-    split: bool = False
+    split: bool = True
 
 
 class Builder:
@@ -149,6 +149,7 @@ class Builder:
             roles=tuple(role.get(f, "partial") if f is not None else None for f in chosen.factors),
             operands=chosen.operands,
             results=chosen.results,
+            reads=cost.reads,
             forward_s=self.kernels_s(cost.forward, sizes) + self.inner_collectives_s(cost.forward_collectives),
             backward_s=self.kernels_s(cost.backward, sizes) + self.inner_collectives_s(cost.backward_collectives),
             saved_bytes=inside,
@@ -194,6 +195,7 @@ class Builder:
                 bytes_at={pl: full * pl.local_fraction(self.mesh.sizes) for pl in options},
                 carried=boundary in carried,
                 resident=any(name in self.program.inputs for name in names),
+                needs_grad=any(self.program.values[name].needs_grad for name in names),
             )
         return found
 

@@ -213,7 +213,7 @@ def reads(unit: Unit, strategy: Strategy) -> list[tuple[str, Placement]]:
     """The (tensor, placement) that the unit's backward reads."""
     return [
         (unit.operands[i], strategy.operands[i]) if kind == "operand" else (unit.results[i], strategy.results[i])
-        for kind, i in unit.reads
+        for kind, i in unit.reads_of(strategy)
     ]
 
 

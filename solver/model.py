@@ -216,7 +216,8 @@ def useful(space: Space, region: Region) -> tuple[list[str], set[str]]:
     tensors, units = set(), set()
     for unit in reversed(region.units):
         strategies = [unit.strategies[s] for s in space.strategies[region.name, unit.name]]
-        tensors |= {(unit.operands if kind == "operand" else unit.results)[i] for kind, i in unit.reads}
+        read = {place for strategy in unit.strategies for place in unit.reads_of(strategy)}
+        tensors |= {(unit.operands if kind == "operand" else unit.results)[i] for kind, i in read}
         allowed = unit.redoable and (space.allow.redo is None or space.allow.redo(region.name, unit.name))
         if allowed and (tensors & set(unit.results) or any(s.saved_bytes for s in strategies)):
             units.add(unit.name)
@@ -289,12 +290,15 @@ def redo(model: Model, region: Region, unit: Unit, own: Class, worth: bool) -> N
 
 def read(model: Model, region: Region, unit: Unit, own: Class) -> None:
     """av[t,π] ≥ Σ of x over the strategies with which the unit's backward reads t at π."""
-    for kind, i in dict.fromkeys(unit.reads):
-        tensor = (unit.operands if kind == "operand" else unit.results)[i]
-        wants = wanted(model, region, unit, i) if kind == "operand" else model.produced[region.name, tensor]
-        for placement, terms in wants.items():
-            supply = own.available[tensor].get(placement, [])
-            model.ilp.row([*supply, *((v, -c) for v, c in terms)], at_least=0)
+    wants: dict[tuple[str, Placement], dict[int, None]] = defaultdict(dict)
+    for s, x in model.x[region.name, unit.name].items():
+        strategy = unit.strategies[s]
+        for kind, i in unit.reads_of(strategy):
+            place = (unit.operands[i], strategy.operands[i]) if kind == "operand" else (unit.results[i], strategy.results[i])
+            wants[place][x] = None
+    for (tensor, placement), xs in wants.items():
+        supply = own.available[tensor].get(placement, [])
+        model.ilp.row([*supply, *((x, -1.0) for x in xs)], at_least=0)
 
 
 def fit_memory(model: Model) -> None:

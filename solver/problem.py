@@ -20,7 +20,8 @@ class Strategy:
     `operands` and `results` are the placements that it wants and makes. `saved_bytes` is what its backward reads besides
     operands and results (a norm's statistics, the inside of a chain): kept, or made again by redoing the unit.
     `forward_temp_bytes` and `backward_temp_bytes` bound the memory live while it runs: operands, results, their gradients
-    in backward, and scratch. `factors` and `roles` name the choice per axis, for people and for the baselines.
+    in backward, and scratch. `reads` replaces the unit's where the strategy runs another implementation. `factors` and
+    `roles` name the choice per axis, for people and for the baselines.
     """
 
     factors: tuple[str | None, ...]
@@ -32,6 +33,7 @@ class Strategy:
     saved_bytes: float = 0.0
     forward_temp_bytes: float = 0.0
     backward_temp_bytes: float = 0.0
+    reads: tuple[tuple[str, int], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,10 @@ class Unit:
     reads: tuple[tuple[str, int], ...]
     strategies: tuple[Strategy, ...]
     redoable: bool = True
+
+    def reads_of(self, strategy: Strategy) -> tuple[tuple[str, int], ...]:
+        """What backward reads under this strategy."""
+        return self.reads if strategy.reads is None else strategy.reads
 
 
 @dataclass(frozen=True, kw_only=True)
