@@ -1,0 +1,46 @@
+"""autopar: an ahead-of-time auto-parallel compiler for PyTorch.
+
+Sharding, collectives and what backward keeps are decided together, by one ILP, before the first step.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autopar import errors as errors
+    from autopar.api import compile as compile  # noqa: A004
+    from autopar.api import plan as plan
+    from autopar.api import profile as profile
+    from autopar.ir.mesh import MeshSpec as MeshSpec
+    from autopar.ir.plan import Plan as Plan
+    from autopar.ops.tables import op_rule as op_rule
+    from autopar.verification import verify as verify
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "compile": "autopar.api",
+    "plan": "autopar.api",
+    "profile": "autopar.api",
+    "verify": "autopar.verification",
+    "MeshSpec": "autopar.ir.mesh",
+    "Plan": "autopar.ir.plan",
+    "op_rule": "autopar.ops.tables",
+}
+
+__all__ = ["MeshSpec", "Plan", "__version__", "compile", "errors", "op_rule", "plan", "profile", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are loaded when first used, so that `import autopar` and the CLI's help stay fast."""
+    if name == "errors":
+        return import_module("autopar.errors")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'autopar' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

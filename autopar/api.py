@@ -20,6 +20,8 @@ from autopar.ir.mesh import MeshLike, MeshSpec
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.profiler.model_cost import ModelCost, measure
+from autopar.profiler.profile import Profile
+from autopar.profiler.profile import profile as profile_program
 from autopar.solver.baselines import solve_baselines
 from autopar.solver.build import OPTIMIZER_COPIES, Builder, Setting
 from autopar.solver.problem import Problem
@@ -196,3 +198,21 @@ def from_rank_0(make: Callable[[], Plan]) -> Plan:
     return Plan.from_json(box[0], "the plan of rank 0")
 
 
+
+
+def profile(
+    model: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: Mapping[str, int | Mapping[str, int]] | None = None,
+    hardware: str | Hardware = "cpu",
+) -> Profile:
+    """What a model costs: FLOPs, bytes kept for backward and peak memory, closed forms in the dynamic dims.
+
+    `dynamic` names dims of the inputs, for example {"batch": 0, "seq": 1}. No weights and no run are needed.
+
+    >>> # profile = autopar.profile(model, kwargs=batch, dynamic={"batch": 0}); profile.at(batch=64).forward_flops
+    """
+    program = trace(model, args, dict(kwargs or {}), dynamic=dynamic)
+    return profile_program(program, hardware if isinstance(hardware, Hardware) else load(hardware))

@@ -26,10 +26,15 @@ def run_program(
 
 
 def run_values(
-    program: Program, model_state: Mapping[str, Tensor], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    program: Program,
+    model_state: Mapping[str, Tensor],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    values: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Every value of the program by name."""
-    values = dict(zip_inputs(program, args, kwargs or {}))
+    """Every value of the program by name; inputs are given as to the model, or by name in `values`."""
+    values = dict(zip_inputs(program, args, kwargs or {})) if values is None else values
     state = {name: _state(program, name, model_state) for call in program.calls for name in call.state}
     device = next((t.device for t in (*state.values(), *values.values())), torch.device("cpu"))
     for call in program.calls:

@@ -1,0 +1,168 @@
+"""verify: all ranks of a mesh in one process, in float64, against the serial model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autopar.api import plan_program
+from autopar.codegen.all_ranks import Trajectory, run_all_ranks
+from autopar.codegen.emit import emit
+from autopar.errors import InputError
+from autopar.hardware import Hardware
+from autopar.ir.mesh import MeshLike, MeshSpec
+from autopar.ir.plan import Plan
+from autopar.ir.program import Program
+from autopar.ir.run import run_values, zip_inputs
+from autopar.ir.widen import widen, widened
+from autopar.tracer import trace
+
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """`relative_error`: largest absolute difference over the largest absolute value of the serial tensor (or over `scale`).
+
+    `kind` is loss, output, gradient, weight or replicas (copies on different devices that must be equal).
+    """
+
+    name: str
+    kind: str
+    relative_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `verify` found; `tensors` has every compared tensor, worst first."""
+
+    plan: Plan
+    tensors: tuple[Difference, ...]
+    tolerance: float = TOLERANCE
+
+    @property
+    def max_relative_error(self) -> float:
+        return max((t.relative_error for t in self.tensors), default=float("inf"))
+
+    @property
+    def ok(self) -> bool:
+        return self.max_relative_error <= self.tolerance
+
+
+def verify(
+    model: nn.Module,
+    mesh: MeshLike,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    plan: Plan | None = None,
+    memory: int | str | None = None,
+    steps: int = 3,
+    hardware: str | Hardware = "cpu",
+    time_limit_s: float = 30.0,
+    gap: float = 1e-3,
+) -> Report:
+    """Run a plan (or search one under `memory`) on every rank of the mesh in this process and compare with the serial run.
+
+    Compared in float64, casts inside the model included: losses of all steps, outputs, every gradient of the first step,
+    and parameters and buffers after `steps` AdamW steps. A model on the meta device gets random weights, inputs on it
+    random values.
+    """
+    spec = MeshSpec.of(mesh)
+    program = trace(model, args, dict(kwargs or {}))
+    if plan is None:
+        plan = plan_program(program, spec, memory=memory, hardware=hardware, time_limit_s=time_limit_s, gap=gap)[0]
+    plan.require(program, spec)
+    if program.loss is None:
+        raise InputError(f"{program.name} returns no scalar loss to train on: pass labels, or wrap it so that it returns one")
+    wide = widened(program)
+    state = {name: value for name, value in initial_state(model, program).items()}
+    inputs = {name: widen(given(model, name, t)) for name, t in zip_inputs(program, args, dict(kwargs or {}))}
+    parallel = run_all_ranks(emit(wide, plan), state, inputs, steps, optimizer)
+    serial = run_serial(wide, state, inputs, steps)
+    return Report(plan=plan, tensors=compare(parallel, serial, program))
+
+
+def optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3, foreach=False)
+
+
+def initial_state(model: nn.Module, program: Program) -> dict[str, Tensor]:
+    """Float64 copies of the model's state by name; random where the model is on the meta device."""
+    known = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name, state in program.state.items():
+        tensor = state.value if state.value is not None else known[name]
+        if tensor.is_meta:
+            shape = tuple(tensor.shape)
+            floating = tensor.is_floating_point()
+            tensor = torch.randn(shape, generator=generator, dtype=torch.float64) * 0.1 if floating else torch.zeros(shape, dtype=tensor.dtype)
+        found[name] = widen(tensor.detach().clone())
+    return found
+
+
+def given(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """The input itself; a random one for the meta device (ids below the vocabulary size, ones for masks)."""
+    if not tensor.is_meta:
+        return tensor
+    generator = torch.Generator().manual_seed(1)
+    if tensor.is_floating_point():
+        return torch.randn(tuple(tensor.shape), generator=generator, dtype=torch.float64)
+    if "mask" in name:
+        return torch.ones(tuple(tensor.shape), dtype=tensor.dtype)
+    config = getattr(model, "config", None)
+    high = min(int(n) for n in (getattr(config, "vocab_size", None), getattr(config, "num_labels", None) if tensor.dim() == 1 else None, 2**31) if n)
+    return torch.randint(0, high, tuple(tensor.shape), generator=generator, dtype=tensor.dtype)
+
+
+def run_serial(program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor], steps: int) -> Trajectory:
+    """The same training on one device, through autograd."""
+    local = {name: tensor.clone() for name, tensor in state.items()}
+    trained = [n for n, s in program.state.items() if s.kind == "parameter" and s.spec.needs_grad]
+    for name in trained:
+        local[name].requires_grad_()
+    stepper = optimizer([local[name] for name in trained])
+    losses, outputs, gradients = [], {}, {}
+    for step in range(steps):
+        values = run_values(program, local, values=dict(inputs))
+        assert program.loss is not None
+        loss = values[program.loss]
+        losses.append(float(loss.detach()))
+        stepper.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if step == 0:
+            outputs = {v: values[v].detach() for v in program.outputs if v}
+            gradients = {n: g.clone() for n in trained if (g := local[n].grad) is not None}
+        stepper.step()
+        local |= {buffer: values[value].detach() for buffer, value in program.mutations.items()}
+    weights = {name: tensor.detach() for name, tensor in local.items()}
+    return Trajectory(losses=losses, outputs=outputs, gradients=gradients, weights=weights)
+
+
+def compare(parallel: Trajectory, serial: Trajectory, program: Program) -> tuple[Difference, ...]:
+    found = [
+        Difference(name=f"step {i}", kind="loss", relative_error=relative(torch.tensor(a), torch.tensor(b)))
+        for i, (a, b) in enumerate(zip(parallel.losses, serial.losses, strict=True))
+    ]
+    kinds = (("output", parallel.outputs, serial.outputs), ("gradient", parallel.gradients, serial.gradients), ("weight", parallel.weights, serial.weights))
+    for kind, ours, theirs in kinds:
+        for name in theirs:
+            error = relative(ours[name], theirs[name]) if name in ours else float("inf")
+            found.append(Difference(name=name, kind=kind, relative_error=error))
+    found.append(Difference(name="copies on different devices", kind="replicas", relative_error=parallel.replica_difference))
+    return tuple(sorted(found, key=lambda d: -d.relative_error))
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference, relative to the largest entry of the serial tensor (of at least 1e-6, for gradients that are zero)."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    if not theirs.numel():
+        return 0.0
+    a, b = ours.double(), theirs.double()
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-6))
