@@ -52,12 +52,15 @@ BYTES_PER_DTYPE = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "bfloat16": 2, 
 
 def print_plan(plan: Plan, measured: Counted | None = None, console: Console | None = None) -> None:
     """All tables of a plan; plain and 140 columns wide where the output is no terminal."""
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=PLAIN_WIDTH)
+    console = console or new_console()
     for renderable in plan_renderables(plan, measured):
         console.print(renderable)
+
+
+def new_console() -> Console:
+    """Of the terminal's width, or plain and 140 columns wide where the output is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def plan_renderables(plan: Plan, measured: Counted | None = None) -> list[RenderableType]:
