@@ -110,23 +110,30 @@ def _function(module: ModuleType, name: str, where: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if callable(function):
         return function  # type: ignore[no-any-return]
-    own = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+    own = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__ and n[0] != "_"]
     raise InputError(f"{where} has no function {name!r}; it has {', '.join(own) or 'none'}")
 
 
 def _call(spec: str, function: Callable[..., Any], options: Options) -> Loaded:
+    """Call under the device of the options; what cannot be built on the meta device is built for real."""
     import torch
 
     _check_parameters(spec, function, options.given)
-    try:
-        with torch.device(options.device):
-            result = function(**options.given)
-    except InputError:
-        raise
-    except Exception as error:
-        on_meta = " (it runs under torch.device('meta'): read no values there)" if options.device == "meta" else ""
-        raise InputError(f"{spec} raised {_named(error)}{on_meta}") from error
-    return _checked(spec, result)
+    devices = dict.fromkeys((options.device, "cpu"))
+    for device in devices:
+        try:
+            with torch.device(device):
+                result = function(**options.given)
+        except InputError:
+            raise
+        except RuntimeError as error:  # what torch raises where values of meta tensors are read
+            if device == list(devices)[-1]:
+                raise InputError(f"{spec} raised {_named(error)}") from error
+        except Exception as error:
+            raise InputError(f"{spec} raised {_named(error)}") from error
+        else:
+            return _checked(spec, result)
+    raise AssertionError("one of the devices returned or raised")
 
 
 def _check_parameters(spec: str, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
@@ -154,8 +161,8 @@ def _checked(spec: str, result: Any) -> Loaded:
 
 
 def _named(error: Exception) -> str:
-    """The exception with the last line of the user's code that it passed through."""
+    """The exception with the last line of the user's own code that it passed through."""
     frames = traceback.extract_tb(error.__traceback__)
-    last = frames[-1] if frames else None
-    where = f" at {Path(last.filename).name}:{last.lineno}" if last else ""
+    own = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__ and not f.filename.startswith("<")]
+    where = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
     return f"{type(error).__name__}: {error}{where}"
