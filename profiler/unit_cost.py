@@ -73,7 +73,7 @@ class UnitCost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Trace:
+class Trace:
     """Figures of one joint trace, node by node."""
 
     forward: list[Figures]
@@ -118,7 +118,7 @@ def read_by_backward(joint: Joint) -> list[torch.fx.Node]:
     return list(found)
 
 
-def figures(joint: Joint, operands: int) -> _Trace:
+def figures(joint: Joint, operands: int) -> Trace:
     reads: list[tuple[str, int]] = []
     internals: list[int] = []
     result_of = {base_of(node): j for j, node in reversed(list(enumerate(joint.outputs)))}
@@ -130,7 +130,7 @@ def figures(joint: Joint, operands: int) -> _Trace:
             reads.append(("result", result_of[node]))
         else:
             internals.append(bytes_of(node))
-    return _Trace(
+    return Trace(
         forward=[node_figures(n) for n in joint.forward if not skipped(n)],
         backward=[node_figures(n) for n in joint.backward if not skipped(n)],
         reads=tuple(sorted(set(reads))),

@@ -14,11 +14,11 @@ from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import INVARIANT, PARTIAL, Placement, placements
 from autopar.ir.program import Program, Region
 from autopar.ops.flops import Collective
-from autopar.ops.lower import needs_implementation
 from autopar.ops.strategies import Strategy, strategies
-from autopar.ops.units import Unit, needs_grad
+from autopar.ops.units import needs_grad
 from autopar.profiler.model_cost import Measured, ModelCost
-from autopar.profiler.unit_cost import UnitCost, cost_of_strategy
+from autopar.profiler.strategy_cost import StrategyCosts
+from autopar.profiler.unit_cost import UnitCost
 from autopar.solver import problem as p
 from autopar.solver.groups import UnionFind
 from autopar.solver.restriction import split
@@ -46,6 +46,7 @@ class Builder:
         self.cost, self.setting = cost, setting
         self.program: Program = cost.program
         self.mesh, self.hardware = setting.mesh, setting.hardware
+        self.costs = StrategyCosts(setting.mesh, cost.device)
         self.links = setting.hardware.axis_links(setting.mesh)
         self.boundary_of = group_boundaries(self.program)
         self.group_of = group_state(self.program)
@@ -135,9 +136,7 @@ class Builder:
 
     def strategy(self, region: str, measured: Measured, chosen: Strategy) -> p.Strategy:
         unit = measured.unit
-        cost = measured.cost
-        if needs_implementation(unit, chosen):
-            cost = cost_of_strategy(unit, chosen, self.mesh, self.cost.device)
+        cost = self.costs.of(measured, chosen)
         sizes = chosen.local_sizes(unit, self.mesh.sizes)
         inside = sum(m.at(sizes) for m in cost.internals)
         operands = [self.local_bytes(n.meta["val"], pl) for n, pl in zip(unit.operands, chosen.operands, strict=True)]

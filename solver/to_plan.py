@@ -21,11 +21,10 @@ from autopar.ir.plan import (
 )
 from autopar.ir.program import TensorSpec
 from autopar.ops.flops import Collective
-from autopar.ops.lower import needs_implementation
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import needs_grad
 from autopar.profiler.model_cost import Measured
-from autopar.profiler.unit_cost import NodeCost, UnitCost, cost_of_strategy
+from autopar.profiler.unit_cost import NodeCost, UnitCost
 from autopar.solver.build import Builder
 from autopar.solver.check import check
 from autopar.solver.problem import ClassChoice, Problem, RegionChoice, Solution
@@ -65,7 +64,9 @@ def to_plan(builder: Builder, problem: Problem, solution: Solution) -> Plan:
 
 
 def tensor(spec: TensorSpec, placement: Placement) -> PlannedTensor:
-    return PlannedTensor(shape=tuple(int(n) for n in spec.shape), dtype=str(spec.dtype).removeprefix("torch."), placement=placement)
+    return PlannedTensor(
+        shape=tuple(int(n) for n in spec.shape), dtype=str(spec.dtype).removeprefix("torch."), placement=placement
+    )
 
 
 def region(builder: Builder, problem: Problem, name: str, choice: RegionChoice) -> PlannedRegion:
@@ -73,7 +74,9 @@ def region(builder: Builder, problem: Problem, name: str, choice: RegionChoice) 
     chosen = {unit.name: unit.strategies[choice.strategies[unit.name]] for unit in problem.region[name].units}
     return PlannedRegion(
         units={
-            unit: PlannedUnit(kind=measured[unit].kind, nodes=tuple(n.name for n in measured[unit].nodes), factors=s.factors, roles=s.roles)
+            unit: PlannedUnit(
+                kind=measured[unit].kind, nodes=tuple(n.name for n in measured[unit].nodes), factors=s.factors, roles=s.roles
+            )
             for unit, s in chosen.items()
         },
         converted=conversions(choice.converted),
@@ -146,10 +149,7 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
 
 def chosen_cost(builder: Builder, measured: Measured, index: int, region_name: str) -> tuple[UnitCost, Mapping[str, int]]:
     chosen: Strategy = builder.strategies[region_name][measured.unit.name][index]
-    cost = measured.cost
-    if needs_implementation(measured.unit, chosen):
-        cost = cost_of_strategy(measured.unit, chosen, builder.mesh, builder.cost.device)
-    return cost, chosen.local_sizes(measured.unit, builder.mesh.sizes)
+    return builder.costs.of(measured, chosen), chosen.local_sizes(measured.unit, builder.mesh.sizes)
 
 
 def total_flops(nodes: Iterable[NodeCost], sizes: Mapping[str, int]) -> int:

@@ -1,0 +1,148 @@
+"""What units cost under strategies with sharded implementations, without tracing every strategy.
+
+Strategies that cut the same factors with an implementation of their own run the same kernels, so they share one pair of
+traces, fitted to monomials in the local factor sizes as `unit_cost` does. Axes are known by position there and get their
+names when a strategy asks: cutting k over one axis or the other is one entry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from autopar.ir.mesh import MeshSpec
+from autopar.ops.factors import Factor
+from autopar.ops.flops import Collective, collectives_of
+from autopar.ops.lower import emit_unit
+from autopar.ops.strategies import Strategy
+from autopar.ops.units import Unit
+from autopar.profiler.model_cost import Measured, signature
+from autopar.profiler.unit_cost import PRIMES, Monomial, Trace, UnitCost, figures, monomial, node_cost, trace_unit
+
+ANY_SIZE = frozenset({"linear", "addmm", "embedding", "mean", "cross_entropy"})
+"""Implementations whose kernels depend on local sizes and on how many axes cut, but not on the sizes of axes, and into which
+no global size is written. The others are traced for each cut by itself."""
+
+Cuts = tuple[tuple[Factor, int], ...]
+"""Per mesh axis that cuts a factor with an implementation: that factor, and the size of the axis.
+
+Where sizes do not matter the axis has size 2, and the factor is the first of those that the implementation takes alike (all
+that make up the tokens of a loss)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """One collective: kind, position of its axis among the cuts, bytes."""
+
+    kind: str
+    position: int
+    bytes: Monomial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What strategies with the same cuts share; `kernels` has no collectives."""
+
+    kernels: UnitCost
+    forward: tuple[Sent, ...]
+    backward: tuple[Sent, ...]
+
+
+class StrategyCosts:
+    """Costs of strategies on one mesh, each family traced once."""
+
+    def __init__(self, mesh: MeshSpec, device: str) -> None:
+        self.mesh, self.device = mesh, device
+        self.families: dict[tuple[str, Cuts], Family | None] = {}
+
+    def of(self, measured: Measured, chosen: Strategy) -> UnitCost:
+        """The unit's cost under the strategy, as monomials in its local factor sizes; its collectives in bytes."""
+        unit = measured.unit
+        axes = cutting_axes(unit, chosen)
+        if not axes:
+            return measured.cost
+        cuts = tuple(self.cut(unit, str(chosen.factors[axis]), axis) for axis in axes)
+        key = (signature(unit), cuts)
+        if key not in self.families:
+            self.families[key] = family(unit, cuts, self.device) if runs_other_ops(unit, cuts) else None
+        found = self.families[key]
+        if found is None:
+            return measured.cost
+        sizes, names = chosen.local_sizes(unit, self.mesh.sizes), [self.mesh.names[axis] for axis in axes]
+        return replace(
+            found.kernels,
+            forward_collectives=tuple(Collective(s.kind, names[s.position], round(s.bytes.at(sizes))) for s in found.forward),
+            backward_collectives=tuple(Collective(s.kind, names[s.position], round(s.bytes.at(sizes))) for s in found.backward),
+        )
+
+    def cut(self, unit: Unit, factor: Factor, axis: int) -> tuple[Factor, int]:
+        if not any_size(unit, factor):
+            return factor, self.mesh.sizes[axis]
+        return next(f for f, places in unit.sharded.items() if places == unit.sharded[factor]), 2
+
+
+def cutting_axes(unit: Unit, chosen: Strategy) -> list[int]:
+    """Mesh axes that cut a factor with an implementation, in the order in which `emit_unit` names them."""
+    return [axis for factor in unit.sharded for axis in chosen.axes_of(factor)]
+
+
+def runs_other_ops(unit: Unit, cuts: Cuts) -> bool:
+    """Whether the implementation is any different from the op itself (a linear without bias is not)."""
+    graph = torch.fx.Graph()
+    env = {node: graph.placeholder(node.name) for node in unit.operands}
+    mesh, chosen = small_mesh(cuts)
+    emit_unit(unit, chosen, mesh, graph, env, graph.placeholder)
+    return [n.target for n in graph.nodes if n.op != "placeholder"] != [n.target for n in unit.nodes]
+
+
+def any_size(unit: Unit, factor: Factor) -> bool:
+    return all(implementation in ANY_SIZE for _, implementation, _ in unit.sharded[factor])
+
+
+def family(unit: Unit, cuts: Cuts, device: str) -> Family:
+    """Traced at local sizes equal to the unit's own (cut factors that do not grow: at their true local sizes), and again with
+    every factor that may grow its prime times as large."""
+    fixed = {factor for factor, _ in cuts if not any_size(unit, factor)}
+    parts = {factor: math.prod(size for f, size in cuts if f == factor) for factor, _ in cuts}
+    local = {f: int(n) // parts[f] if f in fixed else int(n) for f, n in unit.sizes.items()}
+    growth = dict(zip((f for f in unit.sizes if f in unit.shardable and f not in fixed), PRIMES, strict=False))
+    base, probe = (
+        traced(unit, {f: n * grown.get(f, 1) * parts.get(f, 1) for f, n in local.items()}, cuts, device)
+        for grown in ({}, growth)
+    )
+    fitted = partial(monomial, growth=growth, unit=replace(unit, sizes=local))
+    same = [len(n[1]) for n in base.forward + base.backward] == [len(n[1]) for n in probe.forward + probe.backward]
+    assert same, f"{unit.name} cut in {cuts} runs other kernels at other sizes"
+    return Family(
+        kernels=UnitCost(
+            forward=tuple(node_cost(a, b, fitted) for a, b in zip(base.forward, probe.forward, strict=True)),
+            backward=tuple(node_cost(a, b, fitted) for a, b in zip(base.backward, probe.backward, strict=True)),
+            reads=base.reads,
+            internals=tuple(fitted(a, b) for a, b in zip(base.internals, probe.internals, strict=True)),
+        ),
+        forward=sent(base.joint.forward, probe.joint.forward, fitted),
+        backward=sent(base.joint.backward, probe.joint.backward, fitted),
+    )
+
+
+def traced(unit: Unit, sizes: Mapping[Factor, int], cuts: Cuts, device: str) -> Trace:
+    """The unit at these sizes (before cutting), cut so."""
+    mesh, chosen = small_mesh(cuts)
+    return figures(trace_unit(replace(unit, sizes=sizes), chosen, mesh, device), len(unit.operands))
+
+
+def small_mesh(cuts: Cuts) -> tuple[MeshSpec, Strategy]:
+    """A mesh that has just the cutting axes, named by position, and the strategy that cuts so on it."""
+    mesh = MeshSpec(tuple(size for _, size in cuts), tuple(map(str, range(len(cuts)))))
+    return mesh, Strategy(factors=tuple(factor for factor, _ in cuts), operands=(), results=())
+
+
+def sent(
+    base: Sequence[torch.fx.Node], probe: Sequence[torch.fx.Node], fitted: Callable[[float, float], Monomial]
+) -> tuple[Sent, ...]:
+    pairs = zip(collectives_of(base), collectives_of(probe), strict=True)
+    return tuple(Sent(kind=a.kind, position=int(a.axis), bytes=fitted(a.bytes, b.bytes)) for a, b in pairs)

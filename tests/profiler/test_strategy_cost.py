@@ -1,0 +1,87 @@
+"""Costs of sharded implementations, fitted once per family, against a trace of each strategy by itself."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+import pytest
+
+import tests.models
+from autopar.ir.mesh import MeshSpec
+from autopar.ops.lower import needs_implementation
+from autopar.ops.strategies import Strategy, strategies
+from autopar.profiler.model_cost import Measured, ModelCost, measure
+from autopar.profiler.strategy_cost import StrategyCosts
+from autopar.profiler.unit_cost import NodeCost, cost_of_strategy
+from autopar.tracer import trace
+
+
+@functools.cache
+def measured(model: str) -> ModelCost:
+    module, kwargs = getattr(tests.models, model)(device="meta")
+    return measure(trace(module, (), kwargs))
+
+
+def with_implementation(model: str, mesh: MeshSpec, most: int | None) -> Iterator[tuple[Measured, Strategy]]:
+    """Strategies that run an implementation of their own; of each kind of unit not more than `most`, from both ends."""
+    found: dict[str, list[tuple[Measured, Strategy]]] = {}
+    for region in measured(model).regions.values():
+        for m in region:
+            alike = [(m, s) for s in strategies(m.unit, mesh.sizes) if needs_implementation(m.unit, s)]
+            found.setdefault(m.unit.kind, []).extend(alike)
+    for alike in found.values():
+        yield from alike if most is None else (alike[:most] + alike[-most:])
+
+
+def figures(kernels: Iterable[NodeCost], at: Mapping[str, int], local: Mapping[str, int]) -> Counter[object]:
+    """FLOPs, bytes, dtype of each kernel; without those that only copy where a dim is down to one, since a reshape that
+    copies elsewhere is a view there."""
+    found = [(n.flops.at(at), tuple(round(m.at(at), 6) for m in n.moved), n.dtype) for n in kernels]
+    return Counter(f for f in found if f[0] or len(f[1]) != 2 or 1 not in local.values())
+
+
+CASES = [("gpt2", "2x2", 3)] + [
+    pytest.param(model, mesh, None, marks=pytest.mark.slow)
+    for model, mesh in (("gpt2", "2x4"), ("llama", "2x4"), ("bert", "2x2"), ("vit", "8"))
+]
+
+
+@pytest.mark.parametrize(("model", "mesh", "most"), CASES)
+def test_equal_to_a_trace_of_the_strategy_itself(model: str, mesh: str, most: int | None) -> None:
+    spec = MeshSpec.of(mesh)
+    costs, seen = StrategyCosts(spec, "cpu"), 0
+    for m, chosen in with_implementation(model, spec, most):
+        ours, true = costs.of(m, chosen), cost_of_strategy(m.unit, chosen, spec)
+        sizes, seen = chosen.local_sizes(m.unit, spec.sizes), seen + 1
+        where = f"{m.unit.name} {chosen.factors}"
+        assert ours.forward_collectives == true.forward_collectives, where
+        assert ours.backward_collectives == true.backward_collectives, where
+        assert figures(ours.forward, sizes, sizes) == figures(true.forward, {}, sizes), where
+        assert figures(ours.backward, sizes, sizes) == figures(true.backward, {}, sizes), where
+        assert [i.at(sizes) for i in ours.internals] == [i.at({}) for i in true.internals], where
+        assert ours.reads == true.reads, where
+    assert seen > len(costs.families) / 2 > 0
+
+
+def test_plain_strategies_and_linear_without_bias_are_traced_no_more() -> None:
+    spec = MeshSpec.of("2x2")
+    costs = StrategyCosts(spec, "cpu")
+    (linear,) = (m for region in measured("gpt2").regions.values() for m in region if m.unit.name == "lm_head_linear")
+    assert all(costs.of(linear, s) is linear.cost for s in strategies(linear.unit, spec.sizes))
+
+
+def test_axes_keep_their_names() -> None:
+    spec = MeshSpec.of("outer=2,inner=2")
+    costs = StrategyCosts(spec, "cpu")
+    (loss,) = (m for region in measured("gpt2").regions.values() for m in region if m.unit.kind == "loss")
+    on = {}
+    for chosen in strategies(loss.unit, spec.sizes):
+        if sum(f is not None for f in chosen.factors) == 1:
+            on[chosen.factors] = {c.axis for c in costs.of(loss, chosen).forward_collectives}
+    assert {("outer" if factors[0] else "inner", *axes) for factors, axes in on.items()} == {
+        ("outer", "outer"),
+        ("inner", "inner"),
+    }
+    assert len(costs.families) == 2
