@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopar.ir.mesh import MeshLike, MeshSpec
 
@@ -97,7 +99,8 @@ def graph_being_traced() -> torch.fx.Graph:
 def rename_symbols(val: Any, names: Mapping[sympy.Symbol, sympy.Symbol]) -> Any:
     """A fake tensor, symbolic int, or tuple of them, with other symbols in its sizes and strides; same example sizes.
 
-    `SymInt.node`, `ShapeEnv.backed_var_to_val` (torch 2.13; `var_to_val` in 2.11), `var_to_range`, `create_symintnode`.
+    `SymInt.node`, `ShapeEnv.backed_var_to_val` (torch 2.13; `var_to_val` in 2.11), `var_to_range`, `var_to_range_sloc`,
+    `var_to_sources`, `create_symintnode`.
     """
     if isinstance(val, tuple | list):
         return type(val)(rename_symbols(v, names) for v in val)
@@ -118,11 +121,8 @@ def _rename_size(size: int | torch.SymInt, names: Mapping[sympy.Symbol, sympy.Sy
     examples = env.backed_var_to_val if hasattr(env, "backed_var_to_val") else env.var_to_val
     for old, new in names.items():
         if new not in examples:
-            examples[new], env.var_to_range[new], env.var_to_sources[new] = (
-                examples[old],
-                env.var_to_range[old],
-                env.var_to_sources[old],
-            )
+            for table in (examples, env.var_to_range, env.var_to_range_sloc, env.var_to_sources):
+                table[new] = table[old]
     return cast(int | torch.SymInt, env.create_symintnode(expression, hint=int(expression.xreplace(examples))))
 
 
@@ -132,3 +132,68 @@ def size_of(size: int | torch.SymInt) -> int | sympy.Expr:
         return int(size)
     expression = size.node.expr
     return int(expression) if expression.is_Integer else expression
+
+
+def as_symbolic(expression: sympy.Expr, mode: Any) -> int | torch.SymInt:
+    """A size of that expression for tensors of a fake mode, whose symbols it uses; the other direction of `size_of`.
+
+    `FakeTensorMode.shape_env`, `ShapeEnv.backed_var_to_val` (torch 2.13; `var_to_val` in 2.11), `create_symintnode`.
+    """
+    expression = sympy.sympify(expression)
+    if expression.is_Integer:
+        return int(expression)
+    env = mode.shape_env
+    examples = env.backed_var_to_val if hasattr(env, "backed_var_to_val") else env.var_to_val
+    return cast(torch.SymInt, env.create_symintnode(expression, hint=int(expression.xreplace(examples))))
+
+
+def fixed_sizes(mode: Any, symbols: Mapping[str, sympy.Symbol]) -> dict[str, sympy.Expr]:
+    """Symbols of a fake mode that some op has meanwhile fixed to a number, or to another symbol (`ShapeEnv.replacements`)."""
+    replaced = mode.shape_env.replacements if mode.shape_env is not None else {}
+    return {name: replaced[symbol] for name, symbol in symbols.items() if symbol in replaced}
+
+
+@contextmanager
+def symbolic_mode(mode: Any) -> Iterator[None]:
+    """Inside it, tensors are fake tensors of `mode`, and ops run on symbolic sizes without fixing them.
+
+    `torch._dispatch.python.enable_python_dispatcher` (torch 2.11 to 2.13): kernels in C++ that read sizes as numbers, such
+    as constant_pad_nd's, give way to their Python equals.
+    """
+    from torch._dispatch.python import enable_python_dispatcher
+
+    with mode, enable_python_dispatcher():  # type: ignore[no-untyped-call]
+        yield
+
+
+class AllocationTracker(TorchDispatchMode):
+    """While on, counts the bytes of tensor memory that is made and still alive: `bytes` now, `peak_bytes` at worst.
+
+    Views are counted with their memory, once; what was there before is not counted. `TorchDispatchMode`, and storages as
+    Python objects that live as long as their memory: torch 2.11, 2.13.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak_bytes = 0
+        self.alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {t.untyped_storage()._cdata for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage(), before)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage, before: set[int]) -> None:
+        key = storage._cdata
+        if key in self.alive or key in before:
+            return
+        self.alive[key] = storage.nbytes()
+        self.bytes += self.alive[key]
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
+        weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.bytes -= self.alive.pop(key, 0)

@@ -10,6 +10,8 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from autopar.ir.conversion import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
+from autopar.ir.program import Size
+from autopar.torch_private import size_of
 
 aten = torch.ops.aten
 
@@ -20,14 +22,17 @@ SAME_COUNT_AS = {
 }
 
 
-def node_flops(node: torch.fx.Node) -> int:
-    """FLOPs of one traced node; a multiply-add is two. Zero where torch counts nothing (pointwise, norms, softmax)."""
+def node_flops(node: torch.fx.Node) -> Size:
+    """FLOPs of one traced node; a multiply-add is two. Zero where torch counts nothing (pointwise, norms, softmax).
+
+    An expression where the node's sizes are symbolic.
+    """
     packet = getattr(node.target, "overloadpacket", None)
     count = flop_registry.get(SAME_COUNT_AS.get(packet, packet))
     if count is None:
         return 0
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    return int(count(*args, **kwargs, out_val=node.meta["val"]))
+    return size_of(count(*args, **kwargs, out_val=node.meta["val"]))
 
 
 @dataclass(frozen=True, order=True)

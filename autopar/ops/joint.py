@@ -8,6 +8,7 @@ the other emits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,17 @@ ALIASES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class TensorLike:
-    """Shape, dtype and whether a gradient is wanted: what tracing needs to know of an input."""
+    """Shape, dtype and whether a gradient is wanted: what tracing needs to know of an input. No strides: contiguous."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int | torch.SymInt, ...]
     dtype: torch.dtype
     needs_grad: bool
+    stride: tuple[int | torch.SymInt, ...] | None = None
+
+    def empty(self, device: str) -> torch.Tensor:
+        if self.stride is None:
+            return torch.empty(self.shape, dtype=self.dtype, device=device)
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,20 +86,27 @@ class _Recorder(torch.fx.Interpreter):
         added = len(traced.nodes) - count
         for _, node in zip(range(added), reversed(traced.nodes), strict=False):
             self.origin[node] = n.name
-        if n.op == "call_function":
+        if n.op == "call_function" and not isinstance(result, int | torch.SymInt):
             self.values[n.name] = result
         return result
 
 
-def trace_joint(graph: torch.fx.Graph, inputs: Sequence[TensorLike], differentiated: Sequence[bool], device: str = "cpu") -> Joint:
+def trace_joint(
+    graph: torch.fx.Graph,
+    inputs: Sequence[TensorLike],
+    differentiated: Sequence[bool],
+    device: str = "cpu",
+    mode: AbstractContextManager[object] | None = None,
+) -> Joint:
     """Trace `graph` (placeholders in the order of `inputs`, an output node with a tuple) with its backward.
 
-    `differentiated` says of each output whether a gradient flows into it.
+    `differentiated` says of each output whether a gradient flows into it. `mode` is the fake tensor mode that symbolic
+    sizes among the inputs belong to (default: a new one).
     """
     module = torch.fx.GraphModule(torch.nn.Module(), graph)
     recorder = _Recorder(module)
-    with fake_mode():
-        fakes = [torch.empty(i.shape, dtype=i.dtype, device=device) for i in inputs]
+    with mode or fake_mode():
+        fakes = [i.empty(device) for i in inputs]
         leaves = [f.requires_grad_() if i.needs_grad else f for f, i in zip(fakes, inputs, strict=True)]
         wanted = [n for n, i in enumerate(inputs) if i.needs_grad]
         shapes = _output_like(module, leaves)

@@ -26,6 +26,7 @@ from autopar.ops import tables
 from autopar.ops.factors import CannotUnify, Dims, Factor, Space
 from autopar.ops.fits import all_whole
 from autopar.ops.rule import INVARIANT, REDUCED, WHOLE, OpRule, Shape, Signature, tensor_operands
+from autopar.torch_private import size_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +79,16 @@ def is_getitem(node: torch.fx.Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem"
 
 
+def is_size(node: torch.fx.Node) -> bool:
+    """Whether the node computes a size, not a tensor: it is in no unit."""
+    return node.op == "call_function" and not isinstance(node.meta["val"], torch.Tensor | tuple | list)
+
+
 def shapes_of(node: torch.fx.Node) -> tuple[Shape, ...]:
-    """Shapes of a node's results; sympy expressions where dynamic (`meta["shapes"]`, put there by the tracer)."""
-    if "shapes" in node.meta:
-        return tuple(node.meta["shapes"])
+    """Shapes of a node's results; sympy expressions where dynamic."""
     value = node.meta["val"]
     values = value if isinstance(value, tuple | list) else (value,)
-    return tuple(tuple(int(n) for n in v.shape) for v in values)
+    return tuple(tuple(size_of(n) for n in v.shape) for v in values)
 
 
 def fitted(node: torch.fx.Node) -> Signature:
@@ -143,7 +147,8 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
         reduced[node] |= own
         parts[node] = tuple(rename(r) for r in local.results)
         dims[node] = parts[node][0] if len(parts[node]) == 1 else ()
-    results = [n for n in nodes if any(user not in inside for user in n.users) and not (len(shapes_of(n)) > 1)]
+    read = [n for n in nodes if any(user not in inside and not is_size(user) for user in n.users)]
+    results = [n for n in read if len(shapes_of(n)) == 1]
     rules = [rule_of(n) for n in nodes if not is_getitem(n)]
     anchors = [r.kind for r in rules if r.kind not in ("view", "pointwise")]
     return Unit(
@@ -178,7 +183,7 @@ class Grouping:
         self.group: dict[torch.fx.Node, int] = {}
         self.members: dict[int, list[torch.fx.Node]] = {}
         self.single: dict[torch.fx.Node, Unit] = {}
-        calls = [n for n in region.graph.nodes if n.op == "call_function"]
+        calls = [n for n in region.graph.nodes if n.op == "call_function" and not is_size(n)]
         for node in calls:
             home = self.group[node.args[0]] if is_getitem(node) else len(self.members)
             self.group[node] = home
@@ -193,7 +198,7 @@ class Grouping:
         """Groups that read this one's values; None stands for the region's outputs."""
         found: set[int | None] = set()
         for node in self.members[group]:
-            found |= {None if user.op == "output" else self.group[user] for user in node.users}
+            found |= {None if user.op == "output" else self.group[user] for user in node.users if not is_size(user)}
         return found - {group}
 
     def sources(self, group: int) -> set[int]:
