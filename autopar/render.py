@@ -75,14 +75,14 @@ def plan_renderables(plan: Plan, measured: Counted | None = None) -> list[Render
 def header(plan: Plan) -> Panel:
     mesh = " × ".join(f"{name} {size}" for name, size in zip(plan.mesh.names, plan.mesh.sizes, strict=True))
     how_sure = "proven optimal" if plan.status == "optimal" else "stopped by the time limit"
-    budget = "no budget" if plan.budget_bytes is None else f"of {human(plan.budget_bytes)}"
+    share = f"of {human(plan.budget_bytes)} ({plan.peak_bytes / plan.budget_bytes:.0%})" if plan.budget_bytes else "(no budget)"
     figures = plan.figures
     grid = table_grid()
     grid.add_row("mesh", f"{plan.mesh} ({mesh}), {plan.hardware}, optimizer {plan.optimizer}")
     bound = f"at least {human_s(plan.lower_bound_s)}, gap {plan.gap:.2%}"
     grid.add_row("step time", f"{human_s(plan.step_time_s)} predicted ({bound}: {how_sure}, {plan.solve_s:.1f} s)")
     grid.add_row("", ", ".join(f"{name} {human_s(s)}" for name, s in figures.time_s.items()))
-    grid.add_row("peak", f"{human(plan.peak_bytes)} {budget}, in {plan.peak_where}")
+    grid.add_row("peak", f"{human(plan.peak_bytes)} {share}, in {plan.peak_where}")
     flops = f"forward {human_flops(figures.forward_flops)}, backward {human_flops(figures.backward_flops)}"
     grid.add_row("work", f"{flops}, redone {human_flops(figures.redone_flops)} per device")
     for note in plan.notes:
@@ -118,15 +118,15 @@ class RegionTable:
 
 def legend() -> Text:
     return Text.assemble(
-        ("For backward — ", "bold"),
+        "Below a unit stand its parameters, with where they rest, and the results that are converted. For backward: ",
         ("keep", "green"),
-        ": results are held; ",
+        " holds results, ",
         ("inside", "green"),
-        ": only what the unit itself saves; ",
+        " holds only what the unit itself saves, ",
         ("redo", "yellow"),
-        ": run again; ",
+        " runs it again, ",
         ("again", "yellow"),
-        ": converted again; blank: not needed.",
+        " converts again; blank: not needed.",
     )
 
 
@@ -139,9 +139,8 @@ def mark(text: str) -> Text:
 
 def state_table(plan: Plan) -> Table:
     """Equal tensors of repeated layers as one row."""
-    groups: dict[tuple[str, PlannedTensor], int] = Counter()
-    for name, tensor in plan.state.items():
-        groups[pattern(name), tensor] += 1
+    repeated = repeated_patterns(plan)
+    groups = Counter((repeated.get(name, name), tensor) for name, tensor in plan.state.items())
     table = new_table("state at rest", ("tensor", {"overflow": "fold"}), "shape")
     for axis in plan.mesh.names:
         table.add_column(axis)
@@ -151,6 +150,12 @@ def state_table(plan: Plan) -> Table:
         cells = str(tensor.placement).partition(" nested ")[0].split(", ")
         table.add_row(f"{name}{f' × {count}' if count > 1 else ''}", shape, *cells, human(count * local_bytes(plan, tensor)))
     return table
+
+
+def repeated_patterns(plan: Plan) -> dict[str, str]:
+    """`h.*.weight` for `h.0.weight` and `h.1.weight`; names that no other tensor shares a pattern with are left out."""
+    counts = Counter(map(pattern, plan.state))
+    return {name: pattern(name) for name in plan.state if counts[pattern(name)] > 1}
 
 
 def local_bytes(plan: Plan, tensor: PlannedTensor) -> int:
@@ -197,8 +202,11 @@ def memory_table(plan: Plan) -> Table:
     for name, size in memory_split(parts).items():
         table.add_row(name, human(size), f"{size / whole:.0%}")
     table.add_section()
+    repeated = repeated_patterns(plan)
     for name, size in sorted(parts.items(), key=lambda item: -item[1])[:LARGEST]:
-        table.add_row(name, human(size), f"{size / whole:.0%}", style="dim")
+        state, at_rest, where = name.partition(" at rest ")
+        shown = f"{repeated.get(state, state)}{at_rest}{where}"
+        table.add_row(shown, human(size), f"{size / whole:.0%}", style="dim")
     return table
 
 
@@ -236,7 +244,12 @@ def measured_table(plan: Plan, measured: Counted) -> Table:
 
 def new_table(title: str, *columns: str | tuple[str, dict[str, str]]) -> Table:
     table = Table(
-        title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0)
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for column in columns:
         name, options = (column, {}) if isinstance(column, str) else column
@@ -252,7 +265,9 @@ def table_grid() -> Table:
 
 
 def human_s(seconds: float) -> str:
-    """>>> human_s(0.0014), human_s(86e-6), human_s(2.5)
+    """Seconds in the unit that reads best.
+
+    >>> human_s(0.0014), human_s(86e-6), human_s(2.5)
     ('1.4 ms', '86 µs', '2.5 s')
     """
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
@@ -262,7 +277,9 @@ def human_s(seconds: float) -> str:
 
 
 def human_flops(flops: float) -> str:
-    """>>> human_flops(54525952), human_flops(0)
+    """A multiply-add is two.
+
+    >>> human_flops(54525952), human_flops(0)
     ('54.5 MFLOP', '0 FLOP')
     """
     unit, scaled = "", float(flops)

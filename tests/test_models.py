@@ -138,7 +138,7 @@ def test_an_option_that_the_function_does_not_take(module: Path) -> None:
 
 def test_a_file_that_does_not_import(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("import torch\nimport no_such_thing_at_all\n")
-    with pytest.raises(InputError, match="ModuleNotFoundError: No module named 'no_such_thing_at_all' at bad.py:2"):
+    with pytest.raises(InputError, match=r"ModuleNotFoundError: No module named 'no_such_thing_at_all' at bad\.py:2"):
         load(f"{tmp_path / 'bad.py'}:f")
 
 
