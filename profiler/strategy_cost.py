@@ -8,7 +8,7 @@ names when a strategy asks: cutting k over one axis or the other is one entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,8 +19,8 @@ from autopar.ops.factors import Factor
 from autopar.ops.flops import Collective, collectives_of
 from autopar.ops.lower import emit_unit
 from autopar.ops.strategies import Strategy
-from autopar.ops.units import Unit
-from autopar.profiler.model_cost import Measured, signature
+from autopar.ops.units import Unit, is_getitem, rule_of
+from autopar.profiler.model_cost import Measured
 from autopar.profiler.unit_cost import PRIMES, Monomial, Trace, UnitCost, figures, monomial, node_cost, trace_unit
 
 ANY_SIZE = frozenset({"linear", "addmm", "embedding", "mean", "cross_entropy"})
@@ -66,7 +66,7 @@ class StrategyCosts:
         if not axes:
             return measured.cost
         cuts = tuple(self.cut(unit, str(chosen.factors[axis]), axis) for axis in axes)
-        key = (signature(unit), cuts)
+        key = (structure(unit, growing(unit, cuts)), cuts)
         if key not in self.families:
             self.families[key] = family(unit, cuts, self.device) if runs_other_ops(unit, cuts) else None
         found = self.families[key]
@@ -103,13 +103,31 @@ def any_size(unit: Unit, factor: Factor) -> bool:
     return all(implementation in ANY_SIZE for _, implementation, _ in unit.sharded[factor])
 
 
+def growing(unit: Unit, cuts: Cuts) -> list[Factor]:
+    """Factors in whose sizes figures are monomials; the others' sizes are constants of a family."""
+    return [f for f in unit.sizes if f in unit.shardable and not (f in dict(cuts) and not any_size(unit, f))]
+
+
+def structure(unit: Unit, grown: Collection[Factor]) -> str:
+    """Text equal for units that run the same ops on the same factors, whatever the sizes of those in `grown`."""
+    number: dict[torch.fx.Node, str] = {node: f"%o{i}" for i, node in enumerate(unit.operands)}
+    lines = [f"{n.meta['val'].dtype}{n.meta['needs_grad']}{unit.dims[n]}" for n in unit.operands]
+    for i, node in enumerate(unit.nodes):
+        number[node] = f"%{i}"
+        spelled = None if is_getitem(node) else rule_of(node).shape_argument
+        args = [len(a) if at == spelled and isinstance(a, Sized) else a for at, a in enumerate(node.args)]
+        rest = torch.fx.node.map_arg((args, node.kwargs), number.__getitem__)
+        lines.append(f"{node.target}{rest}{unit.dims[node]}{node in unit.results}")
+    return "\n".join([*lines, str(sorted((f, n) for f, n in unit.sizes.items() if f not in grown))])
+
+
 def family(unit: Unit, cuts: Cuts, device: str) -> Family:
     """Traced at local sizes equal to the unit's own (cut factors that do not grow: at their true local sizes), and again with
     every factor that may grow its prime times as large."""
     fixed = {factor for factor, _ in cuts if not any_size(unit, factor)}
     parts = {factor: math.prod(size for f, size in cuts if f == factor) for factor, _ in cuts}
     local = {f: int(n) // parts[f] if f in fixed else int(n) for f, n in unit.sizes.items()}
-    growth = dict(zip((f for f in unit.sizes if f in unit.shardable and f not in fixed), PRIMES, strict=False))
+    growth = dict(zip(growing(unit, cuts), PRIMES, strict=False))
     base, probe = (
         traced(unit, {f: n * grown.get(f, 1) * parts.get(f, 1) for f, n in local.items()}, cuts, device)
         for grown in ({}, growth)
