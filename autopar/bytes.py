@@ -7,7 +7,9 @@ import re
 
 from autopar.errors import InputError
 
-UNITS = {"b": 1} | {f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}
+UNITS: dict[str, int] = (
+    {"b": 1} | {f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}
+)
 FORMS = "give bytes as 70GiB (1024-based), 512MB (1000-based), 1.5e9 or 1073741824"
 TEXT = re.compile(r"(?P<number>\d+(\.\d*)?(e[+-]?\d+)?|\.\d+(e[+-]?\d+)?)\s*(?P<unit>[kmgt]?i?b)?", re.IGNORECASE)
 
@@ -29,8 +31,10 @@ def _parse_text(text: str) -> int | float:
     unit = UNITS.get((match["unit"] or "b").lower()) if match else None
     if match is None or unit is None:
         raise InputError(f"{text!r} is no byte count: {FORMS}")
-    number = match["number"]
-    return int(number) * unit if number.isdigit() else float(number) * unit
+    number: str = match["number"]
+    if number.isdigit():
+        return int(number) * unit
+    return float(number) * unit
 
 
 def human(count: float) -> str:

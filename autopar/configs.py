@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def import_transformers() -> Any:
+    """The package, told not to warn about settings that a config leaves out."""
     try:
-        import transformers
+        transformers: Any = import_module("transformers")
     except ImportError as error:
         raise InputError(
             f"a config.json needs the transformers package ({error}): pip install 'autopar[examples]', "

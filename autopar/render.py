@@ -236,8 +236,10 @@ def measured_table(plan: Plan, measured: Counted) -> Table:
     for name, predicted, counted in flops:
         add(name, predicted, counted, f"{predicted:,}", f"{counted:,}")
     for kind in sorted({c.kind for c in (*figures.collectives, *measured.collectives)}):
-        sent = [sum(c.bytes for c in found if c.kind == kind) for found in (figures.collectives, measured.collectives)]
-        add(f"{kind} bytes", *sent, *(f"{n:,}" for n in sent))
+        predicted, counted = (
+            sum(c.bytes for c in found if c.kind == kind) for found in (figures.collectives, measured.collectives)
+        )
+        add(f"{kind} bytes", predicted, counted, f"{predicted:,}", f"{counted:,}")
     add("peak bytes", plan.peak_bytes, measured.peak_bytes, f"{plan.peak_bytes:,.0f}", f"{measured.peak_bytes:,}")
     return table
 
