@@ -5,7 +5,6 @@ Every error that a user can mend is one message on stderr and exit code 2; 1 mea
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -201,10 +200,10 @@ def hardware_show(name: Annotated[str, typer.Argument(metavar="NAME", help="A kn
 )
 def demo(ctx: typer.Context) -> None:
     """Plan and train a small GPT-2 on local processes, and compare with the serial run (`autopar demo --help`)."""
-    main_of_demo = importlib.import_module("autopar.demo").main
-    code = main_of_demo(list(ctx.args))
-    if code:
-        raise typer.Exit(int(code))
+    from autopar.demo import main as run_demo
+
+    if code := run_demo(list(ctx.args)):
+        raise typer.Exit(code)
 
 
 def check_arguments(
