@@ -51,5 +51,5 @@ def signature(unit: Unit) -> str:
     for i, node in enumerate(unit.nodes):
         number[node] = f"%{i}"
         args = torch.fx.node.map_arg((node.args, node.kwargs), number.__getitem__)
-        lines.append(f"{node.target}{args}{node in unit.results}")
+        lines.append(f"{node.target}{args}{node in unit.results}{node in unit.dense}")
     return "\n".join([*lines, str(sorted(unit.sizes.items()))])

@@ -16,9 +16,9 @@ import torch
 from autopar.ir.mesh import MeshSpec
 from autopar.ops import sharded
 from autopar.ops.factors import Factor, local_shape
-from autopar.ops.fits import argument
+from autopar.ops.fits import argument, dim_list
 from autopar.ops.strategies import Strategy
-from autopar.ops.units import Unit, is_getitem, rule_of
+from autopar.ops.units import Unit, is_getitem, rule_of, shapes_of
 
 Emit = Callable[..., torch.fx.Node]
 Axes = tuple[tuple[str, int], ...]
@@ -33,6 +33,7 @@ class Cut:
 
 
 NOT_CUT = Cut((), ())
+SQUEEZES = frozenset({torch.ops.aten.squeeze.default, torch.ops.aten.squeeze.dim, torch.ops.aten.squeeze.dims})
 
 
 def emit_unit(
@@ -59,6 +60,8 @@ def emit_unit(
         elif node in cuts:
             implementation, by_factor = cuts[node]
             new = IMPLEMENTATIONS[implementation](call, node, args, kwargs, by_factor)
+        elif node.target in SQUEEZES:
+            new = call(torch.ops.aten.squeeze.dims, (args[0], squeezed_dims(node)))
         else:
             rule = rule_of(node)
             if rule.shape_argument is not None:
@@ -70,6 +73,16 @@ def emit_unit(
             new = call(node.target, args, kwargs)
         new.meta = {"unit": unit.name, "origin": node.name}
         env[node] = new
+    for node in unit.results:
+        if node in unit.dense and env[node].target is not torch.ops.aten.contiguous.default:
+            env[node] = graph.call_function(torch.ops.aten.contiguous.default, (env[node],))
+            env[node].meta = {"unit": unit.name, "origin": node.name}
+
+
+def squeezed_dims(node: torch.fx.Node) -> list[int]:
+    """Which dims a squeeze takes away; on a device further ones may have size one, which must stay."""
+    shape = shapes_of(node.args[0])[0]  # type: ignore[arg-type]
+    return [d for d in dim_list(argument(node, "dim"), len(shape)) if shape[d] == 1]
 
 
 def cuts_of(

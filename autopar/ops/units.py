@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import networkx as nx
 import torch
 
 from autopar.ir.program import Region, Size
@@ -29,14 +30,17 @@ from autopar.ops.rule import INVARIANT, REDUCED, WHOLE, OpRule, Shape, Signature
 from autopar.torch_private import size_of
 
 
+MERGES_DIMS = frozenset({torch.ops.aten.reshape.default, torch.ops.aten.view.default, torch.ops.aten.contiguous.default})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unit:
     """Nodes (in order) with common factors.
 
     `operands`: nodes outside that it reads; `results`: its nodes that are read outside. `dims`: per tensor its factors.
-    `operand_dims` are the factors of operands as this unit sees them. `sharded`: factor -> nodes that need an
-    implementation of their own when it is cut, with that implementation's name and the factor's name in its rule.
-    `roles`: factor -> what people call it ("batch", "sequence", "tensor", "hidden"), for the baselines.
+    `sharded`: factor -> nodes that need an implementation of their own when it is cut, with that implementation's name and
+    the factor's name in its rule. `dense`: results that must leave contiguous, since a reader merges their dims: the copy
+    is made here, once, where the profile sees it, and not again by every reader.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Unit:
     reduced_at: Mapping[torch.fx.Node, frozenset[Factor]]
     linear: bool
     random: bool
+    dense: frozenset[torch.fx.Node] = frozenset()
 
     @property
     def shardable(self) -> tuple[Factor, ...]:
@@ -262,18 +267,26 @@ def absorb_pointwise(grouping: Grouping) -> bool:
 
 
 def in_order(grouping: Grouping, region: Region) -> tuple[Unit, ...]:
-    """Topological order, ties by the position of a unit's first node."""
-    waiting = {g: grouping.sources(g) for g in grouping.members}
-    done: set[int] = set()
-    found: list[Unit] = []
-    while waiting:
-        ready = [g for g, sources in waiting.items() if sources <= done]
-        assert ready, f"units of {region.name} form a cycle"
-        group = min(ready, key=lambda g: grouping.order[grouping.members[g][-1]])
-        del waiting[group]
-        done.add(group)
-        found.append(compose(grouping.members[group]))
-    return tuple(found)
+    """Topological order, ties by the position of a unit's last node."""
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(grouping.members)
+    graph.add_edges_from((source, group) for group in grouping.members for source in grouping.sources(group))
+    last = {group: grouping.order[nodes[-1]] for group, nodes in grouping.members.items()}
+    composed = [compose(grouping.members[g]) for g in nx.lexicographical_topological_sort(graph, key=last.__getitem__)]
+    merged = set(region.outputs) | {operand for unit in composed for operand in unit.operands if merges_dims(unit, operand)}
+    return tuple(replace(unit, dense=frozenset(merged & set(unit.results))) for unit in composed)
+
+
+def merges_dims(unit: Unit, operand: torch.fx.Node) -> bool:
+    """Whether a reshape in the unit reads the operand, maybe through other views: it copies unless that is contiguous."""
+    views = {operand}
+    for node in unit.nodes:
+        if not is_getitem(node) and views & set(node.all_input_nodes):
+            if node.target in MERGES_DIMS:
+                return True
+            if rule_of(node).kind == "view":
+                views.add(node)
+    return False
 
 
 def unit_of(all_units: Iterable[Unit]) -> dict[torch.fx.Node, Unit]:
