@@ -110,8 +110,13 @@ def along(name: str, default: int = 0) -> Fit:
 
 
 def padded(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
-    """constant_pad_nd: dims that are padded stay whole."""
-    return changed_whole(node, operands, results)
+    """constant_pad_nd: dims that are padded stay whole, also where [1, -1] shifts them and leaves their size."""
+    base = changed_whole(node, operands, results)
+    pads: Sequence[int] = argument(node, "pad")  # type: ignore[assignment]
+    rank = len(results[0])
+    shifted = {f"d{rank - 1 - i // 2}" for i, n in enumerate(pads) if n != 0}
+    whole = shifted | {f for f, marks in base.marks.items() if WHOLE in marks}
+    return signature(base.operands, base.results, dict(base.sizes), whole=whole)
 
 
 def changed_whole(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:

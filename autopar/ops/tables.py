@@ -69,6 +69,22 @@ def addmm(node: torch.fx.Node, operands: object, results: object) -> object:
     return fit_text(f"{bias}, t k, k n -> t n", operands, results, {"k": "addmm"})  # type: ignore[arg-type]
 
 
+def embedding(node: torch.fx.Node, operands: object, results: object) -> object:
+    """Gradients that are divided by how often a row was read need all reads, and all rows, in one place."""
+    if argument(node, "scale_grad_by_freq", False) or argument(node, "sparse", False):
+        return fit_text("v! h, b*! -> b*! h", operands, results)  # type: ignore[arg-type]
+    return fit_text("v h, b* -> b* h", operands, results, {"v": "embedding"})  # type: ignore[arg-type]
+
+
+def convolution(node: torch.fx.Node, operands: object, results: object) -> object:
+    """Groups tie output channels to input channels: then both stay whole."""
+    image, kernel, out = {3: ("x!", "i!", "y!"), 4: ("x! u!", "i! j!", "y! v!")}[len(results[0])]  # type: ignore[index]
+    text = f"b c! {image}, o c! {kernel}, o -> b o {out}"
+    if argument(node, "groups", 1) != 1:
+        text = f"b c! {image}, o! g! {kernel}, o! -> b o! {out}"
+    return fit_text(text, operands, results)  # type: ignore[arg-type]
+
+
 TABLE: dict[torch._ops.OpOverload, OpRule] = {
     # matrix products
     aten.linear.default: OpRule(kind="matmul", text="b* k, n k, n -> b* n", sharded={"k": "linear"}),
@@ -77,10 +93,10 @@ TABLE: dict[torch._ops.OpOverload, OpRule] = {
     aten.bmm.default: OpRule(kind="matmul", text="b m k, b k n -> b m n"),
     aten.matmul.default: OpRule(kind="matmul", fit=fits.matmul),
     aten.scaled_dot_product_attention.default: OpRule(kind="attention", fit=sdpa),  # type: ignore[arg-type]
-    aten.conv1d.default: OpRule(kind="matmul", text="b c! x!, o c! i!, o -> b o y!"),
-    aten.conv2d.default: OpRule(kind="matmul", text="b c! x! u!, o c! i! j!, o -> b o y! v!"),
+    aten.conv1d.default: OpRule(kind="matmul", fit=convolution),  # type: ignore[arg-type]
+    aten.conv2d.default: OpRule(kind="matmul", fit=convolution),  # type: ignore[arg-type]
     # embeddings, norms, losses
-    aten.embedding.default: OpRule(kind="embedding", text="v h, b* -> b* h", sharded={"v": "embedding"}),
+    aten.embedding.default: OpRule(kind="embedding", fit=embedding),  # type: ignore[arg-type]
     aten.layer_norm.default: OpRule(kind="norm", fit=layer_norm, shape_argument=1),  # type: ignore[arg-type]
     aten.cross_entropy_loss.default: OpRule(kind="loss", fit=cross_entropy),  # type: ignore[arg-type]
     # softmax family and scans

@@ -1,0 +1,459 @@
+"""For every op with a rule, calls of it: shapes and attributes that a `Pick` chooses.
+
+Choices list the usual case first: hypothesis picks among all of them, the golden text shows the first ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from tests.ops.proofs import Call
+
+aten = torch.ops.aten
+T = TypeVar("T")
+DTYPE = torch.float64
+SIZES = (4, 6, 2, 1, 3, 12)
+
+
+class Pick:
+    """Chooses among alternatives, and makes tensors (the same ones each time)."""
+
+    def __init__(self, choose: Callable[[Sequence[Any]], Any] = lambda choices: choices[0]) -> None:
+        self.choose = choose
+        self.generator = torch.Generator().manual_seed(3)
+
+    def one(self, *choices: T) -> T:
+        return self.choose(choices)  # type: ignore[no-any-return]
+
+    def size(self, *choices: int) -> int:
+        return self.one(*(choices or SIZES))
+
+    def shape(self, rank: int) -> list[int]:
+        return [self.size() for _ in range(rank)]
+
+    def dim(self, rank: int) -> int:
+        return self.one(*range(-1, rank)) if rank else 0
+
+    def dims(self, rank: int) -> list[int]:
+        """Some dims, at least one; each once, some counted from the end."""
+        found = [d for d in range(rank) if self.one(d == rank - 1, True, False)]
+        return [d - rank if self.one(False, True) else d for d in found or [0]]
+
+    def tensor(self, *shape: int, grad: bool = True) -> Tensor:
+        return torch.randn(shape, dtype=DTYPE, generator=self.generator).requires_grad_(grad)
+
+    def positive(self, *shape: int) -> Tensor:
+        return (torch.rand(shape, dtype=DTYPE, generator=self.generator) + 0.5).requires_grad_()
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=self.generator)
+
+    def flags(self, *shape: int) -> Tensor:
+        return self.integers(2, *shape) == 1
+
+    def against(self, shape: Sequence[int]) -> list[int]:
+        """A shape that broadcasts against the given one."""
+        kept = self.one(*range(len(shape) + 1))
+        return [n if self.one(True, False) else 1 for n in shape[kept:]]
+
+
+Example = Callable[[Pick], Call]
+
+
+def linear(p: Pick) -> Call:
+    batch, k, n = p.shape(p.one(2, 1, 3)), p.size(), p.size()
+    bias = [p.tensor(n)] if p.one(True, False) else []
+    return Call(aten.linear.default, (p.tensor(*batch, k), p.tensor(n, k), *bias))
+
+
+def addmm(p: Pick) -> Call:
+    t, k, n = p.shape(3)
+    bias = p.one([n], [t, n], [1, n], [t, 1], [1])
+    scales = p.one({}, {"beta": 2}, {"alpha": 0.5}, {"beta": 3, "alpha": 2})
+    return Call(aten.addmm.default, (p.tensor(*bias), p.tensor(t, k), p.tensor(k, n)), scales)
+
+
+def mm(p: Pick) -> Call:
+    m, k, n = p.shape(3)
+    return Call(aten.mm.default, (p.tensor(m, k), p.tensor(k, n)))
+
+
+def bmm(p: Pick) -> Call:
+    b, m, k, n = p.shape(4)
+    return Call(aten.bmm.default, (p.tensor(b, m, k), p.tensor(b, k, n)))
+
+
+def matmul(p: Pick) -> Call:
+    batch, (m, k, n) = p.shape(p.one(2, 1, 0)), p.shape(3)
+    vector = p.one("no", "left", "right")
+    left = [k] if vector == "left" else [*p.one(batch, p.against(batch)), m, k]
+    right = [k] if vector == "right" else [*p.one(batch, p.against(batch)), k, n]
+    return Call(aten.matmul.default, (p.tensor(*left), p.tensor(*right)))
+
+
+def attention(p: Pick) -> Call:
+    b, h, q, k, d, e = p.size(4, 2, 3), p.size(4, 6, 1), p.size(4, 6), p.size(4, 6), p.size(4, 2), p.size(4, 2)
+    batch = p.one([b, h], [b, h], [b])
+    groups = p.one(1, 2) if len(batch) == 2 and h % 2 == 0 else 1
+    fewer = [b, h // groups] if len(batch) == 2 else batch
+    options: dict[str, Any] = p.one({}, {"is_causal": True}, {"scale": 0.3})
+    if groups > 1:
+        options = {**options, "enable_gqa": True}
+    arguments = [p.tensor(*batch, q, d), p.tensor(*fewer, k, d), p.tensor(*fewer, k, e)]
+    mask = "no" if "is_causal" in options else p.one("no", "added", "kept")
+    if mask != "no":
+        shape = [*p.against(batch), p.one(q, 1), k]
+        kept = p.flags(*shape)
+        kept[..., 0] = True
+        arguments.append(kept if mask == "kept" else p.tensor(*shape, grad=p.one(False, True)))
+    return Call(aten.scaled_dot_product_attention.default, tuple(arguments), options)
+
+
+def convolution(rank: int) -> Example:
+    def example(p: Pick) -> Call:
+        groups = p.one(1, 2, 4)
+        b, c, o = p.size(), groups * p.size(2, 1, 3), groups * p.size(2, 1, 3)
+        kernel = [p.one(3, 1) for _ in range(rank)]
+        bias = p.tensor(o) if p.one(True, False) else None
+        image = [p.size(6, 4) for _ in range(rank)]
+        stride, padding = [p.one(1, 2)] * rank, [p.one(0, 1)] * rank
+        inputs = p.tensor(b, c, *image), p.tensor(o, c // groups, *kernel), bias
+        return Call({1: aten.conv1d, 2: aten.conv2d}[rank].default, (*inputs, stride, padding, [1] * rank, groups))
+
+    return example
+
+
+def embedding(p: Pick) -> Call:
+    v, h = p.size(4, 6, 12), p.size()
+    options = p.one((), (), (1,), (-1, True))
+    return Call(aten.embedding.default, (p.tensor(v, h), p.integers(v, *p.shape(p.one(2, 1, 3))), *options))
+
+
+def layer_norm(p: Pick) -> Call:
+    rank = p.one(1, 1, 2)
+    shape, normalized = p.shape(p.one(2, 1, 3)), [p.size(4, 6, 2, 12) for _ in range(rank)]
+    weights = p.one(2, 1, 0)
+    given = [p.tensor(*normalized) for _ in range(weights)]
+    eps = p.one((), (1e-3,)) if weights == 2 else ()
+    return Call(aten.layer_norm.default, (p.tensor(*shape, *normalized), normalized, *given, *eps))
+
+
+def cross_entropy(p: Pick) -> Call:
+    t, v = p.size(4, 6, 12), p.size(4, 6, 12)
+    target = p.integers(v, t)
+    if p.one(False, True):
+        target[1::2] = -100
+    options = p.one(
+        {}, {"reduction": 2}, {"reduction": 0}, {"label_smoothing": 0.1}, {"ignore_index": int(target[1])},
+        {"reduction": 2, "label_smoothing": 0.2}, {"weight": p.positive(v).detach()},
+    )  # fmt: skip
+    return Call(aten.cross_entropy_loss.default, (p.tensor(t, v), target), options)
+
+
+def along_one(target: Any, *after: Any) -> Example:
+    """Ops of (x, dim, ...) that work along a dim."""
+
+    def example(p: Pick) -> Call:
+        rank = p.one(3, 2, 1)
+        return Call(target, (p.tensor(*p.shape(rank)), p.dim(rank), *after))
+
+    return example
+
+
+def along_some(target: Any) -> Example:
+    """Ops of (x, dims)."""
+
+    def example(p: Pick) -> Call:
+        rank = p.one(3, 2, 1)
+        return Call(target, (p.tensor(*p.shape(rank)), p.dims(rank)))
+
+    return example
+
+
+def reduction(target: Any, *, whole_too: bool = True) -> Example:
+    """Ops of (x, dims, keepdim)."""
+
+    def example(p: Pick) -> Call:
+        rank = p.one(3, 2, 1)
+        dims = p.one(p.dims(rank), p.dims(rank), [], None) if whole_too else p.dims(rank)
+        return Call(target, (p.tensor(*p.shape(rank)), dims, p.one(False, True)))
+
+    return example
+
+
+def amax(p: Pick) -> Call:
+    rank = p.one(3, 2, 1)
+    return Call(aten.amax.default, (p.tensor(*p.shape(rank)), p.one(p.dims(rank), []), p.one(False, True)))
+
+
+def argmax(p: Pick) -> Call:
+    rank = p.one(3, 2, 1)
+    return Call(aten.argmax.default, (p.tensor(*p.shape(rank)), p.one(p.dim(rank), None), p.one(False, True)))
+
+
+def var(p: Pick) -> Call:
+    shape = [p.size(4, 6, 2) for _ in range(p.one(3, 2))]
+    options = p.one({}, {"correction": 0, "keepdim": True})
+    return Call(aten.var.correction, (p.tensor(*shape), p.one(p.dims(len(shape)), None)), options)
+
+
+def all_of(target: Any) -> Example:
+    """Ops of (x)."""
+
+    def example(p: Pick) -> Call:
+        return Call(target, (p.tensor(*p.shape(p.one(3, 2, 1, 0))),))
+
+    return example
+
+
+def transposed(p: Pick) -> Call:
+    return Call(aten.t.default, (p.tensor(*p.shape(p.one(2, 1))),))
+
+
+def reshape(target: Any) -> Example:
+    def example(p: Pick) -> Call:
+        before, after = p.one(
+            ([4, 6, 12], [24, 12]), ([24, 12], [4, 6, 12]), ([4, 12], [4, 2, -1]), ([4, 6], [6, 4]), ([2, 1, 6], [2, 6]),
+            ([4, 6], [1, 4, 6, 1]), ([12], [2, 6]), ([4, 6, 2], [48]), ([2, 12, 2], [2, 4, 6]), ([6, 2, 2], [-1, 1, 4]),
+            ([1], []), ([4, 9], [6, 6]),
+        )  # fmt: skip
+        return Call(target, (p.tensor(*before), after))
+
+    return example
+
+
+def permute(p: Pick) -> Call:
+    return Call(aten.permute.default, (p.tensor(4, 6, *p.shape(2)), p.one([0, 2, 1, 3], [3, 1, 0, 2], [-1, 0, -2, 1])))
+
+
+def transpose(p: Pick) -> Call:
+    rank = p.one(3, 2)
+    return Call(aten.transpose.int, (p.tensor(*p.shape(rank)), p.one(*range(rank)), p.dim(rank)))
+
+
+def unsqueeze(p: Pick) -> Call:
+    rank = p.one(2, 1, 0, 3)
+    return Call(aten.unsqueeze.default, (p.tensor(*p.shape(rank)), p.one(0, -1, rank)))
+
+
+def squeeze(target: Any) -> Example:
+    def example(p: Pick) -> Call:
+        shape = p.one([4, 1, 6], [2, 1, 3], [2, 3], [1, 1, 4], [4, 2, 1])
+        dims: tuple[Any, ...] = (p.dims(len(shape)),) if target is aten.squeeze.dims else (p.dim(len(shape)),)
+        return Call(target, (p.tensor(*shape), *(() if target is aten.squeeze.default else dims)))
+
+    return example
+
+
+def expand(p: Pick) -> Call:
+    before, after = p.one(
+        ([4, 1, 6], [4, 2, 6]), ([6], [4, 6]), ([1, 4], [2, 6, 4]), ([4, 1], [-1, 6]),
+        ([2, 4], [2, 4]), ([], [4, 2]), ([1], [1]),
+    )  # fmt: skip
+    return Call(aten.expand.default, (p.tensor(*before), after))
+
+
+def slice_(p: Pick) -> Call:
+    shape = [p.size(4, 6, 12) for _ in range(p.one(3, 2, 1))]
+    bounds = p.one((1, 3), (0, 2**63 - 1), (None, -1), (0, 4, 2), (2,))
+    return Call(aten.slice.Tensor, (p.tensor(*shape), p.dim(len(shape)), *bounds))
+
+
+def select(p: Pick) -> Call:
+    rank = p.one(3, 2, 1)
+    return Call(aten.select.int, (p.tensor(*p.shape(rank)), p.dim(rank), p.one(0, -1)))
+
+
+def split(target: Any) -> Example:
+    def example(p: Pick) -> Call:
+        rank = p.one(3, 2, 1)
+        dim = p.dim(rank)
+        shape = p.shape(rank)
+        shape[dim] = 6
+        pieces = {aten.split.Tensor: (2, 4), aten.chunk.default: (3, 2), aten.split_with_sizes.default: ([4, 2], [1, 3, 2])}
+        return Call(target, (p.tensor(*shape), p.one(*pieces[target]), dim))
+
+    return example
+
+
+def cat(p: Pick) -> Call:
+    rank = p.one(3, 2, 1)
+    dim, shape = p.dim(rank), p.shape(rank)
+    parts = []
+    for _ in range(p.one(2, 3, 1)):
+        shape[dim] = p.size()
+        parts.append(p.tensor(*shape, grad=p.one(True, True, False)))
+    return Call(aten.cat.default, (p.one(parts, [*parts, parts[0]]), dim))
+
+
+def pad(p: Pick) -> Call:
+    shape = [p.size(4, 6, 12) for _ in range(p.one(3, 2, 1))]
+    return Call(aten.constant_pad_nd.default, (p.tensor(*shape), p.one([0, 1], [1, -1], [0, 0, 2, 1][: 2 * len(shape)]), 0.5))
+
+
+def cast(p: Pick) -> Call:
+    x = p.one(p.tensor(*p.shape(2)), p.integers(9, 4, 6), p.flags(4, 6))
+    return Call(aten._to_copy.default, (x,), p.one({"dtype": torch.float64}, {}, {"dtype": torch.bool}, {"dtype": torch.int64}))
+
+
+def binary(target: Any, kind: str = "float", numbers: Sequence[Any] = (), **options: Any) -> Example:
+    """Ops of two tensors that broadcast, or (given numbers) of a tensor and a number."""
+
+    def example(p: Pick) -> Call:
+        shape = p.shape(p.one(3, 2, 1))
+        make = {"float": p.tensor, "positive": p.positive, "integer": lambda *s: p.integers(3, *s), "bool": p.flags}[kind]
+        first = make(*p.one(shape, p.against(shape)))
+        second = p.one(make(*shape), make(*p.against(shape)), first, *numbers)
+        return Call(target, (first, second), p.one({}, options))
+
+    return example
+
+
+def unary(target: Any, *after: Any, positive: bool = False) -> Example:
+    def example(p: Pick) -> Call:
+        make = p.positive if positive else p.tensor
+        return Call(target, (make(*p.shape(p.one(3, 2, 0))), *after))
+
+    return example
+
+
+def where(p: Pick) -> Call:
+    shape = p.shape(3)
+    return Call(aten.where.self, (p.flags(*p.one(shape, p.against(shape))), p.tensor(*shape), p.tensor(*p.against(shape))))
+
+
+def masked_fill(p: Pick) -> Call:
+    shape = p.shape(3)
+    return Call(aten.masked_fill.Scalar, (p.tensor(*shape), p.flags(*p.one(shape, p.against(shape))), -3.0))
+
+
+def addcmul(p: Pick) -> Call:
+    shape = p.shape(2)
+    factors = p.tensor(*p.against(shape)), p.tensor(*p.against(shape))
+    return Call(aten.addcmul.default, (p.tensor(*shape), *factors), {"value": 2})
+
+
+def dropout(p: Pick) -> Call:
+    """Only what has one right answer: not in training, or nothing or everything dropped."""
+    return Call(aten.dropout.default, (p.tensor(*p.shape(3)), *p.one((0.5, False), (0.0, True), (1.0, True))))
+
+
+def factory(target: Any, *after: Any) -> Example:
+    def example(p: Pick) -> Call:
+        return Call(target, (p.shape(p.one(2, 1, 3)), *after), {"dtype": DTYPE, "device": torch.device("cpu")})
+
+    return example
+
+
+def arange(target: Any, *bounds: Any) -> Example:
+    return lambda p: Call(target, bounds, {"device": torch.device("cpu")})
+
+
+def index(p: Pick) -> Call:
+    x, at = p.tensor(4, 6, 2), p.integers(4, 3)
+    return Call(aten.index.Tensor, (x, p.one([at], [None, at], [at, at])))
+
+
+def gather(p: Pick) -> Call:
+    return Call(aten.gather.default, (p.tensor(4, 6), p.one(0, 1), p.integers(4, 4, 6)))
+
+
+def index_select(p: Pick) -> Call:
+    return Call(aten.index_select.default, (p.tensor(4, 6), p.one(0, 1), p.integers(4, 2)))
+
+
+EXAMPLES: dict[Any, Example] = {
+    aten.linear.default: linear,
+    aten.addmm.default: addmm,
+    aten.mm.default: mm,
+    aten.bmm.default: bmm,
+    aten.matmul.default: matmul,
+    aten.scaled_dot_product_attention.default: attention,
+    aten.conv1d.default: convolution(1),
+    aten.conv2d.default: convolution(2),
+    aten.embedding.default: embedding,
+    aten.layer_norm.default: layer_norm,
+    aten.cross_entropy_loss.default: cross_entropy,
+    aten.softmax.int: along_one(aten.softmax.int),
+    aten._softmax.default: along_one(aten._softmax.default, False),
+    aten.log_softmax.int: along_one(aten.log_softmax.int),
+    aten._log_softmax.default: along_one(aten._log_softmax.default, False),
+    aten.cumsum.default: along_one(aten.cumsum.default),
+    aten.flip.default: along_some(aten.flip.default),
+    aten.sum.default: all_of(aten.sum.default),
+    aten.sum.dim_IntList: reduction(aten.sum.dim_IntList),
+    aten.mean.default: all_of(aten.mean.default),
+    aten.mean.dim: reduction(aten.mean.dim),
+    aten.amax.default: amax,
+    aten.argmax.default: argmax,
+    aten.var.correction: var,
+    aten.reshape.default: reshape(aten.reshape.default),
+    aten.view.default: reshape(aten.view.default),
+    aten.permute.default: permute,
+    aten.transpose.int: transpose,
+    aten.t.default: transposed,
+    aten.unsqueeze.default: unsqueeze,
+    aten.squeeze.default: squeeze(aten.squeeze.default),
+    aten.squeeze.dim: squeeze(aten.squeeze.dim),
+    aten.squeeze.dims: squeeze(aten.squeeze.dims),
+    aten.contiguous.default: all_of(aten.contiguous.default),
+    aten.alias.default: all_of(aten.alias.default),
+    aten.clone.default: all_of(aten.clone.default),
+    aten.detach.default: all_of(aten.detach.default),
+    aten.expand.default: expand,
+    aten.slice.Tensor: slice_,
+    aten.select.int: select,
+    aten.split_with_sizes.default: split(aten.split_with_sizes.default),
+    aten.split.Tensor: split(aten.split.Tensor),
+    aten.chunk.default: split(aten.chunk.default),
+    aten.unbind.int: along_one(aten.unbind.int),
+    aten.cat.default: cat,
+    aten.index_select.default: index_select,
+    aten.constant_pad_nd.default: pad,
+    aten._to_copy.default: cast,
+    aten.add.Tensor: binary(aten.add.Tensor, numbers=(2.0,), alpha=2),
+    aten.sub.Tensor: binary(aten.sub.Tensor, numbers=(2.0,), alpha=3),
+    aten.neg.default: unary(aten.neg.default),
+    aten.mul.Tensor: binary(aten.mul.Tensor, numbers=(0.5,)),
+    aten.div.Tensor: binary(aten.div.Tensor, "positive", numbers=(3.0,)),
+    aten.dropout.default: dropout,
+    aten.arange.start_step: arange(aten.arange.start_step, 0, 12, 2),
+    aten.arange.start: arange(aten.arange.start, 2, 6),
+    aten.arange.default: arange(aten.arange.default, 6),
+    aten.full.default: factory(aten.full.default, 2.5),
+    aten.zeros.default: factory(aten.zeros.default),
+    aten.ones.default: factory(aten.ones.default),
+    aten.index.Tensor: index,
+    aten.gather.default: gather,
+}
+"""One per row of the table."""
+
+POINTWISE: dict[Any, Example] = {
+    aten.gelu.default: unary(aten.gelu.default),
+    aten.relu.default: unary(aten.relu.default),
+    aten.silu.default: unary(aten.silu.default),
+    aten.tanh.default: unary(aten.tanh.default),
+    aten.sigmoid.default: unary(aten.sigmoid.default),
+    aten.exp.default: unary(aten.exp.default),
+    aten.cos.default: unary(aten.cos.default),
+    aten.sin.default: unary(aten.sin.default),
+    aten.rsqrt.default: unary(aten.rsqrt.default, positive=True),
+    aten.pow.Tensor_Scalar: unary(aten.pow.Tensor_Scalar, 3.0),
+    aten.pow.Tensor_Tensor: binary(aten.pow.Tensor_Tensor, "positive"),
+    aten.clamp.default: unary(aten.clamp.default, -0.5, 0.5),
+    aten.mul.Scalar: unary(aten.mul.Scalar, 2.0),
+    aten.rsub.Scalar: unary(aten.rsub.Scalar, 1.0),
+    aten.maximum.default: binary(aten.maximum.default, "positive"),
+    aten.eq.Tensor: binary(aten.eq.Tensor, "integer"),
+    aten.ne.Tensor: binary(aten.ne.Tensor, "integer"),
+    aten.le.Tensor: binary(aten.le.Tensor, "integer"),
+    aten.bitwise_and.Tensor: binary(aten.bitwise_and.Tensor, "bool"),
+    aten.where.self: where,
+    aten.masked_fill.Scalar: masked_fill,
+    aten.addcmul.default: addcmul,
+}
+"""Ops whose rule comes from torch's pointwise tag."""

@@ -1,0 +1,146 @@
+"""Every row of the rule table, proved by running all strategies of it; one golden line per row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autopar.ir.placement import Placement
+from autopar.ops import fits, tables
+from autopar.ops.factors import Dims
+from autopar.ops.rule import OpRule
+from autopar.ops.strategies import strategies
+from autopar.ops.units import fitted, rule_of
+from tests.ops.examples import EXAMPLES, POINTWISE, Pick
+from tests.ops.proofs import Call, WrongRule, prove, unit_of
+
+aten = torch.ops.aten
+ALL = {**EXAMPLES, **POINTWISE}
+ops = pytest.mark.parametrize("op", ALL, ids=str)
+GOLDEN = Path(__file__).parents[1] / "golden" / "rules.txt"
+
+
+def quick(examples: int) -> Any:
+    skipped = list(HealthCheck)
+    return settings(derandomize=True, database=None, max_examples=examples, deadline=None, suppress_health_check=skipped)
+
+
+def drawn(op: Any, data: st.DataObject) -> Call:
+    return ALL[op](Pick(lambda choices: choices[data.draw(st.integers(0, len(choices) - 1))]))
+
+
+def test_every_row_has_examples() -> None:
+    assert set(EXAMPLES) == set(tables.TABLE)
+    assert all(tables.rule_for(op) is tables.POINTWISE for op in POINTWISE)
+
+
+@ops
+def test_usual_case(op: Any) -> None:
+    """On two axes, so that every pair of factors is cut together."""
+    assert prove(*unit_of([ALL[op](Pick())]), (2, 2)) > 0
+
+
+@ops
+@quick(5)
+@given(data=st.data())
+def test_strategies(op: Any, data: st.DataObject) -> None:
+    unit, operands = unit_of([drawn(op, data)])
+    for sizes in ((2,), (3,)):
+        prove(unit, operands, sizes)
+
+
+@pytest.mark.slow
+@ops
+@quick(40)
+@given(data=st.data())
+def test_strategies_on_many_shapes(op: Any, data: st.DataObject) -> None:
+    unit, operands = unit_of([drawn(op, data)])
+    prove(unit, operands, data.draw(st.sampled_from([(2,), (3,), (2, 2)])))
+
+
+def x(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+ELEMENTWISE = OpRule(kind="pointwise", fit=fits.elementwise)
+WRONG_ROWS: Mapping[str, tuple[OpRule, Call]] = {
+    "softmax may be cut along its dim": (ELEMENTWISE, Call(aten.softmax.int, (x(4, 6), 1))),
+    "gelu of a sum is the sum of gelus": (replace(ELEMENTWISE, linear=True), Call(aten.gelu.default, (x(4),))),
+    "a product of sums is the sum of products": (replace(ELEMENTWISE, linear=True), Call(aten.mul.Tensor, (x(4), x(4)))),
+    "the bias of every shard is added": (
+        OpRule(kind="matmul", text="b* k, n k, n -> b* n"),
+        Call(aten.linear.default, (x(4, 6), x(2, 6), x(2))),
+    ),
+    "a maximum is a sum": (OpRule(kind="reduction", fit=fits.reduction), Call(aten.amax.default, (x(4, 6), [1]))),
+    "sums over tokens of a mean are its mean": (
+        OpRule(kind="loss", text="t v!, t ->"),
+        Call(aten.cross_entropy_loss.default, (x(4, 6), torch.tensor([0, -100, 3, 1]))),
+    ),
+    "queries of causal attention are alike": (
+        OpRule(kind="attention", text="b h q d!, b h k! d!, b h k! e! -> b h q e!"),
+        Call(aten.scaled_dot_product_attention.default, (x(2, 2, 4, 2), x(2, 2, 4, 2), x(2, 2, 4, 2)), {"is_causal": True}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ROWS)
+def test_wrong_row_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule, call = WRONG_ROWS[name]
+    prove(*unit_of([call]), (2,))
+    monkeypatch.setitem(tables.USER_RULES, call.target, rule)
+    with pytest.raises(WrongRule):
+        prove(*unit_of([call]), (2,))
+
+
+def test_forgotten_gradient_reduction_is_caught() -> None:
+    """The forward is right if a weight is called invariant while tokens are cut, its gradient is not."""
+    unit, operands = unit_of([Call(aten.linear.default, (x(4, 6), x(2, 6)))])
+    (right,) = (s for s in strategies(unit, (2,)) if s.factors == ("b0",))
+    assert [str(p) for p in right.operands] == ["S(0)", "R"]
+    prove(unit, operands, (2,), [right])
+    wrong = replace(right, operands=(right.operands[0], Placement(("I",))))
+    with pytest.raises(WrongRule, match="ranks differ on I"):
+        prove(unit, operands, (2,), [wrong])
+
+
+def test_attributes_that_tie_dims_keep_them_whole() -> None:
+    """Each of these once passed for the usual case: found by running."""
+    grouped = unit_of([Call(aten.conv1d.default, (x(4, 4, 6), x(4, 1, 3), None, [1], [0], [1], 4))])[0]
+    assert grouped.shardable == ("b",)
+    counted = unit_of([Call(aten.embedding.default, (x(4, 6), torch.tensor([[0, 1], [1, 1]]), -1, True))])[0]
+    assert counted.shardable == ("h",)
+    shifted = unit_of([Call(aten.constant_pad_nd.default, (x(4, 6), [1, -1]))])[0]
+    assert shifted.shardable == ("d0",)
+
+
+def described(op: Any) -> str:
+    """The rule of the usual case: factors by dim, (several) in one, 1 for none, - for no tensor; then what they are."""
+    node = next(n for n in unit_of([ALL[op](Pick())])[0].nodes)
+    found, rule = fitted(node), rule_of(node)
+
+    def tensor(dims: Dims | None) -> str:
+        if dims is None:
+            return "-"
+        return " ".join(d[0] if len(d) == 1 else f"({' '.join(d)})" if d else "1" for d in dims) or "()"
+
+    sides = [", ".join(map(tensor, side)) for side in (found.operands, found.results)]
+    marks = [f"{f} {' '.join(sorted(m.split(':')[0] for m in ms))}" for f, ms in found.marks.items() if ms]
+    flags = [name for name, on in (("linear", rule.is_linear(node)), ("random", rule.random)) if on]
+    return f"{op} [{rule.kind}]: {' -> '.join(sides)}{''.join(f'; {note}' for note in (*marks, *flags))}"
+
+
+def test_golden_lines() -> None:
+    """Run with REGOLD=1 to write them anew."""
+    lines = "".join(f"{described(op)}\n" for op in ALL)
+    if os.environ.get("REGOLD"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(lines)
+    assert lines == GOLDEN.read_text()
