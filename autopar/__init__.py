@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autopar import errors as errors
-    from autopar.api import compile as compile  # noqa: A004
+    from autopar.api import compile as compile
     from autopar.api import plan as plan
     from autopar.api import profile as profile
     from autopar.ir.mesh import MeshSpec as MeshSpec

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autopar.bytes import human, parse_bytes
 from autopar.codegen.emit import Emitted, emit
-from autopar.codegen.measure import Counted, measure as count
+from autopar.codegen.measure import Counted
+from autopar.codegen.measure import measure as count
 from autopar.codegen.module import ParallelModule
 from autopar.errors import AutoparError, BudgetError, InputError, MeshError, UnshardableError
 from autopar.hardware import Hardware, load
@@ -117,7 +117,9 @@ def search(
         emitted = emit(cost.program, found)
         counted = count(emitted, OPTIMIZER_COPIES[builder.setting.optimizer])
         if budget is None or counted.peak_bytes <= budget:
-            final = found.model_copy(update={"budget_bytes": None if budget is None else int(budget), "notes": found.notes + notes})
+            final = found.model_copy(
+                update={"budget_bytes": None if budget is None else int(budget), "notes": found.notes + notes}
+            )
             return final, replace(emitted, plan=final), counted
         assert problem.budget_bytes is not None
         tighter = problem.budget_bytes - (counted.peak_bytes - budget) * 1.02
@@ -142,7 +144,7 @@ def require_shardable(problem: Problem, mesh: MeshSpec, program: Program) -> Non
             )
 
 
-def compile(  # noqa: A001
+def compile(
     model: nn.Module,
     mesh: DeviceMesh,
     args: tuple[Any, ...] = (),
@@ -196,8 +198,6 @@ def from_rank_0(make: Callable[[], Plan]) -> Plan:
     if isinstance(box[0], AutoparError):
         raise box[0]
     return Plan.from_json(box[0], "the plan of rank 0")
-
-
 
 
 def profile(

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autopar.ir.mesh import MeshLike, MeshSpec
-
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 pytree = _pytree
+TreeSpec = _pytree.TreeSpec
+OpOverload = torch._ops.OpOverload
 """The trees that torch.export speaks in, a ModelOutput of transformers included (torch 2.11 to 2.13)."""
 
 
@@ -41,22 +41,18 @@ def fake_process_group(world_size: int, rank: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def local_ranks(mesh: MeshLike) -> Iterator[DeviceMesh]:
-    """All ranks of a CPU mesh in this process, collectives included; yields the mesh.
-
-    Tensors made inside hold one value per rank: `rank_map` makes them, `by_rank` looks inside. Tensors made before are
-    plain and mix freely as values that all ranks share. `LocalTensorMode`: torch 2.11, 2.13.
-    """
+def ranks_in_one_process(sizes: tuple[int, ...], names: tuple[str, ...]) -> Iterator[DeviceMesh]:
+    """What `autopar.ir.local_ranks` says; `LocalTensorMode`: torch 2.11, 2.13."""
     from torch.distributed._local_tensor import LocalTensorMode
     from torch.distributed.device_mesh import init_device_mesh
 
-    spec = MeshSpec.of(mesh)
-    with fake_process_group(spec.devices), LocalTensorMode(spec.devices):
-        yield init_device_mesh("cpu", spec.sizes, mesh_dim_names=spec.names)
+    devices = math.prod(sizes)
+    with fake_process_group(devices), LocalTensorMode(devices):
+        yield init_device_mesh("cpu", sizes, mesh_dim_names=names)
 
 
 def rank_map(value: Callable[[int], Tensor]) -> Tensor:
-    """Inside `local_ranks`: the tensor that is `value(rank)` on each rank (`LocalTensorMode.rank_map`: torch 2.11, 2.13)."""
+    """Inside `ranks_in_one_process`: the tensor that is `value(rank)` on each rank (`LocalTensorMode.rank_map`: torch 2.11, 2.13)."""
     from torch.distributed._local_tensor import local_tensor_mode
 
     mode = local_tensor_mode()
@@ -70,7 +66,7 @@ def by_rank(x: Tensor) -> dict[int, Tensor]:
 
 
 def coordinates(mesh: DeviceMesh) -> tuple[Tensor, ...]:
-    """Inside `local_ranks`: per mesh axis the 0-dim int64 tensor of each rank's place on it."""
+    """Inside `ranks_in_one_process`: per mesh axis the 0-dim int64 tensor of each rank's place on it."""
     sizes = tuple(mesh.shape)
 
     def along(axis: int) -> Tensor:

@@ -102,7 +102,11 @@ def initial_state(model: nn.Module, program: Program) -> dict[str, Tensor]:
         if tensor.is_meta:
             shape = tuple(tensor.shape)
             floating = tensor.is_floating_point()
-            tensor = torch.randn(shape, generator=generator, dtype=torch.float64) * 0.1 if floating else torch.zeros(shape, dtype=tensor.dtype)
+            tensor = (
+                torch.randn(shape, generator=generator, dtype=torch.float64) * 0.1
+                if floating
+                else torch.zeros(shape, dtype=tensor.dtype)
+            )
         found[name] = widen(tensor.detach().clone())
     return found
 
@@ -117,7 +121,15 @@ def given(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
     if "mask" in name:
         return torch.ones(tuple(tensor.shape), dtype=tensor.dtype)
     config = getattr(model, "config", None)
-    high = min(int(n) for n in (getattr(config, "vocab_size", None), getattr(config, "num_labels", None) if tensor.dim() == 1 else None, 2**31) if n)
+    high = min(
+        int(n)
+        for n in (
+            getattr(config, "vocab_size", None),
+            getattr(config, "num_labels", None) if tensor.dim() == 1 else None,
+            2**31,
+        )
+        if n
+    )
     return torch.randint(0, high, tuple(tensor.shape), generator=generator, dtype=tensor.dtype)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Executor
 from autopar.codegen.shards import coordinate_of, piece, replicas_differ, whole
+from autopar.ir.local_ranks import local_ranks
 from autopar.ir.placement import Placement
-from autopar.torch_private import by_rank, coordinates, local_ranks, rank_map
+from autopar.torch_private import by_rank, coordinates, rank_map
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 

@@ -63,7 +63,9 @@ class Executor:
                     values.pop(value, None)
         return tape
 
-    def backward(self, tape: Tape, tangents: dict[str, Tensor], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def backward(
+        self, tape: Tape, tangents: dict[str, Tensor], state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Gradients of the inputs and of the state, by name. `tangents` are gradients of outputs by value name.
 
         Empties the tape as it goes.
@@ -78,7 +80,9 @@ class Executor:
             for value, shape, flows in zip(call.outputs, shapes, region.local.differentiated, strict=True):
                 if flows:
                     tangent = tangents.pop(value, None)
-                    boxed.append(torch.zeros(shape[0], dtype=shape[1], device=self.coordinates[0].device) if tangent is None else tangent)
+                    boxed.append(
+                        torch.zeros(shape[0], dtype=shape[1], device=self.coordinates[0].device) if tangent is None else tangent
+                    )
                     del tangent
             results = list(backward(boxed))
             for k in reversed(halves.gradients):

@@ -86,7 +86,8 @@ class Emitter:
         for unit in self.units:
             self.unit(unit)
         outputs = tuple(
-            self.get(node.name, self.plan.boundaries[value]) for node, value in zip(self.region.outputs, call.outputs, strict=True)
+            self.get(node.name, self.plan.boundaries[value])
+            for node, value in zip(self.region.outputs, call.outputs, strict=True)
         )
         self.graph.output(outputs)
         return LocalRegion(

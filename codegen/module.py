@@ -19,8 +19,8 @@ from autopar.codegen.executor import Executor, Tape
 from autopar.codegen.readable import forward_graph
 from autopar.codegen.shards import as_dtensor, piece
 from autopar.errors import InputError
-from autopar.ir.plan import Plan
 from autopar.ir.placement import Placement
+from autopar.ir.plan import Plan
 from autopar.ir.run import unflatten_outputs, zip_inputs
 
 
@@ -56,7 +56,9 @@ class ParallelModule(nn.Module):
                 continue
             tensor = given[name]
             if tensor.is_meta:
-                raise InputError(f"{state.kind} {name} is on the meta device: give the model weights (to_empty, load_state_dict) first")
+                raise InputError(
+                    f"{state.kind} {name} is on the meta device: give the model weights (to_empty, load_state_dict) first"
+                )
             placed = distribute_tensor(tensor.detach(), self._mesh, as_dtensor(self.plan.state[name].placement))
             if state.kind == "parameter":
                 kept: Any = nn.Parameter(placed, requires_grad=tensor.requires_grad)
@@ -144,7 +146,9 @@ class _Step(torch.autograd.Function):
     """All forward graphs; in backward all backward graphs. Saved tensors are freed as backward goes: it runs once."""
 
     @staticmethod
-    def forward(ctx: Any, parallel: ParallelModule, inputs: list[str], trained: list[str], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, parallel: ParallelModule, inputs: list[str], trained: list[str], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         program = parallel.program
         values = dict(zip(inputs, tensors[: len(inputs)], strict=True))
         keep = any(ctx.needs_input_grad)

@@ -60,5 +60,3 @@ def as_dtensor(placement: Placement) -> list[DTensorPlacement]:
     """The same placement in DTensor's words; axes that share a dim nest in mesh order there too."""
     assert all(list(placement.axes_of(d)) == sorted(placement.axes_of(d)) for d in placement.sharded_dims())
     return [Shard(state) if isinstance(state, int) else Replicate() for state in placement.states]
-
-

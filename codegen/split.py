@@ -61,7 +61,9 @@ class Splitter:
                 found.add(owner(self.joint.value[name]))
         inside = set(self.keep.kept_internals)
         values = {owner(v) for name in self.local.values.values() for v in self.value(name)}
-        found |= {n for n, o in self.joint.origin.items() if self.step[o].get("unit") in inside and owner(n) is n and n not in values}
+        found |= {
+            n for n, o in self.joint.origin.items() if self.step[o].get("unit") in inside and owner(n) is n and n not in values
+        }
         return found
 
     def value(self, name: str) -> list[torch.fx.Node]:
@@ -97,11 +99,15 @@ class Splitter:
                 env[node] = given(node)
             else:
                 if node.op == "placeholder":
-                    raise AssertionError(f"{self.local.region.name}: backward reads input {node.name}, which the plan does not keep")
+                    raise AssertionError(
+                        f"{self.local.region.name}: backward reads input {node.name}, which the plan does not keep"
+                    )
                 is_free = alias_base(node) is not None or getattr(node.target, "__name__", "") == "getitem"
                 if node in self.forward_nodes and not is_free and not self.may_redo(node):
                     where = self.joint.origin[node]
-                    raise AssertionError(f"{self.local.region.name}: backward reads {node.name} of {where}, which the plan does not provide")
+                    raise AssertionError(
+                        f"{self.local.region.name}: backward reads {node.name} of {where}, which the plan does not provide"
+                    )
                 for source in node.all_input_nodes:
                     need(source)
                 again = "_again" if node in self.forward_nodes else ""
@@ -148,7 +154,9 @@ def copy_placeholder(graph: torch.fx.Graph, node: torch.fx.Node) -> torch.fx.Nod
     return new
 
 
-def copy_node(graph: torch.fx.Graph, node: torch.fx.Node, env: Mapping[torch.fx.Node, torch.fx.Node], suffix: str = "") -> torch.fx.Node:
+def copy_node(
+    graph: torch.fx.Graph, node: torch.fx.Node, env: Mapping[torch.fx.Node, torch.fx.Node], suffix: str = ""
+) -> torch.fx.Node:
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
     new = graph.create_node(node.op, node.target, args, kwargs, name=node.name + suffix)
     new.meta = dict(node.meta)

@@ -19,12 +19,12 @@ from functools import cached_property
 
 import sympy
 import torch
-from autopar.profiler.unit_figures import INPUT, Kernel, RegionFigures, Storage, Tracing
 
 from autopar.errors import InputError
 from autopar.hardware import Hardware, load
 from autopar.ir.program import Program, Region, Size
 from autopar.ops.units import is_size, needs_grad
+from autopar.profiler.unit_figures import INPUT, Kernel, RegionFigures, Storage, Tracing
 
 OPTIMIZER_COPIES = 2
 """Tensors of AdamW's state per parameter, each of the parameter's own size and dtype."""

@@ -18,7 +18,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "ir": frozenset({"errors", "torch_private"}),
     "hardware": BASE,
-    "torch_private": BASE,
+    "torch_private": frozenset(),
     "ops": BASE | {"torch_private"},
     "tracer": BASE | {"torch_private"},
     "profiler": BASE | {"torch_private", "ops", "hardware"},

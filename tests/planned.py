@@ -39,7 +39,9 @@ def traced(name: str, dtype: torch.dtype = torch.float32) -> Traced:
 
 
 @lru_cache(maxsize=64)
-def planned(name: str, mesh: str, memory: int | None = None, dtype: torch.dtype = torch.float32) -> tuple[Plan, Emitted, Counted]:
+def planned(
+    name: str, mesh: str, memory: int | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Plan, Emitted, Counted]:
     """On hardware whose links are nearly free, so that sharding pays even for models this small."""
     spec = MeshSpec.of(mesh)
     return plan_program(

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autopar.codegen.measure import Counted
 from rich.console import Console
 
 from autopar import render
+from autopar.codegen.measure import Counted
 from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan, PlannedConversion
 from autopar.render import print_plan

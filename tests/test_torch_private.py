@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from autopar.torch_private import by_rank, coordinates, fake_process_group, local_ranks, rank_map
+from autopar.ir.local_ranks import local_ranks
+from autopar.torch_private import by_rank, coordinates, fake_process_group, rank_map
 
 
 @pytest.mark.parametrize("mesh", ["a=1", "a=3", "a=2,b=3", "a=2,b=1,c=2"])

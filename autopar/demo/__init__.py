@@ -27,6 +27,14 @@ def main(argv: Sequence[str] = ()) -> int:
     """Start the processes; their exit code (1 if the losses differ from the serial run's)."""
     options = arguments(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", "-m", "autopar.demo.job"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={PROCESSES}",
+        "-m",
+        "autopar.demo.job",
+    ]
     command += [f"--steps={options.steps}", f"--memory={options.memory}", f"--out={options.out}"]
     return subprocess.run(command, check=False).returncode

@@ -65,7 +65,13 @@ def train(model: nn.Module, data: Tensor, steps: int, console: Console, label: s
     """An ordinary training loop: nothing in it knows whether the model is parallel."""
     optimizer = build_optimizer(model)
     losses = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(label, total=steps, loss=float("nan"))
         for batch in batches(data, batch=BATCH, seq=SEQ, steps=steps):

@@ -101,7 +101,9 @@ def conversions_from(
         for kind in SEARCHED:
             if kind.before != letter(old) or (not differentiable and REPLICATE in (kind.before, kind.after)):
                 continue
-            news: list[State] = [kind.after] if kind.after != "S" else [d for d, n in enumerate(shape) if n >= size and d != old]
+            news: list[State] = (
+                [kind.after] if kind.after != "S" else [d for d, n in enumerate(shape) if n >= size and d != old]
+            )
             for new in news:
                 after = before.replace(axis, new)
                 if after.divides(shape, sizes) and in_mesh_order(after):
@@ -113,4 +115,14 @@ def in_mesh_order(placement: Placement) -> bool:
     return all(list(placement.axes_of(d)) == sorted(placement.axes_of(d)) for d in placement.sharded_dims())
 
 
-__all__ = ["COLLECTIVES", "INVARIANT", "KINDS", "PARTIAL", "REPLICATE", "TABLE", "Conversion", "ConversionKind", "conversions_from"]
+__all__ = [
+    "COLLECTIVES",
+    "INVARIANT",
+    "KINDS",
+    "PARTIAL",
+    "REPLICATE",
+    "TABLE",
+    "Conversion",
+    "ConversionKind",
+    "conversions_from",
+]

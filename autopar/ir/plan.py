@@ -136,7 +136,9 @@ class Plan(_Part):
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise PlanError(f"{where} is no JSON (line {error.lineno}: {error.msg}): make it again with `autopar plan`") from error
+            raise PlanError(
+                f"{where} is no JSON (line {error.lineno}: {error.msg}): make it again with `autopar plan`"
+            ) from error
         if not isinstance(data, dict) or data.get("format") != "autopar-plan":
             raise PlanError(f"{where} is no autopar plan: it lacks format 'autopar-plan'")
         if data.get("version") != VERSION:
@@ -169,10 +171,14 @@ class Plan(_Part):
                 "plan again for this mesh, or build the DeviceMesh with those sizes and mesh_dim_names"
             )
         if self.fingerprint != program.fingerprint:
-            raise PlanError(f"the plan was made for another program: {self.difference(program)}. Plan again for this model and batch")
+            raise PlanError(
+                f"the plan was made for another program: {self.difference(program)}. Plan again for this model and batch"
+            )
         for name, planned in self.state.items():
             if not planned.placement.divides(planned.shape, mesh.sizes):
-                raise PlanError(f"the plan shards {name} {list(planned.shape)} as {planned.placement}, which does not divide it")
+                raise PlanError(
+                    f"the plan shards {name} {list(planned.shape)} as {planned.placement}, which does not divide it"
+                )
 
     def difference(self, program: Program) -> str:
         """The first difference from a program, in words."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
-from torch.utils._pytree import TreeSpec
 
-Size = int | sympy.Expr
+from autopar.torch_private import TreeSpec
+
+Size: TypeAlias = int | sympy.Expr
 
 
 @dataclass(frozen=True, kw_only=True)

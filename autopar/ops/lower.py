@@ -106,22 +106,30 @@ def needs_implementation(unit: Unit, strategy: Strategy) -> bool:
     return any(factor in unit.sharded for factor in strategy.factors if factor is not None)
 
 
-def _embedding(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]) -> torch.fx.Node:
+def _embedding(
+    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
+) -> torch.fx.Node:
     padding = argument(node, "padding_idx", -1)
     return call(sharded.embedding_vocab, (args[0], args[1], cuts["v"].axes, cuts["v"].coordinates, padding))
 
 
-def _linear(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]) -> torch.fx.Node:
+def _linear(
+    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
+) -> torch.fx.Node:
     if len(args) < 3 or args[2] is None:
         return call(node.target, tuple(args))
     return call(sharded.linear_row_bias, (args[0], args[1], args[2], cuts["k"].axes, cuts["k"].coordinates))
 
 
-def _addmm(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]) -> torch.fx.Node:
+def _addmm(
+    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
+) -> torch.fx.Node:
     return call(sharded.addmm_row_bias, (args[0], args[1], args[2], cuts["k"].axes, cuts["k"].coordinates), kwargs)
 
 
-def _mean(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]) -> torch.fx.Node:
+def _mean(
+    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
+) -> torch.fx.Node:
     parts = 1
     for cut in cuts.values():
         for _, size in cut.axes:
@@ -129,14 +137,18 @@ def _mean(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[
     return call(torch.ops.aten.div.Tensor, (call(node.target, tuple(args), kwargs), parts))
 
 
-def _layer_norm(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]) -> torch.fx.Node:
+def _layer_norm(
+    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
+) -> torch.fx.Node:
     weight = args[2] if len(args) > 2 else None
     bias = args[3] if len(args) > 3 else None
     eps = argument(node, "eps", 1e-5)
     return call(sharded.layer_norm_hidden, (args[0], math.prod(args[1]), weight, bias, eps, cuts["h"].axes))
 
 
-def _cross_entropy(call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]) -> torch.fx.Node:
+def _cross_entropy(
+    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
+) -> torch.fx.Node:
     vocab, tokens = cuts.get("v", NOT_CUT), cuts.get("t", NOT_CUT)
     options = {
         "reduction": argument(node, "reduction", 1),

@@ -14,12 +14,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import torch
 
 from autopar.ir.program import Size
 from autopar.ops.factors import Dims, Factor
+from autopar.torch_private import OpOverload
 
 WHOLE, REDUCED, INVARIANT = "whole", "reduced", "invariant"
 
@@ -64,7 +65,7 @@ class OpRule:
         return fit_text(self.text, operands, results, self.sharded, self.invariant)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(text: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...], frozenset[str]]:
     """Operand tokens, result tokens, whole factors. Raises ValueError on a malformed row."""
     left, arrow, right = text.partition("->")
@@ -102,7 +103,9 @@ def fit_text(
     if len(operands) > len(operand_words) or len(results) != len(result_words):
         raise ValueError(f"rule {text!r} does not fit {len(operands)} operands and {len(results)} results")
     sizes: dict[Factor, Size] = {}
-    pairs = [(w, s) for w, s in zip((*operand_words, *result_words), (*pad(operands, len(operand_words)), *results), strict=True)]
+    pairs = [
+        (w, s) for w, s in zip((*operand_words, *result_words), (*pad(operands, len(operand_words)), *results), strict=True)
+    ]
     named = [None if shape is None else name_dims(words, shape, text) for words, shape in pairs]
     for names, (_, shape) in zip(named, pairs, strict=True):
         for name, size in zip(names or (), shape or (), strict=True):
@@ -147,7 +150,7 @@ def name_dims(words: tuple[str, ...], shape: Shape, text: str) -> list[str | Non
 
 def tensor_operands(node: torch.fx.Node) -> list[torch.fx.Node | None]:
     """The tensors that a node reads, in schema order; None for an optional one left out, or a number in its place."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return [a for a in node.args if isinstance(a, torch.fx.Node)]
     found: list[torch.fx.Node | None] = []
     for i, argument in enumerate(node.target._schema.arguments):

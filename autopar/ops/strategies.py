@@ -72,7 +72,11 @@ def strategy(unit: Unit, choice: Sequence[Factor | None], axis_sizes: Sequence[i
 
 
 def operand_placement(
-    unit: Unit, node: torch.fx.Node, choice: Sequence[Factor | None], cut: Mapping[Factor, list[int]], local: Mapping[Factor, int]
+    unit: Unit,
+    node: torch.fx.Node,
+    choice: Sequence[Factor | None],
+    cut: Mapping[Factor, list[int]],
+    local: Mapping[Factor, int],
 ) -> Placement | None:
     def absent(factor: Factor | None) -> State | None:
         if factor is None or not needs_grad(node):
@@ -83,7 +87,11 @@ def operand_placement(
 
 
 def result_placement(
-    unit: Unit, node: torch.fx.Node, choice: Sequence[Factor | None], cut: Mapping[Factor, list[int]], local: Mapping[Factor, int]
+    unit: Unit,
+    node: torch.fx.Node,
+    choice: Sequence[Factor | None],
+    cut: Mapping[Factor, list[int]],
+    local: Mapping[Factor, int],
 ) -> Placement | None:
     def absent(factor: Factor | None) -> State | None:
         if factor is None:
@@ -100,7 +108,9 @@ def result_placement(
     return placed(unit.dims[node], choice, cut, local, absent)
 
 
-def placed(dims: Dims, choice: Sequence[Factor | None], cut: Mapping[Factor, list[int]], local: Mapping[Factor, int], absent: object) -> Placement | None:
+def placed(
+    dims: Dims, choice: Sequence[Factor | None], cut: Mapping[Factor, list[int]], local: Mapping[Factor, int], absent: object
+) -> Placement | None:
     """The placement of a tensor with these dims; None where a dim would be cut by an inner factor only."""
     states: list[State | None] = [absent(factor) for factor in choice]  # type: ignore[operator]
     order: list[int] = []

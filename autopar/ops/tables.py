@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import torch
 
 from autopar.ops import fits
 from autopar.ops.fits import argument
 from autopar.ops.rule import OpRule, fit_text, parse, tensor_operands
+from autopar.torch_private import OpOverload
 
 logger = logging.getLogger("autopar")
 aten = torch.ops.aten
@@ -42,9 +43,11 @@ def sdpa(node: torch.fx.Node, operands: object, results: object) -> object:
     shapes: list = list(operands)  # type: ignore[call-overload]
     causal = bool(argument(node, "is_causal", False))
     query = "q!" if causal else "q"
-    if bool(argument(node, "enable_gqa", False)) and shapes[0][1] != shapes[1][1] or len(shapes[0]) != 4:
+    if (bool(argument(node, "enable_gqa", False)) and shapes[0][1] != shapes[1][1]) or len(shapes[0]) != 4:
         return fits.all_whole(node, shapes, results)  # type: ignore[arg-type]
-    mask = {0: "", 2: f", {query} k!", 3: f", h {query} k!", 4: f", b h {query} k!"}[len(shapes[3]) if len(shapes) > 3 and shapes[3] else 0]
+    mask = {0: "", 2: f", {query} k!", 3: f", h {query} k!", 4: f", b h {query} k!"}[
+        len(shapes[3]) if len(shapes) > 3 and shapes[3] else 0
+    ]
     return fit_text(f"b h {query} d!, b h k! d!, b h k! e!{mask} -> b h {query} e!", shapes, results)  # type: ignore[arg-type]
 
 
@@ -85,7 +88,7 @@ def convolution(node: torch.fx.Node, operands: object, results: object) -> objec
     return fit_text(text, operands, results)  # type: ignore[arg-type]
 
 
-TABLE: dict[torch._ops.OpOverload, OpRule] = {
+TABLE: dict[OpOverload, OpRule] = {
     # matrix products
     aten.linear.default: OpRule(kind="matmul", text="b* k, n k, n -> b* n", sharded={"k": "linear"}),
     aten.addmm.default: OpRule(kind="matmul", fit=addmm),  # type: ignore[arg-type]
@@ -161,7 +164,7 @@ TABLE: dict[torch._ops.OpOverload, OpRule] = {
 
 POINTWISE = OpRule(kind="pointwise", fit=fits.elementwise)
 KEPT_WHOLE = OpRule(kind="whole", fit=fits.all_whole)
-USER_RULES: dict[torch._ops.OpOverload, OpRule] = {}
+USER_RULES: dict[OpOverload, OpRule] = {}
 
 
 def op_rule(text: str, *, kind: str = "matmul", sharded: dict[str, str] | None = None) -> Callable[[object], object]:
@@ -187,11 +190,11 @@ def rule_for(target: object) -> OpRule | None:
         return USER_RULES[target]  # type: ignore[index]
     if target in TABLE:
         return TABLE[target]  # type: ignore[index]
-    if isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
+    if isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags:
         return POINTWISE
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def warn_kept_whole(name: str) -> None:
     logger.warning("no rule for %s: kept whole on every device (add one with @autopar.op_rule)", name)

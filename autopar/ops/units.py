@@ -29,7 +29,6 @@ from autopar.ops.fits import all_whole
 from autopar.ops.rule import INVARIANT, REDUCED, WHOLE, OpRule, Shape, Signature, tensor_operands
 from autopar.torch_private import size_of
 
-
 MERGES_DIMS = frozenset({torch.ops.aten.reshape.default, torch.ops.aten.view.default, torch.ops.aten.contiguous.default})
 
 
@@ -131,10 +130,16 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
         linear = linear and rule.is_linear(node)
         fresh = {}
         for factor, size in local.sizes.items():
-            marks = {f"sharded:{node.name}:{m.split(':', 1)[1]}" if m.startswith("sharded:") else m for m in local.marks[factor]}
+            marks = {
+                f"sharded:{node.name}:{m.split(':', 1)[1]}" if m.startswith("sharded:") else m for m in local.marks[factor]
+            }
             fresh[factor] = space.new(factor, size, marks)
         rename = lambda ds: tuple(tuple(fresh[f] for f in d) for d in ds)  # noqa: E731
-        reads = [(n, rename(d)) for n, d in zip(tensor_operands(node), local.operands, strict=False) if n is not None and d is not None]
+        reads = [
+            (n, rename(d))
+            for n, d in zip(tensor_operands(node), local.operands, strict=False)
+            if n is not None and d is not None
+        ]
         for source, seen in reads:
             if source not in dims:
                 if source in inside:

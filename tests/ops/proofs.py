@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
 from autopar.ops import sharded
 from autopar.ops.lower import emit_unit
 from autopar.ops.strategies import Strategy, strategies
 from autopar.ops.units import Unit, compose
-from autopar.torch_private import coordinates, local_ranks, pytree
+from autopar.torch_private import coordinates, pytree
 from tests.ops.pieces import collect, coordinates_of_ranks, cut, distribute, join
 
 TOLERANCE = 1e-9

@@ -12,10 +12,11 @@ from torch import Tensor, fx
 from torch.distributed.device_mesh import init_device_mesh
 
 from autopar.ir.conversion import TABLE, Conversion
+from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement, placements
 from autopar.ops.collectives import FUNCTIONS, all_reduce_max, arguments, copy, forget, gather, shard
-from autopar.torch_private import by_rank, coordinates, local_ranks, rank_map
+from autopar.torch_private import by_rank, coordinates, rank_map
 from tests.ops.joint import collectives_of, trace_joint, with_groups
 from tests.ops.pieces import collect, cut, distribute, join
 from tests.processes import run_processes

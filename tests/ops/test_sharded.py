@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
+from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ops import sharded
 from autopar.ops.sharded import MEAN, NONE, SUM
-from autopar.torch_private import coordinates, local_ranks
+from autopar.torch_private import coordinates
 from tests.ops.joint import collectives_of, trace_joint, with_groups
 from tests.ops.pieces import collect, cut, distribute, join
 from tests.processes import run_processes

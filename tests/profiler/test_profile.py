@@ -7,12 +7,12 @@ from functools import cache
 import pytest
 import sympy
 import torch
-from autopar.profiler.profile import INPUTS, Profile, ProfileAt, profile
 from torch import nn
 
 from autopar.errors import InputError, TraceError
 from autopar.ir.program import Program
 from autopar.ir.run import run_program
+from autopar.profiler.profile import INPUTS, Profile, ProfileAt, profile
 from autopar.tracer import trace
 from tests.models import MODELS
 from tests.profiler.eager import count_flops, saved_storages, state_of, total
