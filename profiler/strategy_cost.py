@@ -21,7 +21,7 @@ from autopar.ops.lower import emit_unit
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import Unit, is_getitem, rule_of
 from autopar.profiler.model_cost import Measured
-from autopar.profiler.unit_cost import PRIMES, Monomial, Trace, UnitCost, figures, monomial, node_cost, trace_unit
+from autopar.profiler.unit_cost import PRIMES, Monomial, Trace, UnitCost, figures, fitted_cost, monomial, trace_unit
 
 ANY_SIZE = frozenset({"linear", "addmm", "embedding", "mean", "cross_entropy"})
 """Implementations whose kernels depend on local sizes and on how many axes cut, but not on the sizes of axes, and into which
@@ -117,7 +117,7 @@ def structure(unit: Unit, grown: Collection[Factor]) -> str:
         spelled = None if is_getitem(node) else rule_of(node).shape_argument
         args = [len(a) if at == spelled and isinstance(a, Sized) else a for at, a in enumerate(node.args)]
         rest = torch.fx.node.map_arg((args, node.kwargs), number.__getitem__)
-        lines.append(f"{node.target}{rest}{unit.dims[node]}{node in unit.results}")
+        lines.append(f"{node.target}{rest}{unit.dims[node]}{node in unit.results}{node in unit.dense}")
     return "\n".join([*lines, str(sorted((f, n) for f, n in unit.sizes.items() if f not in grown))])
 
 
@@ -136,12 +136,7 @@ def family(unit: Unit, cuts: Cuts, device: str) -> Family:
     same = [len(n[1]) for n in base.forward + base.backward] == [len(n[1]) for n in probe.forward + probe.backward]
     assert same, f"{unit.name} cut in {cuts} runs other kernels at other sizes"
     return Family(
-        kernels=UnitCost(
-            forward=tuple(node_cost(a, b, fitted) for a, b in zip(base.forward, probe.forward, strict=True)),
-            backward=tuple(node_cost(a, b, fitted) for a, b in zip(base.backward, probe.backward, strict=True)),
-            reads=base.reads,
-            internals=tuple(fitted(a, b) for a, b in zip(base.internals, probe.internals, strict=True)),
-        ),
+        kernels=fitted_cost(base, probe, fitted),
         forward=sent(base.joint.forward, probe.joint.forward, fitted),
         backward=sent(base.joint.backward, probe.joint.backward, fitted),
     )

@@ -7,7 +7,7 @@ strategy and, where factor sizes are expressions in dynamic dims, in closed form
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -50,6 +50,9 @@ class Monomial:
         return value
 
 
+ZERO = Monomial(0.0)
+
+
 @dataclass(frozen=True)
 class NodeCost:
     """One kernel: its FLOPs, and the bytes of each tensor that it reads or writes."""
@@ -61,13 +64,18 @@ class NodeCost:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitCost:
-    """`reads` as in the solver's Unit; `internals` the bytes of each value inside that backward reads; collectives are those
-    inside sharded implementations (none otherwise)."""
+    """`reads` as in the solver's Unit; `internals` the bytes of each value inside that backward reads; `forward_live` and
+    `backward_live`: at each moment worth looking at, the tensors alive that this phase made (in backward with the gradients
+    that came in); `aliases`: results that share memory with an operand. Collectives are those inside sharded
+    implementations (none otherwise)."""
 
     forward: tuple[NodeCost, ...]
     backward: tuple[NodeCost, ...]
     reads: tuple[tuple[str, int], ...]
     internals: tuple[Monomial, ...]
+    forward_live: tuple[tuple[Monomial, ...], ...] = ()
+    backward_live: tuple[tuple[Monomial, ...], ...] = ()
+    aliases: frozenset[int] = frozenset()
     forward_collectives: tuple[Collective, ...] = ()
     backward_collectives: tuple[Collective, ...] = ()
 
@@ -80,6 +88,9 @@ class Trace:
     backward: list[Figures]
     reads: tuple[tuple[str, int], ...]
     internals: list[int]
+    forward_live: list[list[int]]
+    backward_live: list[list[int]]
+    aliases: frozenset[int]
     joint: Joint
 
 
@@ -135,8 +146,48 @@ def figures(joint: Joint, operands: int) -> Trace:
         backward=[node_figures(n) for n in joint.backward if not skipped(n)],
         reads=tuple(sorted(set(reads))),
         internals=internals,
+        forward_live=live(joint.forward, (), joint.outputs),
+        backward_live=live(joint.backward, joint.tangents, [g for g in joint.gradients if g is not None]),
+        aliases=frozenset(j for j, node in enumerate(joint.outputs) if base_of(node) in joint.inputs),
         joint=joint,
     )
+
+
+def live(nodes: Sequence[torch.fx.Node], given: Iterable[torch.fx.Node], wanted: Iterable[torch.fx.Node]) -> list[list[int]]:
+    """Bytes of what is alive at each node: what the nodes made, and what they were given, until its last reader among them
+    (`wanted` to the end). Only moments at which not less is alive than at all others."""
+    last = {base_of(source): i for i, node in enumerate(nodes) for source in node.all_input_nodes}
+    last |= {base_of(node): len(nodes) for node in wanted}
+    alive = dict.fromkeys(given)
+    moments: list[dict[torch.fx.Node, None]] = [dict(alive)] if alive else []
+    for i, node in enumerate(nodes):
+        if base_of(node) is node and not is_part(node):
+            alive[node] = None
+        moments.append(dict(alive))
+        alive = {n: None for n in alive if last.get(n, i) > i or any(last.get(base_of(u), i) > i for u in parts_of(n))}
+    worth = [m for i, m in enumerate(moments) if not any(covers(o, m, j < i) for j, o in enumerate(moments) if j != i)]
+    return [[size for node in moment for size in tensor_bytes(node)] for moment in worth]
+
+
+def covers(other: Mapping[torch.fx.Node, None], moment: Mapping[torch.fx.Node, None], earlier: bool) -> bool:
+    """Whether all that is alive at `moment` is alive at the other one too (and more, or the other one came first)."""
+    return moment.keys() <= other.keys() and (len(moment) < len(other) or earlier)
+
+
+def tensor_bytes(node: torch.fx.Node) -> list[int]:
+    """Bytes of each result."""
+    value = node.meta["val"]
+    made = value if isinstance(value, tuple | list) else (value,)
+    return [v.numel() * v.element_size() for v in made if isinstance(v, torch.Tensor)]
+
+
+def is_part(node: torch.fx.Node) -> bool:
+    """One of several results: it lives and dies with the node that made them."""
+    return getattr(node.target, "__name__", "") == "getitem"
+
+
+def parts_of(node: torch.fx.Node) -> list[torch.fx.Node]:
+    return [user for user in node.users if is_part(user)]
 
 
 def skipped(node: torch.fx.Node) -> bool:
@@ -149,7 +200,7 @@ def node_figures(node: torch.fx.Node) -> Figures:
     made = [v for v in (value if isinstance(value, tuple | list) else (value,)) if isinstance(v, torch.Tensor)]
     dtype = str(made[0].dtype).removeprefix("torch.") if made else "float32"
     read = [bytes_of(n) for n in node.all_input_nodes]
-    return node_flops(node), [*read, *(v.numel() * v.element_size() for v in made)], dtype
+    return node_flops(node), [*read, *tensor_bytes(node)], dtype
 
 
 def unsharded(unit: Unit) -> Strategy:
@@ -171,12 +222,30 @@ def unit_cost(unit: Unit, device: str = "cpu", *, grown: Collection[Factor] | No
     for ours, theirs in ((base.forward, probe.forward), (base.backward, probe.backward)):
         assert [len(n[1]) for n in ours] == [len(n[1]) for n in theirs], f"{unit.name} runs other kernels at other sizes"
     fitted = partial(monomial, growth=growth, unit=unit)
+    return fitted_cost(base, probe, fitted)
+
+
+def fitted_cost(base: Trace, probe: Trace, fitted: Callable[[float, float], Monomial]) -> UnitCost:
+    """Figures of two traces of the same kernels, as monomials."""
+
+    def moments(ours: list[list[int]], theirs: list[list[int]]) -> tuple[tuple[Monomial, ...], ...]:
+        pairs = (zip(one, other, strict=True) for one, other in zip(ours, theirs, strict=True))
+        return tuple(tuple(fitted(a, b) for a, b in pair) for pair in pairs)
+
     return UnitCost(
         forward=tuple(node_cost(a, b, fitted) for a, b in zip(base.forward, probe.forward, strict=True)),
         backward=tuple(node_cost(a, b, fitted) for a, b in zip(base.backward, probe.backward, strict=True)),
         reads=base.reads,
         internals=tuple(fitted(a, b) for a, b in zip(base.internals, probe.internals, strict=True)),
+        forward_live=moments(base.forward_live, probe.forward_live),
+        backward_live=moments(base.backward_live, probe.backward_live),
+        aliases=base.aliases,
     )
+
+
+def peak(moments: Iterable[Iterable[Monomial]], sizes: Mapping[Factor, int]) -> float:
+    """The most bytes alive at any moment."""
+    return max((sum(m.at(sizes) for m in moment) for moment in moments), default=0.0)
 
 
 def node_cost(base: Figures, probe: Figures, fitted: Callable[[float, float], Monomial]) -> NodeCost:
@@ -186,7 +255,7 @@ def node_cost(base: Figures, probe: Figures, fitted: Callable[[float, float], Mo
 def monomial(value: float, grown: float, *, growth: Mapping[Factor, int], unit: Unit) -> Monomial:
     """The monomial that is `value` at the unit's sizes and `grown` where each factor is its prime times as large."""
     if not value:
-        return Monomial(0.0)
+        return ZERO
     ratio, coefficient, degrees = Fraction(int(grown), int(value)), Fraction(int(value)), []
     for factor, prime in growth.items():
         degree = 0
@@ -203,11 +272,15 @@ def cost_of_strategy(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str =
     """For strategies with a sharded implementation: traced at exactly these local sizes."""
     trace = figures(trace_unit(unit, chosen, mesh, device), len(unit.operands))
     plain = lambda nodes: tuple(NodeCost(Monomial(f), tuple(Monomial(b) for b in m), d) for f, m, d in nodes)  # noqa: E731
+    constants = lambda moments: tuple(tuple(Monomial(b) for b in moment) for moment in moments)  # noqa: E731
     return UnitCost(
         forward=plain(trace.forward),
         backward=plain(trace.backward),
         reads=trace.reads,
         internals=tuple(Monomial(b) for b in trace.internals),
+        forward_live=constants(trace.forward_live),
+        backward_live=constants(trace.backward_live),
+        aliases=trace.aliases,
         forward_collectives=tuple(collectives_of(trace.joint.forward)),
         backward_collectives=tuple(collectives_of(trace.joint.backward)),
     )

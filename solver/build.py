@@ -18,7 +18,7 @@ from autopar.ops.strategies import Strategy, strategies
 from autopar.ops.units import needs_grad
 from autopar.profiler.model_cost import Measured, ModelCost
 from autopar.profiler.strategy_cost import StrategyCosts
-from autopar.profiler.unit_cost import UnitCost
+from autopar.profiler.unit_cost import peak
 from autopar.solver import problem as p
 from autopar.solver.groups import UnionFind
 from autopar.solver.restriction import split
@@ -140,8 +140,6 @@ class Builder:
         sizes = chosen.local_sizes(unit, self.mesh.sizes)
         inside = sum(m.at(sizes) for m in cost.internals)
         operands = [self.local_bytes(n.meta["val"], pl) for n, pl in zip(unit.operands, chosen.operands, strict=True)]
-        results = [self.local_bytes(n.meta["val"], pl) for n, pl in zip(unit.results, chosen.results, strict=True)]
-        gradients = [b for n, b in zip((*unit.operands, *unit.results), (*operands, *results), strict=True) if needs_grad(n)]
         role = self.roles[region][unit.name]
         return p.Strategy(
             factors=chosen.factors,
@@ -152,8 +150,8 @@ class Builder:
             forward_s=self.kernels_s(cost.forward, sizes) + self.inner_collectives_s(cost.forward_collectives),
             backward_s=self.kernels_s(cost.backward, sizes) + self.inner_collectives_s(cost.backward_collectives),
             saved_bytes=inside,
-            forward_temp_bytes=sum(operands) + sum(results) + max(inside, self.largest(cost, sizes)),
-            backward_temp_bytes=sum(operands) + sum(results) + inside + sum(gradients),
+            forward_temp_bytes=sum(operands) + peak(cost.forward_live, sizes),
+            backward_temp_bytes=peak(cost.backward_live, sizes),
         )
 
     def kernels_s(self, nodes: Iterable[object], sizes: Mapping[str, int]) -> float:
@@ -165,12 +163,6 @@ class Builder:
     def inner_collectives_s(self, collectives: Sequence[Collective]) -> float:
         axis = {name: i for i, name in enumerate(self.mesh.names)}
         return sum(self.links[axis[c.axis]].collective_s(c.kind, c.bytes, self.mesh.sizes[axis[c.axis]]) for c in collectives)
-
-    @staticmethod
-    def largest(cost: UnitCost, sizes: Mapping[str, int]) -> float:
-        """Scratch inside a chain: its largest two intermediate tensors at a time."""
-        made = sorted((n.moved[-1].at(sizes) for n in cost.forward[:-1] if n.moved), reverse=True)
-        return sum(made[:2])
 
     def boundaries(self) -> dict[str, p.Boundary]:
         members: dict[str, list[str]] = {}
