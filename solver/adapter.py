@@ -25,10 +25,14 @@ LOG = logging.getLogger("autopar.solver")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """`values` is None for infeasible and nothing; `bound` is a proven lower bound of the objective (may be -inf)."""
+    """`values` is None for infeasible and nothing; `bound` is a proven lower bound of the objective (may be -inf).
+
+    `reduced`, of a program without integers only: by how much the objective grows per unit of each variable, at least.
+    """
 
     status: Literal["optimal", "feasible", "infeasible", "nothing"]
     values: Sequence[float] | None = None
+    reduced: Sequence[float] = ()
     objective: float = math.inf
     bound: float = -math.inf
     seconds: float = 0.0
@@ -97,6 +101,7 @@ def _read_highs(highspy: Any, highs: Any, integral: bool) -> Outcome:
     return Outcome(
         status="optimal" if status == kinds.kOptimal else "feasible",
         values=list(highs.getSolution().col_value),
+        reduced=() if integral else list(highs.getSolution().col_dual),
         objective=info.objective_function_value,
         bound=bound,
     )
@@ -126,7 +131,9 @@ def _cbc_quietly(pulp: Any, ilp: Ilp, gap: float, time_limit_s: float) -> Outcom
     values = [variable.value() or 0.0 for variable in variables]
     objective = sum(c * v for c, v in zip(ilp.cost, values, strict=True))
     if problem.sol_status == pulp.LpSolutionOptimal:
-        return Outcome(status="optimal", values=values, objective=objective, bound=objective * (1 - gap))
+        reduced = () if any(ilp.integer) else [variable.dj or 0.0 for variable in variables]
+        bound = objective if reduced else objective * (1 - gap)
+        return Outcome(status="optimal", values=values, reduced=reduced, objective=objective, bound=bound)
     return Outcome(status="feasible", values=values, objective=objective)
 
 

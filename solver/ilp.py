@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Term = tuple[int, float]
 """(variable, coefficient)."""
@@ -44,6 +44,17 @@ class Ilp:
         self.starts.append(len(self.columns))
         self.row_lower.append(at_least)
         self.row_upper.append(at_most)
+
+    def relaxed(self) -> Ilp:
+        """The same without integrality."""
+        return replace(self, integer=[False] * self.variables)
+
+    def without(self, variables: Iterable[int]) -> Ilp:
+        """The same with these variables at zero."""
+        upper = list(self.upper)
+        for variable in variables:
+            upper[variable] = 0.0
+        return replace(self, upper=upper)
 
     @property
     def variables(self) -> int:

@@ -2,13 +2,14 @@
 
 1. Without memory. If the answer fits with everything kept, it is the best there is.
 2. Its strategies, with a choice of what to keep: if that costs nothing more, it is the best there is.
-3. With memory, the mean of a region's calls in place of its classes: a relaxation, so a bound, and strategies to repair.
-4. The exact model, started from the best plan so far, only if bound and plan are still apart by more than the gap.
+3. The relaxation: a bound, and by its reduced costs a small neighbourhood (see `nearby`) where a good plan is found fast.
+4. All that could still be better, only if bound and plan are still apart by more than the gap.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,9 +17,10 @@ from autopar.errors import BudgetError, SolverError
 from autopar.solver import adapter
 from autopar.solver.check import InvalidSolution, check
 from autopar.solver.model import build
+from autopar.solver.nearby import Root, relax, search_near
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.restriction import FREE, Restriction, fix
-from autopar.solver.rounding import arcs_of, draft_of, judged, support_arcs, to_solution, to_start
+from autopar.solver.rounding import arcs_of, judged, to_solution, to_start
 from autopar.solver.smallest import Clock, human_bytes, smallest
 from autopar.solver.space import Arcs, Space, narrow
 
@@ -48,9 +50,18 @@ class Hunt:
         if fits and (self.best is None or solution.cost_s < self.best.cost_s):
             self.best = solution
 
+    def raise_bound(self, bound_s: float) -> None:
+        self.bound_s = max(self.bound_s, bound_s)
+        LOG.debug("no plan takes less than %g s", self.bound_s)
+
+    @property
+    def apart_s(self) -> float:
+        """How much better than the best plan another could be."""
+        return self.best.cost_s - self.bound_s if self.best else math.inf
+
     @property
     def closed(self) -> bool:
-        return self.best is not None and self.best.cost_s - self.bound_s <= self.gap * self.best.cost_s
+        return self.best is not None and self.apart_s <= self.gap * self.best.cost_s
 
     def finish(self) -> Solution:
         """The best plan, checked."""
@@ -128,42 +139,55 @@ def _typical_s(problem: Problem) -> float:
     return fastest or longest or 1.0
 
 
+NEAR = (0.0, 1.0, 8.0)
+"""Distances from the relaxation at which to look first, as multiples of the wanted gap."""
+
+
 def _fit(hunt: Hunt, space: Space, loose: Solution) -> None:
     """Steps 2 to 4."""
     scales = {"byte": SCALE / (hunt.problem.budget_bytes or 1.0), "second": SCALE / (loose.cost_s or 1.0)}
     repair(hunt, space, loose, scales, arcs_of(space, loose))
     if hunt.closed:
         return
-    mean = build(space, memory=True, average=True, floor_s=hunt.bound_s, byte=scales["byte"], second=scales["second"])
-    outcome = adapter.run(mean.ilp, gap=hunt.gap / 2, time_limit_s=hunt.clock.left_s * 0.6)
-    if outcome.status == "infeasible" and hunt.best is None:
+    root = relax(build(space, memory=True, **scales), hunt.clock.left_s)
+    if root.infeasible and hunt.best is None:
         return _raise_budget(hunt, space)
-    hunt.bound_s = max(hunt.bound_s, outcome.bound / mean.second)
-    LOG.debug("no plan takes less than %g s", hunt.bound_s)
-    if outcome.values is not None:
-        repair(hunt, space, draft_of(mean, outcome.values), scales, support_arcs(mean, outcome.values, loose))
-    if not hunt.closed and hunt.clock.left_s > 0:
-        _exact(hunt, space, scales)
+    hunt.raise_bound(root.bound_s)
+    for multiple in NEAR:
+        distance_s = multiple * hunt.gap * root.bound_s
+        if root.solved and not hunt.closed and distance_s < hunt.apart_s and hunt.clock.left_s:
+            _near(hunt, root, distance_s, 0.3 * hunt.clock.left_s)
+    if not hunt.closed and hunt.clock.left_s:
+        _exact(hunt, space, root)
 
 
 def repair(hunt: Hunt, space: Space, draft: Solution, scales: dict[str, float], arcs: Arcs) -> None:
     """Offer the best plan with the draft's strategies and only these conversions, if there is one."""
     tight = narrow(hunt.problem, fix(draft, space.allow), arcs)
-    model = build(tight, memory=True, floor_s=hunt.bound_s, byte=scales["byte"], second=scales["second"])
+    model = build(tight, memory=True, **scales)
     outcome = adapter.run(model.ilp, gap=hunt.gap / 4, time_limit_s=min(hunt.clock.left_s, 0.3 * hunt.clock.limit_s))
     if outcome.values is not None:
         hunt.offer(to_solution(model, outcome.values))
 
 
-def _exact(hunt: Hunt, space: Space, scales: dict[str, float]) -> None:
-    model = build(space, memory=True, floor_s=hunt.bound_s, byte=scales["byte"], second=scales["second"])
-    start = to_start(model, hunt.best) if hunt.best else None
-    outcome = adapter.run(model.ilp, gap=hunt.gap, time_limit_s=hunt.clock.left_s, start=start)
+def _near(hunt: Hunt, root: Root, distance_s: float, time_limit_s: float) -> None:
+    outcome = search_near(root, distance_s, gap=hunt.gap / 8, time_limit_s=time_limit_s, start=hunt.best)
+    hunt.raise_bound(outcome.bound / root.model.second)
+    if outcome.values is not None:
+        hunt.offer(to_solution(root.model, outcome.values))
+
+
+def _exact(hunt: Hunt, space: Space, root: Root) -> None:
+    """All that could still be better than the best plan."""
+    if root.solved and hunt.best:
+        return _near(hunt, root, hunt.best.cost_s - root.bound_s, hunt.clock.left_s)
+    start = to_start(root.model, hunt.best) if hunt.best else None
+    outcome = adapter.run(root.model.ilp, gap=hunt.gap, time_limit_s=hunt.clock.left_s, start=start)
     if outcome.status == "infeasible" and hunt.best is None:
         return _raise_budget(hunt, space)
-    hunt.bound_s = max(hunt.bound_s, outcome.bound / model.second)
+    hunt.raise_bound(outcome.bound / root.model.second)
     if outcome.values is not None:
-        hunt.offer(to_solution(model, outcome.values))
+        hunt.offer(to_solution(root.model, outcome.values))
 
 
 def _raise_budget(hunt: Hunt, space: Space) -> None:
