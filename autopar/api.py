@@ -19,6 +19,7 @@ from autopar.hardware import Hardware, load
 from autopar.ir.mesh import MeshLike, MeshSpec
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
+from autopar.ops.strategies import PASS_PARTIAL
 from autopar.profiler.model_cost import ModelCost, measure
 from autopar.profiler.profile import Profile
 from autopar.profiler.profile import profile as profile_program
@@ -136,11 +137,12 @@ def search(
 def require_shardable(problem: Problem, mesh: MeshSpec, program: Program) -> None:
     """Raise UnshardableError if some axis divides no factor of any unit: every device would do the same work."""
     for axis, (name, size) in enumerate(zip(mesh.names, mesh.sizes, strict=True)):
-        if size > 1 and not any(s.factors[axis] is not None for r in problem.regions for u in r.units for s in u.strategies):
+        factors = {s.factors[axis] for r in problem.regions for u in r.units for s in u.strategies}
+        if size > 1 and factors <= {None, PASS_PARTIAL}:
             sizes = sorted({int(n) for value in program.values.values() for n in value.shape if n != 1}, reverse=True)
             raise UnshardableError(
-                f"axis {name} of mesh {mesh} has {size} devices, and no dim of {program.name} (sizes {sizes[:6]}) divides by {size}: "
-                "use a smaller axis, or pad batch, sequence or hidden size to a multiple of it"
+                f"axis {name} of mesh {mesh} has {size} devices, and no dim of {program.name} "
+                f"(sizes {sizes[:6]}) divides by {size}: use a smaller axis, or pad batch, sequence or hidden size to a multiple of it"
             )
 
 

@@ -21,7 +21,18 @@ from autopar.ops.lower import emit_unit
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import Unit, is_getitem, rule_of
 from autopar.profiler.model_cost import Measured
-from autopar.profiler.unit_cost import PRIMES, Monomial, Trace, UnitCost, figures, fitted_cost, monomial, trace_unit
+from autopar.profiler.unit_cost import (
+    ONE_DEVICE,
+    PRIMES,
+    Monomial,
+    Trace,
+    UnitCost,
+    figures,
+    fitted_cost,
+    monomial,
+    trace_unit,
+    unsharded,
+)
 
 ANY_SIZE = frozenset({"linear", "addmm", "embedding", "mean", "cross_entropy"})
 """Implementations whose kernels depend on local sizes and on how many axes cut, but not on the sizes of axes, and into which
@@ -92,11 +103,14 @@ def cutting_axes(unit: Unit, chosen: Strategy) -> list[int]:
 
 def runs_other_ops(unit: Unit, cuts: Cuts) -> bool:
     """Whether the implementation is any different from the op itself (a linear without bias is not)."""
+    return emitted_ops(unit, *small_mesh(cuts)) != emitted_ops(unit, ONE_DEVICE, unsharded(unit))
+
+
+def emitted_ops(unit: Unit, mesh: MeshSpec, chosen: Strategy) -> list[object]:
     graph = torch.fx.Graph()
     env = {node: graph.placeholder(node.name) for node in unit.operands}
-    mesh, chosen = small_mesh(cuts)
     emit_unit(unit, chosen, mesh, graph, env, graph.placeholder)
-    return [n.target for n in graph.nodes if n.op != "placeholder"] != [n.target for n in unit.nodes]
+    return [n.target for n in graph.nodes if n.op != "placeholder"]
 
 
 def any_size(unit: Unit, factor: Factor) -> bool:
