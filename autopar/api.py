@@ -13,10 +13,11 @@ from autopar.bytes import human, parse_bytes
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.measure import Counted
 from autopar.codegen.measure import measure as count
-from autopar.codegen.module import ParallelModule
+from autopar.codegen.module import ParallelModule, PlannedOnFirstBatch
 from autopar.errors import AutoparError, BudgetError, InputError, MeshError, UnshardableError
 from autopar.hardware import Hardware, load
 from autopar.ir.mesh import MeshLike, MeshSpec
+from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ops.strategies import PASS_PARTIAL
@@ -24,7 +25,7 @@ from autopar.profiler.model_cost import ModelCost, measure
 from autopar.profiler.profile import Profile
 from autopar.profiler.profile import profile as profile_program
 from autopar.solver.baselines import solve_baselines
-from autopar.solver.build import OPTIMIZER_COPIES, Builder, Setting
+from autopar.solver.build import Builder, Setting
 from autopar.solver.problem import Problem
 from autopar.solver.search import solve
 from autopar.solver.to_plan import to_plan
@@ -90,8 +91,8 @@ def plan_program(
     progress: Progress = lambda stage: None,
 ) -> tuple[Plan, Emitted, Counted]:
     """As `plan`, for a traced program; also the emitted graphs and what was counted on them."""
-    if optimizer not in OPTIMIZER_COPIES:
-        raise InputError(f"unknown optimizer {optimizer!r}: use one of {', '.join(sorted(OPTIMIZER_COPIES))}")
+    if optimizer not in STATE_COPIES:
+        raise InputError(f"unknown optimizer {optimizer!r}: use one of {', '.join(sorted(STATE_COPIES))}")
     budget = None if memory is None else parse_bytes(memory)
     device = hardware if isinstance(hardware, Hardware) else load(hardware)
     progress("profiling")
@@ -116,7 +117,7 @@ def search(
         found = to_plan(builder, problem, solution)
         progress("emitting and counting")
         emitted = emit(cost.program, found)
-        counted = count(emitted, OPTIMIZER_COPIES[builder.setting.optimizer])
+        counted = count(emitted)
         if budget is None or counted.peak_bytes <= budget:
             final = found.model_copy(
                 update={"budget_bytes": None if budget is None else int(budget), "notes": found.notes + notes}
@@ -161,27 +162,28 @@ def compile(
 ) -> ParallelModule:
     """The model, parallelized over `mesh`: an nn.Module with DTensor parameters that trains as the original does.
 
-    Call it on every process of the mesh with the same example inputs (the global batch). Rank 0 searches for a plan and
-    sends it to the others, unless `plan` gives one (a Plan or a path).
+    Call it on every process of the mesh with the same example inputs (the global batch); without any, planning waits for
+    the first batch. Rank 0 searches for a plan and sends it to the others, unless `plan` gives one (a Plan or a path).
 
     >>> # parallel = autopar.compile(model, mesh, kwargs=batch, memory="2GiB")
     """
-    if not args and not kwargs:
-        raise InputError("compile needs example inputs to plan for: pass args=(...) or kwargs={...} with a global batch")
     spec = MeshSpec.of(mesh)
-    program = trace(model, args, dict(kwargs or {}))
-    if plan is None:
+    options: dict[str, Any] = {"hardware": hardware, "optimizer": optimizer, "time_limit_s": time_limit_s, "gap": gap}
 
-        def searched() -> Plan:
-            return plan_program(
-                program, spec, memory=memory, hardware=hardware, optimizer=optimizer, time_limit_s=time_limit_s, gap=gap
-            )[0]
+    def build(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Emitted:
+        program = trace(model, args, dict(kwargs))
+        if isinstance(plan, Plan):
+            found = plan
+        elif plan is not None:
+            found = from_rank_0(lambda: Plan.load(plan))
+        else:
+            found = from_rank_0(lambda: plan_program(program, spec, memory=memory, **options)[0])
+        found.require(program, spec)
+        return emit(program, found, mesh.device_type)
 
-        found = from_rank_0(searched)
-    else:
-        found = plan if isinstance(plan, Plan) else from_rank_0(lambda: Plan.load(plan))
-    found.require(program, spec)
-    return ParallelModule(emit(program, found, mesh.device_type), model, mesh)
+    if not args and not kwargs:
+        return PlannedOnFirstBatch(build, model, mesh)
+    return ParallelModule(build(args, kwargs or {}), model, mesh)
 
 
 def from_rank_0(make: Callable[[], Plan]) -> Plan:

@@ -53,6 +53,14 @@ class BudgetError(AutoparError):
         self.smallest_bytes = smallest_bytes
         self.binding = binding
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors travel between processes: rank 0 plans, and all ranks raise."""
+        return _budget_error, (str(self), self.smallest_bytes, self.binding)
+
+
+def _budget_error(message: str, smallest_bytes: int, binding: tuple[tuple[str, int], ...]) -> BudgetError:
+    return BudgetError(message, smallest_bytes=smallest_bytes, binding=binding)
+
 
 class SolverError(AutoparError):
     """The ILP solver is missing, crashed, or found nothing within its time limit."""

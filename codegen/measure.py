@@ -13,6 +13,7 @@ import torch
 
 from autopar.codegen.emit import Emitted, EmittedRegion
 from autopar.codegen.split import Halves, owner
+from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import Placement
 from autopar.ir.plan import PlannedCollective
 from autopar.ops.flops import collectives_of, node_flops
@@ -79,14 +80,14 @@ def saved_bytes(region: EmittedRegion, halves: Halves) -> dict[str, int]:
     return {name: bytes_of(nodes[name]) for name in halves.saved}
 
 
-def state_bytes(emitted: Emitted, optimizer_copies: int) -> int:
+def state_bytes(emitted: Emitted) -> int:
     """Parameters at rest with gradients and optimizer state, and buffers."""
     total = 0
     for name, state in emitted.program.state.items():
         planned = emitted.plan.state[name]
         local = numel(planned.placement, planned.shape, emitted.plan.mesh.sizes) * state.spec.dtype.itemsize
         trained = state.kind == "parameter" and state.spec.needs_grad
-        total += local * (2 + optimizer_copies if trained else 1)
+        total += local * (2 + STATE_COPIES[emitted.plan.optimizer] if trained else 1)
     return total
 
 
@@ -97,9 +98,9 @@ def numel(placement: Placement, shape: Sequence[int], sizes: Sequence[int]) -> i
     return total
 
 
-def measure(emitted: Emitted, optimizer_copies: int = 2) -> Counted:
+def measure(emitted: Emitted) -> Counted:
     """Walk one training step: all forwards, then all backwards, with what is alive between them."""
-    at_rest = state_bytes(emitted, optimizer_copies)
+    at_rest = state_bytes(emitted)
     inputs = input_bytes(emitted)
     flops = {"forward": 0, "backward": 0}
     counts: Counter[tuple[str, str, str]] = Counter()

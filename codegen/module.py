@@ -6,7 +6,7 @@ checkpoints work as people know them. One `autograd.Function` runs all forward g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Executor, Tape
+from autopar.codegen.measure import Counted, measure
 from autopar.codegen.readable import forward_graph
 from autopar.codegen.shards import as_dtensor, piece
 from autopar.errors import InputError
@@ -79,6 +80,10 @@ class ParallelModule(nn.Module):
         else:
             owner.register_buffer(last, tensor, persistent=persistent)
 
+    def measure(self) -> Counted:
+        """What the emitted graphs do per step on this device: FLOPs, collectives and peak bytes, counted without running."""
+        return measure(self._emitted)
+
     @property
     def forward_graph(self) -> torch.fx.GraphModule:
         """The differentiable local forward program, conversions as explicit calls: `print(parallel.forward_graph.code)`."""
@@ -136,6 +141,33 @@ class ParallelModule(nn.Module):
         return local
 
 
+class PlannedOnFirstBatch(ParallelModule):
+    """A ParallelModule that is built when it is first called, from that batch; until then it has no parameters to give."""
+
+    def __init__(self, build: Callable[[tuple[Any, ...], dict[str, Any]], Emitted], model: nn.Module, mesh: DeviceMesh) -> None:
+        nn.Module.__init__(self)
+        self._pending: tuple[Any, ...] | None = (build, model, mesh)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._pending is not None:
+            build, model, mesh = self._pending
+            ParallelModule.__init__(self, build(args, kwargs), model, mesh)
+            self._pending = None
+        return super().forward(*args, **kwargs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        self._require_plan("parameters")
+        return super().named_parameters(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._require_plan("state_dict")
+        return super().state_dict(*args, **kwargs)
+
+    def _require_plan(self, what: str) -> None:
+        if self._pending is not None:
+            raise InputError(f"{what} before the first batch: call the module once first, or pass args=/kwargs= to compile")
+
+
 def as_global(local: Tensor, placement: Placement, shape: tuple[int, ...], mesh: DeviceMesh) -> Tensor:
     """A local piece as the DTensor that it is a piece of."""
     stride = torch.empty(shape, device="meta").stride()
@@ -189,9 +221,3 @@ def _gradient(parallel: ParallelModule, name: str, local: Tensor | None) -> Tens
         return None
     planned = parallel.plan.state[name]
     return as_global(local, planned.placement, planned.shape, parallel._mesh)
-
-
-def state_of(model: nn.Module, emitted: Emitted) -> Mapping[str, Tensor]:
-    """Whole state tensors of a model by the program's names."""
-    given = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    return {n: s.value if s.value is not None else given[n] for n, s in emitted.program.state.items()}

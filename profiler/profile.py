@@ -22,11 +22,11 @@ import torch
 
 from autopar.errors import InputError
 from autopar.hardware import Hardware, load
+from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.program import Program, Region, Size
 from autopar.ops.units import is_size, needs_grad
 from autopar.profiler.unit_figures import INPUT, Kernel, RegionFigures, Storage, Tracing
 
-OPTIMIZER_COPIES = 2
 """Tensors of AdamW's state per parameter, each of the parameter's own size and dtype."""
 
 INPUTS = "inputs"
@@ -163,7 +163,7 @@ def profile(program: Program, hardware: Hardware | str | None = None, device: st
         forward_flops=plus(row.forward_flops for row in by_region),
         backward_flops=plus(row.backward_flops for row in by_region),
         saved_bytes=total_saved,
-        peak_bytes=state["parameter"] + state["buffer"] + (1 + OPTIMIZER_COPIES) * state["trained"] + total_saved + working,
+        peak_bytes=state["parameter"] + state["buffer"] + (1 + STATE_COPIES["adamw"]) * state["trained"] + total_saved + working,
         regions=tuple(by_region),
         units=tuple(rows),
         hardware=hardware,

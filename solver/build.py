@@ -11,6 +11,7 @@ import torch
 from autopar.hardware import Hardware
 from autopar.ir.conversion import Conversion, conversions_from
 from autopar.ir.mesh import MeshSpec
+from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import INVARIANT, PARTIAL, Placement, placements
 from autopar.ir.program import Program, Region
 from autopar.ops.flops import Collective
@@ -24,8 +25,6 @@ from autopar.solver.groups import UnionFind
 from autopar.solver.restriction import split
 from autopar.solver.roles import roles
 
-OPTIMIZER_COPIES = {"adamw": 2, "adam": 2, "momentum": 1, "sgd": 0}
-"""Tensors of optimizer state per parameter, each of the parameter's own size and dtype (as torch.optim keeps them)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +200,7 @@ class Builder:
             trained = state.kind == "parameter" and state.spec.needs_grad
             whole = [Placement.whole(len(self.mesh))]
             options = list(placements(shape, self.mesh.sizes, (INVARIANT,))) if state.kind == "parameter" else whole
-            copies = 1 + (1 + OPTIMIZER_COPIES[self.setting.optimizer] if trained else 0)
+            copies = 1 + (1 + STATE_COPIES[self.setting.optimizer] if trained else 0)
             full = int(state.spec.bytes) * len(names)
             found[group] = p.StateGroup(
                 name=group,

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 import autopar
-from autopar.errors import InputError, PlanError
+from autopar.errors import BudgetError, InputError, PlanError
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import Plan
 from tests.models import gpt2
@@ -85,7 +85,13 @@ def misuse(rank: int, path: str) -> None:
     named = init_device_mesh("cpu", (2,), mesh_dim_names=("other",))
     with pytest.raises(PlanError, match="other"):
         autopar.compile(model, named, kwargs=kwargs, plan=plan)
-    with pytest.raises(InputError, match="example inputs"):
-        autopar.compile(model, mesh)
+    waiting = autopar.compile(model, mesh, hardware="cpu", memory="1GiB")
+    with pytest.raises(InputError, match="before the first batch"):
+        torch.optim.SGD(waiting.parameters(), lr=0.1)
+    planned_by_rank_0 = waiting(**kwargs).loss
+    torch.testing.assert_close(planned_by_rank_0, parallel(**kwargs).loss)
+    assert set(waiting.state_dict()) == set(parallel.state_dict())
+    with pytest.raises(BudgetError, match="smallest budget"):
+        autopar.compile(model, mesh, kwargs=kwargs, memory=1, time_limit_s=5)
     if rank == 0:
         assert "gather" in parallel.forward_graph.transformer_h.code or "copy" in parallel.forward_graph.transformer_h.code

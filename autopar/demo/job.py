@@ -22,7 +22,6 @@ from torch.distributed.tensor import DTensor
 
 import autopar
 from autopar.bytes import human
-from autopar.codegen.measure import measure
 from autopar.codegen.module import ParallelModule
 from autopar.demo import MESH, arguments
 from autopar.demo.text import VOCABULARY, batches, corpus, readable
@@ -117,13 +116,13 @@ def parallel_run(options: Any, data: Tensor, console: Console) -> Trained:
     with console.status("tracing, profiling and solving") if console.is_terminal else _quiet():
         parallel = autopar.compile(build_model(), mesh, kwargs=batch, memory=options.memory, hardware="cpu", time_limit_s=20)
     console.print(f"planned and compiled in {time.perf_counter() - start:.1f} s under a budget of {options.memory} per process")
-    used = measured_bytes(parallel, data)
+    used, counted = measured_bytes(parallel, data), parallel.measure()
     if dist.get_rank() == 0:
         parallel.plan.save(options.out / "plan.json")
-        print_plan(parallel.plan, measure(parallel._emitted), console=console)
+        print_plan(parallel.plan, counted, console=console)
         console.print(
             f"peak bytes of a step: predicted {human(int(parallel.plan.peak_bytes))}, "
-            f"emitted graphs {human(measure(parallel._emitted).peak_bytes)}, measured {human(used)}"
+            f"emitted graphs {human(counted.peak_bytes)}, measured {human(used)}"
         )
     parallel = autopar.compile(build_model(), mesh, kwargs=batch, plan=parallel.plan)
     losses = train(parallel, data, options.steps, console, f"parallel, {dist.get_world_size()} processes")
