@@ -14,8 +14,8 @@ How units form:
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,7 +24,7 @@ import torch
 
 from autopar.ir.program import Region, Size
 from autopar.ops import tables
-from autopar.ops.factors import CannotUnify, Dims, Factor, Space
+from autopar.ops.factors import CannotUnify, Dims, Factor, Space, flat
 from autopar.ops.fits import all_whole
 from autopar.ops.rule import INVARIANT, REDUCED, WHOLE, OpRule, Shape, Signature, tensor_operands
 from autopar.torch_private import size_of
@@ -157,6 +157,12 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
         reduced[node] |= own
         parts[node] = tuple(rename(r) for r in local.results)
         dims[node] = parts[node][0] if len(parts[node]) == 1 else ()
+    resolved = {node: space.resolve(d) for node, d in dims.items()}
+    if twice := {f for d in (*resolved.values(), *made_of(parts, space)) for f, n in Counter(flat(d)).items() if n > 1}:
+        if sum(not is_getitem(n) for n in nodes) > 1:
+            raise CannotUnify(f"{sorted(twice)} would be two dims of one tensor (x + x.T)")
+        for factor in twice:
+            space.marks[factor] |= {WHOLE}
     read = [n for n in nodes if any(user not in inside and not is_size(user) for user in n.users)]
     results = [n for n in read if len(shapes_of(n)) == 1]
     rules = [rule_of(n) for n in nodes if not is_getitem(n)]
@@ -169,11 +175,17 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
         results=tuple(results),
         sizes=dict(space.sizes),
         marks=dict(space.marks),
-        dims={node: space.resolve(d) for node, d in dims.items()},
+        dims=resolved,
         reduced_at={node: frozenset(space.leaves(fs)) for node, fs in reduced.items()},
         linear=linear,
         random=any(r.random for r in rules),
     )
+
+
+def made_of(parts: Mapping[torch.fx.Node, tuple[Dims, ...]], space: Space) -> Iterator[Dims]:
+    """The dims of all results, as the space has them now."""
+    for results in parts.values():
+        yield from map(space.resolve, results)
 
 
 def named_after(nodes: Sequence[torch.fx.Node]) -> str:
