@@ -157,6 +157,11 @@ def _fit(hunt: Hunt, space: Space, loose: Solution) -> None:
         distance_s = multiple * hunt.gap * root.bound_s
         if root.solved and not hunt.closed and distance_s < hunt.apart_s and hunt.clock.left_s:
             _near(hunt, root, distance_s, 0.3 * hunt.clock.left_s)
+    if hunt.best is None and hunt.clock.left_s:
+        enough = hunt.problem.budget_bytes or 0.0
+        hunt.offer(
+            smallest(hunt.problem, allow=space.allow, time_limit_s=0.6 * hunt.clock.left_s, enough_bytes=enough).solution
+        )
     if not hunt.closed and hunt.clock.left_s:
         _exact(hunt, space, root)
 

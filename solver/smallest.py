@@ -10,9 +10,10 @@ from autopar.errors import SolverError
 from autopar.solver import adapter
 from autopar.solver.check import check
 from autopar.solver.model import build
+from autopar.solver.nearby import Root, relax, search_near
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.restriction import FREE, Restriction, fix
-from autopar.solver.rounding import draft_of, support_arcs, to_solution, to_start
+from autopar.solver.rounding import arcs_of, to_solution, to_start
 from autopar.solver.space import Space, narrow
 
 SCALE = 1000.0
@@ -52,63 +53,104 @@ class Smallest:
         return self.bytes - self.bound_bytes <= 2e-3 * self.bytes + 1
 
 
-def smallest(problem: Problem, *, allow: Restriction | None = None, gap: float = 1e-3, time_limit_s: float = 60) -> Smallest:
+def smallest(
+    problem: Problem,
+    *,
+    allow: Restriction | None = None,
+    gap: float = 1e-3,
+    time_limit_s: float = 60,
+    start: Solution | None = None,
+    enough_bytes: float = 0,
+) -> Smallest:
     """The plan with the lowest peak, within a relative gap; the problem's own budget plays no part.
 
+    It begins at the plan `start`, if given, and looks no further once a plan needs `enough_bytes` or less.
     Raises SolverError if the restriction leaves nothing, or nothing is found in time.
     """
     clock, problem = Clock(time_limit_s), replace(problem, budget_bytes=None)
     space = narrow(problem, allow or FREE)
     scales = _scales(problem)
-    mean = build(space, memory=True, average=True, minimise_peak=True, byte=scales["byte"], second=scales["second"])
-    outcome = adapter.run(mean.ilp, gap=gap / 4, time_limit_s=clock.left_s * 0.25)
-    bound = max(outcome.bound, 0.0)
-    best: Solution | None = None
-    if outcome.values is not None:
-        tight = narrow(problem, fix(draft_of(mean, outcome.values), space.allow), support_arcs(mean, outcome.values))
-        best = _lowest(tight, scales, gap / 4, clock.left_s * 0.2, None)[0]
-    if best is not None and not _closed(best, bound / scales["byte"], gap):
-        best = _descend(problem, space, best, scales, gap, clock)
-    if best is None or not _closed(best, bound / scales["byte"], gap):
+    bound, best = 0.0, start or _cheapest(space, scales, clock)
+    if best is not None:
+        best = _polish(space, best, scales, gap, clock)
+        best, bound = _descend(space, best, scales, gap, enough_bytes, clock)
+    if best is None or not (_closed(best, bound, gap) or best.peak_bytes <= enough_bytes):
         found, proven = _lowest(space, scales, gap, max(clock.left_s, 1.0), best)
-        bound = max(bound, proven)
+        bound = max(bound, proven / scales["byte"])
         best = min((s for s in (best, found) if s is not None), key=lambda s: s.peak_bytes, default=None)
     if best is None:
         raise SolverError(f"found no plan within {time_limit_s:g} s: allow more time, or a coarser mesh")
-    return _report(problem, best, bound / scales["byte"])
+    return _report(problem, best, bound)
+
+
+def _cheapest(space: Space, scales: dict[str, float], clock: Clock) -> Solution | None:
+    """The plan that is cheapest whatever it needs: little work, and always there."""
+    model = build(space, memory=False, second=scales["second"])
+    outcome = adapter.run(model.ilp, gap=0.01, time_limit_s=0.3 * clock.left_s)
+    return to_solution(model, outcome.values) if outcome.values is not None else None
+
+
+def _polish(space: Space, plan: Solution, scales: dict[str, float], gap: float, clock: Clock) -> Solution:
+    """The lowest plan with this one's strategies and conversions."""
+    tight = narrow(space.problem, fix(plan, space.allow), arcs_of(space, plan))
+    lower = _lowest(tight, scales, gap / 4, 0.1 * clock.left_s, None)[0]
+    return lower if lower is not None and lower.peak_bytes < plan.peak_bytes else plan
 
 
 def _closed(best: Solution, bound_bytes: float, gap: float) -> bool:
     return best.peak_bytes - bound_bytes <= gap * best.peak_bytes
 
 
-def _descend(problem: Problem, space: Space, best: Solution, scales: dict[str, float], gap: float, clock: Clock) -> Solution:
-    """Lower the peak in steps: under a slightly smaller budget, the cheapest plan is found much faster than the lowest
-    (many plans have the same peak, few the same cost), and its strategies usually allow a lower peak still."""
-    step, first = 0.08, clock.left_s
-    while step > gap and clock.left_s > 0.3 * first:
-        limited = replace(problem, budget_bytes=best.peak_bytes * (1 - step))
-        scaled = {"byte": SCALE / limited.budget_bytes, "second": SCALE / best.cost_s if best.cost_s else 1.0}  # type: ignore[operator]
-        mean = build(replace(space, problem=limited), memory=True, average=True, byte=scaled["byte"], second=scaled["second"])
-        outcome = adapter.run(mean.ilp, gap=0.05, time_limit_s=0.15 * first)
-        lower = None
-        if outcome.values is not None:
-            tight = narrow(problem, fix(draft_of(mean, outcome.values), space.allow), support_arcs(mean, outcome.values))
-            lower = _lowest(tight, scales, gap / 4, 0.1 * first, None)[0]
+CLOSE = 1.005
+"""Peaks within this factor are told apart only by the exact model."""
+
+
+def _descend(
+    space: Space, best: Solution, scales: dict[str, float], gap: float, enough_bytes: float, clock: Clock
+) -> tuple[Solution, float]:
+    """Halve the distance (on a logarithmic scale) to the budget that last had no plan, or to half; with the proven bound.
+
+    Under a budget the cheapest plan is found much faster than the lowest one: many plans have the same peak, few the same
+    cost. A relaxation without solution proves that its budget is too small.
+    """
+    failed, bound, deadline_s = 0.0, 0.0, 0.45 * clock.left_s
+    while best.peak_bytes > max(failed * CLOSE, enough_bytes) and clock.left_s > deadline_s:
+        budget = max(math.sqrt(max(failed, best.peak_bytes / 2) * best.peak_bytes), enough_bytes)
+        limited = replace(space, problem=replace(space.problem, budget_bytes=budget))
+        root = relax(build(limited, memory=True, byte=SCALE / budget, second=_second(best)), 0.5 * clock.left_s)
+        lower = _fitting(root, space, scales, gap, clock)
         if lower is not None and lower.peak_bytes < best.peak_bytes:
             best = lower
         else:
-            step /= 4
-    return best
+            failed = budget
+        bound = max(bound, budget) if root.infeasible else bound
+    return best, bound
+
+
+def _fitting(root: Root, space: Space, scales: dict[str, float], gap: float, clock: Clock) -> Solution | None:
+    """A plan near the relaxation, made as low as its strategies allow."""
+    for distance in (0.0, 0.002):
+        outcome = search_near(root, distance * root.bound_s, gap=0.02, time_limit_s=0.1 * clock.limit_s)
+        if outcome.values is not None:
+            return _polish(space, to_solution(root.model, outcome.values), scales, gap, clock)
+    return None
+
+
+def _second(plan: Solution) -> float:
+    return SCALE / plan.cost_s if plan.cost_s else 1.0
 
 
 def _lowest(
     space: Space, scales: dict[str, float], gap: float, time_limit_s: float, start: Solution | None
 ) -> tuple[Solution | None, float]:
+    """The lowest plan of the space, if found in time, and a bound: at least the relaxation's, which is what big models get."""
+    clock = Clock(time_limit_s)
     model = build(space, memory=True, minimise_peak=True, byte=scales["byte"], second=scales["second"])
+    floor = relax(model, 0.8 * clock.left_s).relaxation.bound if start else 0.0
     known = to_start(model, start) if start else None
-    outcome = adapter.run(model.ilp, gap=gap, time_limit_s=time_limit_s, start=known)
-    return (to_solution(model, outcome.values) if outcome.values is not None else None), outcome.bound
+    outcome = adapter.run(model.ilp, gap=gap, time_limit_s=clock.left_s, start=known)
+    bound = max(outcome.bound, floor)
+    return (to_solution(model, outcome.values) if outcome.values is not None else None), bound
 
 
 def _scales(problem: Problem) -> dict[str, float]:
