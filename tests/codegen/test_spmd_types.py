@@ -8,10 +8,16 @@ import pytest
 import spmd_types as spmd
 import torch
 
-from autopar.codegen.emit import Emitted
+from autopar.codegen.emit import Emitted, emit
+from autopar.ir.mesh import MeshSpec
 from autopar.ops import collectives
+from autopar.profiler.model_cost import measure
+from autopar.solver.baselines import solve_baselines
+from autopar.solver.build import Builder, Setting
+from autopar.solver.to_plan import to_plan
 from tests.codegen.typed import TypedRun, fake_mesh
-from tests.planned import planned
+from tests.hardware_toy import toy_hardware
+from tests.planned import planned, traced
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.distributed._functional_collectives:FutureWarning")
 """spmd_types 0.3 calls functions that torch 2.13 renamed."""
@@ -51,6 +57,27 @@ def test_every_dropped_conversion_is_caught(family: str) -> None:
                 dropped.append(node.target)
     assert collectives.copy in dropped
     assert collectives.reduce in dropped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_baselines_have_the_planned_types(family: str) -> None:
+    """Row-parallel sums, sequence-parallel scatters and sharded vocabularies, whatever the best plan is made of."""
+    cost = measure(traced(family).program)
+    builder = Builder(cost, Setting(mesh=MeshSpec.of("2x2"), hardware=toy_hardware()))
+    problem = builder.problem()
+    summed = set()
+    for name, solution in solve_baselines(problem).items():
+        assert solution is not None, name
+        emitted = emit(cost.program, to_plan(builder, problem, solution))
+        for run in runs(emitted):
+            run.run()
+            for node in run.local.graph.nodes:
+                if node.target in DROPPABLE:
+                    summed.add(node.target)
+                    with pytest.raises(spmd.SpmdTypeError):
+                        run.run(without(run.local.graph, node.name))
+    assert {collectives.copy, collectives.reduce, collectives.scatter} <= summed
 
 
 DROPPABLE = {collectives.copy, collectives.reduce, collectives.reduce_replicate, collectives.scatter}
