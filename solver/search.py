@@ -159,9 +159,9 @@ def _fit(hunt: Hunt, space: Space, loose: Solution) -> None:
             _near(hunt, root, distance_s, 0.3 * hunt.clock.left_s)
     if hunt.best is None and hunt.clock.left_s:
         enough = hunt.problem.budget_bytes or 0.0
-        hunt.offer(
-            smallest(hunt.problem, allow=space.allow, time_limit_s=0.6 * hunt.clock.left_s, enough_bytes=enough).solution
-        )
+        limit_s = 0.6 * hunt.clock.left_s
+        least = smallest(hunt.problem, allow=space.allow, time_limit_s=limit_s, start=loose, enough_bytes=enough)
+        hunt.offer(least.solution)
     if not hunt.closed and hunt.clock.left_s:
         _exact(hunt, space, root)
 
