@@ -19,7 +19,8 @@ from autopar.ops.factors import Dims
 from autopar.ops.rule import OpRule
 from autopar.ops.strategies import strategies
 from autopar.ops.units import fitted, rule_of
-from tests.ops.examples import EXAMPLES, POINTWISE, Pick
+from tests.ops.examples import EXAMPLES, POINTWISE
+from tests.ops.pick import Pick
 from tests.ops.proofs import Call, WrongRule, prove, unit_of
 
 aten = torch.ops.aten
