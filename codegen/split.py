@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from autopar.codegen.local import LocalRegion
+from autopar.ir.placement import Placement
 from autopar.ir.plan import PlannedClass
 from autopar.ops.joint import Joint, alias_base
 
@@ -22,11 +22,14 @@ class Halves:
     """`forward`: the joint graph's inputs -> outputs, then saved values. `backward`: `backward_inputs` (positions among
     the joint graph's inputs that it takes again: state and coordinates), saved values, tangents -> gradients.
 
+    `redone` units and `reconverted` conversions really run again: less than the plan asks for where values share memory.
     `gradients` are the positions of the inputs that the backward graph's results belong to.
     """
 
     forward: torch.fx.Graph
     backward: torch.fx.Graph
+    redone: frozenset[str]
+    reconverted: frozenset[tuple[str, Placement, Placement]]
     saved: tuple[str, ...]
     backward_inputs: tuple[int, ...]
     gradients: tuple[int, ...]
@@ -38,114 +41,137 @@ def owner(node: torch.fx.Node) -> torch.fx.Node:
     return node
 
 
-class Splitter:
-    """Builds the two graphs for one class of calls."""
+@dataclass(frozen=True, kw_only=True)
+class Provided:
+    """What a plan gives the backward of one class of calls to read.
 
-    def __init__(self, local: LocalRegion, joint: Joint, keep: PlannedClass) -> None:
-        self.local, self.joint, self.keep = local, joint, keep
-        self.step = {n.name: n.meta for n in local.graph.nodes}
-        self.forward_nodes = set(joint.origin)
-        self.state = {n for n in joint.inputs[len(local.region.inputs) :]}
-        self.keepable = self.kept_values()
-        self.saved: dict[torch.fx.Node, None] = {}
+    `state`: parameters, buffers and coordinates, which are there anyway; `kept`: owners of the values that are saved;
+    `redone`: forward nodes that may run again.
+    """
 
-    def kept_values(self) -> set[torch.fx.Node]:
-        """Owners of what the plan keeps: tensors at placements, and the insides of units."""
-        placeholders = {n.name: n for n in self.local.graph.nodes if n.op == "placeholder"}
-        found = {self.joint.inputs[list(placeholders).index(name)] for name in self.local.resident}
-        for kept in self.keep.kept:
-            name = self.local.values[kept.tensor, kept.placement]
-            if name in placeholders:
-                found.add(self.joint.inputs[list(placeholders).index(name)])
+    state: frozenset[torch.fx.Node]
+    kept: frozenset[torch.fx.Node]
+    redone: frozenset[torch.fx.Node]
+
+
+def provided(local: LocalRegion, joint: Joint, keep: PlannedClass) -> Provided:
+    step = {n.name: n.meta for n in local.graph.nodes}
+    conversions = {(c.tensor, c.before, c.after) for c in keep.reconverted}
+    return Provided(
+        state=frozenset(joint.inputs[len(local.region.inputs) :]),
+        kept=frozenset(kept_tensors(local, joint, keep) | kept_insides(local, joint, keep)),
+        redone=frozenset(
+            n for n, o in joint.origin.items() if step[o].get("unit") in keep.redone or step[o].get("conversion") in conversions
+        ),
+    )
+
+
+def kept_tensors(local: LocalRegion, joint: Joint, keep: PlannedClass) -> set[torch.fx.Node]:
+    """Owners of the tensors at placements that the plan keeps, and of the user's batch."""
+    inputs = {n.name: given for n, given in zip(placeholders(local.graph), joint.inputs, strict=True)}
+    names = [*local.resident, *(local.values[kept.tensor, kept.placement] for kept in keep.kept)]
+    return {inputs[name] if name in inputs else owner(joint.value[name]) for name in names}
+
+
+def kept_insides(local: LocalRegion, joint: Joint, keep: PlannedClass) -> set[torch.fx.Node]:
+    """Owners of what the plan keeps of the insides of units: their values that are no tensors at placements."""
+    step = {n.name: n.meta for n in local.graph.nodes}
+    found = [joint.value.get(name) for name in local.values.values()]
+    tensors = {owner(node) for node in found if isinstance(node, torch.fx.Node)}
+    inside = {n for n, o in joint.origin.items() if step[o].get("unit") in keep.kept_internals}
+    return {n for n in inside if owner(n) is n and n not in tensors}
+
+
+class Backward:
+    """The backward graph of one class of calls while it is built, with what it turned out to take.
+
+    `saved` and `taken`: values of forward, and inputs among the state, that it reads.
+    """
+
+    def __init__(self, region: str, joint: Joint, given: Provided) -> None:
+        self.region, self.joint, self.given = region, joint, given
+        self.graph = torch.fx.Graph()
+        self.env = {tangent: copy_placeholder(self.graph, tangent) for tangent in joint.tangents}
+        self.saved: list[torch.fx.Node] = []
+        self.taken: list[torch.fx.Node] = []
+        for node in joint.backward:
+            self.need(node)
+        self.gradients = {i: self.need(g) for i, g in enumerate(joint.gradients) if g is not None}
+        self.finish()
+
+    def need(self, node: torch.fx.Node) -> torch.fx.Node:
+        """The node's copy in this graph: it is read from the state or what is kept, or else made (again)."""
+        if node not in self.env:
+            if node in self.given.state:
+                self.taken.append(node)
+                self.env[node] = copy_placeholder(self.graph, node)
+            elif node in self.given.kept:
+                self.saved.append(node)
+                self.env[node] = copy_placeholder(self.graph, node)
             else:
-                found.add(owner(self.joint.value[name]))
-        inside = set(self.keep.kept_internals)
-        values = {owner(v) for name in self.local.values.values() for v in self.value(name)}
-        found |= {
-            n for n, o in self.joint.origin.items() if self.step[o].get("unit") in inside and owner(n) is n and n not in values
-        }
-        return found
+                self.env[node] = self.make(node)
+        return self.env[node]
 
-    def value(self, name: str) -> list[torch.fx.Node]:
-        found = self.joint.value.get(name)
-        return [found] if isinstance(found, torch.fx.Node) else []
+    def make(self, node: torch.fx.Node) -> torch.fx.Node:
+        where = self.joint.origin.get(node, "its inputs")
+        allowed = node.op != "placeholder" and (node not in self.joint.origin or is_free(node) or node in self.given.redone)
+        assert allowed, f"{self.region}: backward reads {node.name} of {where}, which the plan does not provide"
+        for source in node.all_input_nodes:
+            self.need(source)
+        return copy_node(self.graph, node, self.env, "_again" if node in self.joint.origin else "")
 
-    def may_redo(self, node: torch.fx.Node) -> bool:
-        step = self.step[self.joint.origin[node]]
-        if "unit" in step:
-            return step["unit"] in self.keep.redone
-        return any((c.tensor, c.before, c.after) == step["conversion"] for c in self.keep.reconverted)
+    def made_again(self) -> list[torch.fx.Node]:
+        """Forward nodes that run again here and cost something."""
+        alive = set(self.graph.nodes)
+        return [
+            n
+            for n, new in self.env.items()
+            if n in self.joint.origin and new.op != "placeholder" and new in alive and not is_free(n)
+        ]
 
-    def backward(self) -> tuple[torch.fx.Graph, tuple[int, ...], tuple[int, ...]]:
-        graph = torch.fx.Graph()
-        env: dict[torch.fx.Node, torch.fx.Node] = {}
-        for tangent in self.joint.tangents:
-            env[tangent] = copy_placeholder(graph, tangent)
-        first = next(iter(graph.nodes), None)
-        taken: dict[torch.fx.Node, None] = {}
+    def finish(self) -> None:
+        """Results, and the placeholders in their order: state, saved values, tangents."""
+        self.graph.output(tuple(self.gradients.values()))
+        prune(self.graph)
+        first = next(n for n in self.graph.nodes if n.op != "placeholder")
+        for node in (*self.taken, *self.saved, *self.joint.tangents):
+            first.prepend(self.env[node])
 
-        def given(node: torch.fx.Node) -> torch.fx.Node:
-            with graph.inserting_before(first) if first is not None else graph.inserting_after(None):
-                return copy_placeholder(graph, node)
 
-        def need(node: torch.fx.Node) -> torch.fx.Node:
-            if node in env:
-                return env[node]
-            if node in self.state:
-                taken[node] = None
-                env[node] = given(node)
-            elif node in self.keepable:
-                self.saved[node] = None
-                env[node] = given(node)
-            else:
-                if node.op == "placeholder":
-                    raise AssertionError(
-                        f"{self.local.region.name}: backward reads input {node.name}, which the plan does not keep"
-                    )
-                is_free = alias_base(node) is not None or getattr(node.target, "__name__", "") == "getitem"
-                if node in self.forward_nodes and not is_free and not self.may_redo(node):
-                    where = self.joint.origin[node]
-                    raise AssertionError(
-                        f"{self.local.region.name}: backward reads {node.name} of {where}, which the plan does not provide"
-                    )
-                for source in node.all_input_nodes:
-                    need(source)
-                again = "_again" if node in self.forward_nodes else ""
-                env[node] = copy_node(graph, node, env, again)
-            return env[node]
+def is_free(node: torch.fx.Node) -> bool:
+    """Whether making it again costs nothing: a view, or one of several results."""
+    return alias_base(node) is not None or getattr(node.target, "__name__", "") == "getitem"
 
-        for node in self.joint.backward:
-            need(node)
-        gradients = tuple(i for i, g in enumerate(self.joint.gradients) if g is not None)
-        results = tuple(need(self.joint.gradients[i]) for i in gradients)  # type: ignore[arg-type]
-        graph.output(results)
-        prune(graph)
-        order = {n: i for i, n in enumerate(self.joint.inputs)}
-        return graph, tuple(order[n] for n in taken), gradients
 
-    def halves(self) -> Halves:
-        backward, taken, gradients = self.backward()
-        saved = list(self.saved)
-        names = [self.joint.inputs[i].name for i in taken] + [n.name for n in saved] + [n.name for n in self.joint.tangents]
-        arrange_placeholders(backward, names)
-        forward = self.forward(saved)
-        return Halves(
-            forward=forward,
-            backward=backward,
-            saved=tuple(n.name for n in saved),
-            backward_inputs=taken,
-            gradients=gradients,
-        )
+def forward_half(joint: Joint, saved: Iterable[torch.fx.Node]) -> torch.fx.Graph:
+    """The joint graph's forward nodes; returns its outputs, then what is saved."""
+    graph = torch.fx.Graph()
+    env = {n: copy_placeholder(graph, n) for n in joint.inputs}
+    for node in joint.forward:
+        env[node] = copy_node(graph, node, env)
+    graph.output((*(env[n] for n in joint.outputs), *(env[n] for n in saved)))
+    prune(graph)
+    return graph
 
-    def forward(self, saved: Iterable[torch.fx.Node]) -> torch.fx.Graph:
-        graph = torch.fx.Graph()
-        env: dict[torch.fx.Node, torch.fx.Node] = {n: copy_placeholder(graph, n) for n in self.joint.inputs}
-        for node in self.joint.graph.nodes:
-            if node in self.forward_nodes:
-                env[node] = copy_node(graph, node, env)
-        graph.output((*(env[n] for n in self.joint.outputs), *(env[n] for n in saved)))
-        prune(graph)
-        return graph
+
+def split(local: LocalRegion, joint: Joint, keep: PlannedClass) -> Halves:
+    """Forward and backward of the calls that keep this."""
+    backward = Backward(local.region.name, joint, provided(local, joint, keep))
+    steps = {n.name: n.meta for n in local.graph.nodes}
+    again = [steps[joint.origin[n]] for n in backward.made_again()]
+    return Halves(
+        forward=forward_half(joint, backward.saved),
+        backward=backward.graph,
+        redone=frozenset(step["unit"] for step in again if "unit" in step),
+        reconverted=frozenset(step["conversion"] for step in again if "conversion" in step),
+        saved=tuple(n.name for n in backward.saved),
+        backward_inputs=tuple(joint.inputs.index(n) for n in backward.taken),
+        gradients=tuple(backward.gradients),
+    )
+
+
+def placeholders(graph: torch.fx.Graph) -> list[torch.fx.Node]:
+    return [n for n in graph.nodes if n.op == "placeholder"]
 
 
 def copy_placeholder(graph: torch.fx.Graph, node: torch.fx.Node) -> torch.fx.Node:
@@ -166,15 +192,3 @@ def copy_node(
 def prune(graph: torch.fx.Graph) -> None:
     """Remove what nothing reads; collectives included (their results are what they are run for)."""
     graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
-
-
-def arrange_placeholders(graph: torch.fx.Graph, names: list[str]) -> None:
-    """Put the placeholders in this order, adding those that the graph lost for want of readers."""
-    existing = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
-    first_call: Any = next(n for n in graph.nodes if n.op != "placeholder")
-    for name in names:
-        first_call.prepend(existing[name])
-
-
-def split(local: LocalRegion, joint: Joint, keep: PlannedClass) -> Halves:
-    return Splitter(local, joint, keep).halves()

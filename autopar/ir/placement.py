@@ -60,6 +60,10 @@ class Placement:
     def __hash__(self) -> int:
         return self.hash
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Without the cached hash: hashes of letters differ from process to process."""
+        return Placement, (self.states, self.order)
+
     def __str__(self) -> str:
         text = ", ".join(f"S({s})" if isinstance(s, int) else s for s in self.states)
         in_mesh_order = all(list(self.axes_of(d)) == sorted(self.axes_of(d)) for d in self.sharded_dims())
@@ -122,8 +126,9 @@ def placements(
     """All placements of a tensor of this shape, axes nesting in mesh order, every dim cut evenly."""
     options: list[tuple[State, ...]] = [()]
     for size in sizes:
-        shardable = [d for d, n in enumerate(shape) if n % size == 0 and n >= size]
-        options = [(*done, state) for done in options for state in (*shardable, *letters)]
+        choices: list[State] = [d for d, n in enumerate(shape) if n % size == 0 and n >= size]
+        choices += letters
+        options = [(*done, state) for done in options for state in choices]
     for states in options:
         placement = Placement(states)
         if placement.divides(shape, sizes):

@@ -143,7 +143,8 @@ class Plan(_Part):
             raise PlanError(f"{where} is no autopar plan: it lacks format 'autopar-plan'")
         if data.get("version") != VERSION:
             raise PlanError(
-                f"{where} has plan version {data.get('version')}, this autopar reads version {VERSION}: make it again with `autopar plan`"
+                f"{where} has plan version {data.get('version')}, this autopar reads version {VERSION}: "
+                "make it again with `autopar plan`"
             )
         try:
             return cls.model_validate(data)
@@ -167,8 +168,9 @@ class Plan(_Part):
         """Raise PlanError, naming the difference, unless the plan is for this program on this mesh."""
         if self.mesh != mesh:
             raise PlanError(
-                f"the plan is for mesh {self.mesh} ({', '.join(self.mesh.names)}), this one is {mesh} ({', '.join(mesh.names)}): "
-                "plan again for this mesh, or build the DeviceMesh with those sizes and mesh_dim_names"
+                f"the plan is for mesh {self.mesh} ({', '.join(self.mesh.names)}), "
+                f"this one is {mesh} ({', '.join(mesh.names)}): plan again for it, "
+                "or build the DeviceMesh with those sizes and mesh_dim_names"
             )
         if self.fingerprint != program.fingerprint:
             raise PlanError(
@@ -192,7 +194,8 @@ class Plan(_Part):
             for name, tensor in planned.items():
                 there = (tuple(actual[name].shape), str(actual[name].dtype).removeprefix("torch."))
                 if (tensor.shape, tensor.dtype) != there:
-                    return f"{what} {name} is {tensor.dtype}{list(tensor.shape)} in the plan and {there[1]}{list(there[0])} in the model"
+                    here = f"{tensor.dtype}{list(tensor.shape)}"
+                    return f"{what} {name} is {here} in the plan and {there[1]}{list(there[0])} in the model"
         for name in program.regions:
             if name not in self.regions:
                 return f"the model has a region {name} that the plan does not know"

@@ -52,7 +52,9 @@ class Region:
 
     @property
     def outputs(self) -> tuple[torch.fx.Node, ...]:
-        return tuple(self.graph.output_node().args[0])
+        (results,) = self.graph.output_node().args
+        assert isinstance(results, tuple | list), f"region {self.name} ends in {results}"
+        return tuple(node for node in results if isinstance(node, torch.fx.Node))
 
 
 @dataclass(frozen=True, kw_only=True)

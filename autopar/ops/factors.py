@@ -28,8 +28,7 @@ def quotient(larger: Size, smaller: Size) -> Size | None:
     if isinstance(larger, int) and isinstance(smaller, int):
         return larger // smaller if larger % smaller == 0 else None
     ratio = sympy.cancel(sympy.sympify(larger) / sympy.sympify(smaller))
-    numerator, denominator = ratio.as_numer_denom()
-    return ratio if denominator == 1 else None
+    return ratio if sympy.denom(ratio) == 1 else None
 
 
 @dataclass

@@ -5,31 +5,33 @@ Each function fits one node and returns its Signature. Factors of a result are n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
+from autopar.ir.program import Size
 from autopar.ops.factors import CannotUnify, Dims, Factor, Space
-from autopar.ops.rule import REDUCED, WHOLE, Shape, Signature
-
-Fit = Callable[[torch.fx.Node, Sequence[Shape | None], Sequence[Shape]], Signature]
+from autopar.ops.rule import REDUCED, WHOLE, Fit, Shape, Signature
+from autopar.torch_private import OpOverload
 
 
 def signature(
     operands: Sequence[Dims | None],
     results: Sequence[Dims],
-    sizes: dict[Factor, object],
+    sizes: Mapping[Factor, Size],
     whole: Iterable[Factor] = (),
 ) -> Signature:
     produced = {factor for result in results for dim in result for factor in dim}
     uncut = set(whole)
     marks = {f: frozenset({WHOLE} if f in uncut else set() if f in produced else {REDUCED}) for f in sizes}
-    return Signature(operands=tuple(operands), results=tuple(results), sizes=sizes, marks=marks)  # type: ignore[arg-type]
+    return Signature(operands=tuple(operands), results=tuple(results), sizes=sizes, marks=marks)
 
 
-def argument(node: torch.fx.Node, name: str, default: object = None) -> object:
-    """The value of an argument by its schema name."""
-    for i, declared in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+def argument(node: torch.fx.Node, name: str, default: Any = None) -> Any:
+    """The value of an argument of an ATen op by its schema name: as the node gives it, or the schema's own default."""
+    assert isinstance(node.target, OpOverload), f"{node.target} has no schema"
+    for i, declared in enumerate(node.target._schema.arguments):
         if declared.name == name:
             if i < len(node.args):
                 return node.args[i]
@@ -37,15 +39,15 @@ def argument(node: torch.fx.Node, name: str, default: object = None) -> object:
     return default
 
 
-def dim_list(value: object, rank: int) -> list[int]:
+def dim_list(value: int | Sequence[int] | None, rank: int) -> list[int]:
     """A dim, a list of dims or None (all) as non-negative ints."""
     if value is None or value == []:
         return list(range(rank))
-    dims = value if isinstance(value, list | tuple) else [value]
+    dims = [value] if isinstance(value, int) else value
     return [d % rank for d in dims] if rank else []
 
 
-def named(shape: Shape, letter: str = "d") -> tuple[Dims, dict[Factor, object]]:
+def named(shape: Shape, letter: str = "d") -> tuple[Dims, dict[Factor, Size]]:
     dims = tuple((f"{letter}{i}",) if n != 1 else () for i, n in enumerate(shape))
     return dims, {f"{letter}{i}": n for i, n in enumerate(shape) if n != 1}
 
@@ -78,7 +80,7 @@ def elementwise_whole(*names: str) -> Fit:
 def last_whole(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
     """Norms over several trailing dims: these stay whole."""
     base = elementwise(node, operands, results)
-    rank, count = len(results[0]), len(argument(node, "normalized_shape"))  # type: ignore[arg-type]
+    rank, count = len(results[0]), len(argument(node, "normalized_shape"))
     return signature(base.operands, base.results, dict(base.sizes), whole=[f"d{d}" for d in range(rank - count, rank)])
 
 
@@ -90,7 +92,7 @@ def along(name: str, default: int = 0) -> Fit:
         drops = len(results[0]) < len(first)
         rank = max(len(first), len(results[0]))
         dim = dim_list(argument(node, name, default), rank)[0]
-        sizes: dict[Factor, object] = {}
+        sizes: dict[Factor, Size] = {}
 
         def dims_of(shape: Shape, tag: str, dropped: bool) -> Dims:
             found: list[tuple[Factor, ...]] = []
@@ -112,7 +114,7 @@ def along(name: str, default: int = 0) -> Fit:
 def padded(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
     """constant_pad_nd: dims that are padded stay whole, also where [1, -1] shifts them and leaves their size."""
     base = changed_whole(node, operands, results)
-    pads: Sequence[int] = argument(node, "pad")  # type: ignore[assignment]
+    pads: Sequence[int] = argument(node, "pad")
     rank = len(results[0])
     shifted = {f"d{rank - 1 - i // 2}" for i, n in enumerate(pads) if n != 0}
     whole = shifted | {f for f, marks in base.marks.items() if WHOLE in marks}
@@ -181,13 +183,13 @@ def permuted(order: Callable[[torch.fx.Node, int], Sequence[int]]) -> Fit:
 
 
 def permute_order(node: torch.fx.Node, rank: int) -> Sequence[int]:
-    return [d % rank for d in argument(node, "dims")]  # type: ignore[attr-defined]
+    return [d % rank for d in argument(node, "dims")]
 
 
 def transpose_order(node: torch.fx.Node, rank: int) -> Sequence[int]:
     order = list(range(rank))
     a, b = (argument(node, "dim0"), argument(node, "dim1")) if node.target is torch.ops.aten.transpose.int else (0, rank - 1)
-    a, b = int(a) % max(rank, 1), int(b) % max(rank, 1)  # type: ignore[call-overload]
+    a, b = a % max(rank, 1), b % max(rank, 1)
     if rank > 1:
         order[a], order[b] = order[b], order[a]
     return order
@@ -201,10 +203,6 @@ def ones_moved(node: torch.fx.Node, operands: Sequence[Shape | None], results: S
     for n in results[0]:
         outs.append(next(rest) if n != 1 else ())
     return signature([ins], [tuple(outs)], sizes)
-
-
-def expanded(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
-    return elementwise(node, operands, results)
 
 
 def factory(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
@@ -233,7 +231,7 @@ def matmul(node: torch.fx.Node, operands: Sequence[Shape | None], results: Seque
 
 def all_whole(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
     """Nothing may be cut: what an op without a row gets."""
-    sizes: dict[Factor, object] = {}
+    sizes: dict[Factor, Size] = {}
 
     def fresh(shape: Shape | None, tag: str) -> Dims | None:
         if shape is None:

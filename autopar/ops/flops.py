@@ -11,7 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 from autopar.ir.conversion import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
 from autopar.ir.program import Size
-from autopar.torch_private import size_of
+from autopar.torch_private import OpOverload, size_of
 
 aten = torch.ops.aten
 
@@ -27,8 +27,8 @@ def node_flops(node: torch.fx.Node) -> Size:
 
     An expression where the node's sizes are symbolic.
     """
-    packet = getattr(node.target, "overloadpacket", None)
-    count = flop_registry.get(SAME_COUNT_AS.get(packet, packet))
+    packet = node.target.overloadpacket if isinstance(node.target, OpOverload) else None
+    count = flop_registry.get(SAME_COUNT_AS.get(packet, packet)) if packet is not None else None
     if count is None:
         return 0
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
@@ -45,7 +45,7 @@ class Collective:
 
 
 _functional = torch.ops._c10d_functional
-_KINDS = {
+_KINDS: dict[Any, tuple[str, int]] = {
     _functional.all_gather_into_tensor.default: (ALL_GATHER, 2),
     _functional.reduce_scatter_tensor.default: (REDUCE_SCATTER, 3),
     _functional.all_reduce.default: (ALL_REDUCE, 2),
@@ -55,15 +55,16 @@ _KINDS = {
 
 def group_argument(node: torch.fx.Node) -> int | None:
     """Position of the argument that names the process group; None if the node is no collective."""
-    return _KINDS[node.target][1] if node.target in _KINDS else None  # type: ignore[index]
+    return _KINDS[node.target][1] if node.target in _KINDS else None
 
 
 def collective_of(node: torch.fx.Node) -> Collective | None:
     position = group_argument(node)
     if position is None:
         return None
-    kind = _KINDS[node.target][0]  # type: ignore[index]
-    value: Any = node.meta["val"] if kind == ALL_GATHER else node.args[0].meta["val"]  # type: ignore[union-attr]
+    kind = _KINDS[node.target][0]
+    whole = node if kind == ALL_GATHER else node.all_input_nodes[0]
+    value = whole.meta["val"]
     return Collective(kind, str(node.args[position]), value.numel() * value.element_size())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -128,13 +128,13 @@ def trace_joint(
 
 def _output_like(module: torch.fx.GraphModule, leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     with torch.no_grad():
-        return module(*leaves)  # type: ignore[no-any-return]
+        return cast(Sequence[torch.Tensor], module(*leaves))
 
 
 def _package(graph: torch.fx.Graph, count: int, recorder: _Recorder) -> Joint:
     end = graph.output_node()
-    outputs, grads, values = end.args[0]  # type: ignore[misc]
-    outputs, grads, values = tuple(outputs), dict(grads), dict(values)  # type: ignore[arg-type, call-overload]
+    traced: Any = end.args[0]
+    outputs, grads, values = tuple(traced[0]), dict(traced[1]), dict(traced[2])
     gradients = [grads.get(i) for i in range(count)]
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     replaced = forget_detached(graph)
@@ -166,25 +166,25 @@ def forget_detached(graph: torch.fx.Graph) -> dict[torch.fx.Node, torch.fx.Node]
     replaced = {}
     for node in list(graph.nodes):
         if node.target is aten.detach.default:
-            node.replace_all_uses_with(node.args[0])
-            replaced[node] = node.args[0]
+            (source,) = node.all_input_nodes
+            node.replace_all_uses_with(source)
+            replaced[node] = source
             graph.erase_node(node)
     return replaced
 
 
 def alias_base(node: torch.fx.Node) -> torch.fx.Node | None:
     """The node whose memory this one shares, if it is a view (or a wait) of it."""
-    if node.op != "call_function" or not node.args:
+    first = node.args[0] if node.op == "call_function" and node.args else None
+    if not isinstance(first, torch.fx.Node):
         return None
     if node.target in ALIASES:
-        return node.args[0]  # type: ignore[return-value]
+        return first
     if getattr(node.target, "__name__", "") == "getitem":
-        source = node.args[0]
-        return alias_base(source) if isinstance(source, torch.fx.Node) else None
+        return alias_base(first)
     schema = getattr(node.target, "_schema", None)
     if schema is not None and schema.returns and schema.returns[0].alias_info is not None:
-        first = node.args[0]
-        return first if isinstance(first, torch.fx.Node) else None
+        return first
     return None
 
 

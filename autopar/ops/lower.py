@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from autopar.ir.mesh import MeshSpec
+from autopar.ir.program import Size
 from autopar.ops import sharded
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.fits import argument, dim_list
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import Unit, is_getitem, rule_of, shapes_of
 
-Emit = Callable[..., torch.fx.Node]
 Axes = tuple[tuple[str, int], ...]
 
 
@@ -33,6 +33,34 @@ class Cut:
 
 
 NOT_CUT = Cut((), ())
+Cuts = Mapping[Factor, Cut]
+"""By the factor names of the node's rule."""
+
+
+@dataclass(frozen=True)
+class LocalCall:
+    """A node of the program on its way into a local graph: its arguments there."""
+
+    graph: torch.fx.Graph
+    node: torch.fx.Node
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def emit(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> torch.fx.Node:
+        """Append a call under the node's own name."""
+        return self.graph.create_node("call_function", target, args, dict(kwargs or {}), name=self.node.name)
+
+    def again(self) -> torch.fx.Node:
+        """Append the same op on the local arguments."""
+        assert callable(self.node.target)
+        return self.emit(self.node.target, self.args, self.kwargs)
+
+    def argument(self, position: int) -> Any:
+        """None if it is left out."""
+        return self.args[position] if position < len(self.args) else None
+
+
+Lowering = Callable[[LocalCall, Cuts], torch.fx.Node]
 SQUEEZES = frozenset({torch.ops.aten.squeeze.default, torch.ops.aten.squeeze.dim, torch.ops.aten.squeeze.dims})
 
 
@@ -51,37 +79,40 @@ def emit_unit(
     cuts = cuts_of(unit, strategy, mesh, coordinate)
     for node in unit.nodes:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
-
-        def call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> torch.fx.Node:
-            return graph.create_node("call_function", target, args, dict(kwargs or {}), name=node.name)  # noqa: B023
-
-        if is_getitem(node):
-            new = call(node.target, args, kwargs)
-        elif node in cuts:
+        call = LocalCall(graph, node, args, kwargs)
+        if node in cuts:
             implementation, by_factor = cuts[node]
-            new = IMPLEMENTATIONS[implementation](call, node, args, kwargs, by_factor)
-        elif node.target in SQUEEZES:
-            new = call(torch.ops.aten.squeeze.dims, (args[0], squeezed_dims(node)))
+            env[node] = IMPLEMENTATIONS[implementation](call, by_factor)
         else:
-            rule = rule_of(node)
-            if rule.shape_argument is not None:
-                spelled = args[rule.shape_argument]
-                shape = [int(n) for n in local_shape(unit.dims[node], sizes)]
-                args = (*args[: rule.shape_argument], shape[len(shape) - len(spelled) :], *args[rule.shape_argument + 1 :])
-            if "device" in node.kwargs:
-                kwargs = {**kwargs, "device": torch.device(device)}
-            new = call(node.target, args, kwargs)
-        new.meta = {"unit": unit.name, "origin": node.name}
-        env[node] = new
+            env[node] = emit_same(call, local_shape(unit.dims[node], sizes), device)
+        env[node].meta = {"unit": unit.name, "origin": node.name}
     for node in unit.results:
         if node in unit.dense and env[node].target is not torch.ops.aten.contiguous.default:
             env[node] = graph.call_function(torch.ops.aten.contiguous.default, (env[node],))
             env[node].meta = {"unit": unit.name, "origin": node.name}
 
 
+def emit_same(call: LocalCall, shape: Sequence[Size], device: str) -> torch.fx.Node:
+    """The op itself, on a device's pieces; its result has this shape there."""
+    node = call.node
+    if is_getitem(node):
+        return call.again()
+    if node.target in SQUEEZES:
+        return call.emit(torch.ops.aten.squeeze.dims, (call.args[0], squeezed_dims(node)))
+    args, kwargs = call.args, call.kwargs
+    position = rule_of(node).shape_argument
+    if position is not None:
+        spelled = [int(n) for n in shape][len(shape) - len(args[position]) :]
+        args = (*args[:position], spelled, *args[position + 1 :])
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": torch.device(device)}
+    return replace(call, args=args, kwargs=kwargs).again()
+
+
 def squeezed_dims(node: torch.fx.Node) -> list[int]:
     """Which dims a squeeze takes away; on a device further ones may have size one, which must stay."""
-    shape = shapes_of(node.args[0])[0]  # type: ignore[arg-type]
+    (source,) = node.all_input_nodes
+    (shape,) = shapes_of(source)
     return [d for d in dim_list(argument(node, "dim"), len(shape)) if shape[d] == 1]
 
 
@@ -106,62 +137,48 @@ def needs_implementation(unit: Unit, strategy: Strategy) -> bool:
     return any(factor in unit.sharded for factor in strategy.factors if factor is not None)
 
 
-def _embedding(
-    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
-) -> torch.fx.Node:
-    padding = argument(node, "padding_idx", -1)
-    return call(sharded.embedding_vocab, (args[0], args[1], cuts["v"].axes, cuts["v"].coordinates, padding))
+def _embedding(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    weight, ids = call.args[:2]
+    padding = argument(call.node, "padding_idx", -1)
+    return call.emit(sharded.embedding_vocab, (weight, ids, cuts["v"].axes, cuts["v"].coordinates, padding))
 
 
-def _linear(
-    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
-) -> torch.fx.Node:
-    if len(args) < 3 or args[2] is None:
-        return call(node.target, tuple(args))
-    return call(sharded.linear_row_bias, (args[0], args[1], args[2], cuts["k"].axes, cuts["k"].coordinates))
+def _linear(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    if call.argument(2) is None:
+        return call.again()
+    return call.emit(sharded.linear_row_bias, (*call.args, cuts["k"].axes, cuts["k"].coordinates))
 
 
-def _addmm(
-    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
-) -> torch.fx.Node:
-    return call(sharded.addmm_row_bias, (args[0], args[1], args[2], cuts["k"].axes, cuts["k"].coordinates), kwargs)
+def _addmm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    return call.emit(sharded.addmm_row_bias, (*call.args, cuts["k"].axes, cuts["k"].coordinates), call.kwargs)
 
 
-def _mean(
-    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
-) -> torch.fx.Node:
-    parts = 1
-    for cut in cuts.values():
-        for _, size in cut.axes:
-            parts *= size
-    return call(torch.ops.aten.div.Tensor, (call(node.target, tuple(args), kwargs), parts))
+def _mean(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    parts = math.prod(size for cut in cuts.values() for _, size in cut.axes)
+    return call.emit(torch.ops.aten.div.Tensor, (call.again(), parts))
 
 
-def _layer_norm(
-    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
-) -> torch.fx.Node:
-    weight = args[2] if len(args) > 2 else None
-    bias = args[3] if len(args) > 3 else None
-    eps = argument(node, "eps", 1e-5)
-    return call(sharded.layer_norm_hidden, (args[0], math.prod(args[1]), weight, bias, eps, cuts["h"].axes))
+def _layer_norm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    x, normalized_shape = call.args[:2]
+    eps = argument(call.node, "eps", 1e-5)
+    given = x, math.prod(normalized_shape), call.argument(2), call.argument(3), eps, cuts["h"].axes
+    return call.emit(sharded.layer_norm_hidden, given)
 
 
-def _cross_entropy(
-    call: Emit, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], cuts: Mapping[Factor, Cut]
-) -> torch.fx.Node:
+def _cross_entropy(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     vocab, tokens = cuts.get("v", NOT_CUT), cuts.get("t", NOT_CUT)
     options = {
-        "reduction": argument(node, "reduction", 1),
-        "ignore_index": argument(node, "ignore_index", -100),
-        "label_smoothing": argument(node, "label_smoothing", 0.0),
+        "reduction": argument(call.node, "reduction", 1),
+        "ignore_index": argument(call.node, "ignore_index", -100),
+        "label_smoothing": argument(call.node, "label_smoothing", 0.0),
         "vocab_axes": vocab.axes,
         "vocab_coordinates": vocab.coordinates,
         "token_axes": tokens.axes,
     }
-    return call(sharded.cross_entropy, (args[0], args[1]), options)
+    return call.emit(sharded.cross_entropy, call.args[:2], options)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., torch.fx.Node]] = {
+IMPLEMENTATIONS: dict[str, Lowering] = {
     "embedding": _embedding,
     "linear": _linear,
     "addmm": _addmm,

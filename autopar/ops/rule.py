@@ -37,6 +37,10 @@ class Signature:
     marks: Mapping[Factor, frozenset[str]]
 
 
+Fit = Callable[[torch.fx.Node, Sequence[Shape | None], Sequence[Shape]], Signature]
+"""Fits a row to one node: from the node and the shapes of its operands and results."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpRule:
     """A row of a table. Either `text`, or `fit` for rows whose dims depend on the op's attributes.
@@ -48,7 +52,7 @@ class OpRule:
 
     kind: str
     text: str = ""
-    fit: Callable[[torch.fx.Node, Sequence[Shape | None], Sequence[Shape]], Signature] | None = None
+    fit: Fit | None = None
     linear: Callable[[torch.fx.Node], bool] | bool = False
     random: bool = False
     shape_argument: int | None = None
@@ -109,11 +113,12 @@ def fit_text(
     named = [None if shape is None else name_dims(words, shape, text) for words, shape in pairs]
     for names, (_, shape) in zip(named, pairs, strict=True):
         for name, size in zip(names or (), shape or (), strict=True):
-            if name is not None and size != 1:
-                if sizes.setdefault(name, size) != size:
-                    raise ValueError(f"rule {text!r}: factor {name} is {sizes[name]} and {size}")
-    dims = [None if names is None else tuple((n,) if n and s != 1 else () for n, s in zip(names, shape, strict=True))
-            for names, (_, shape) in zip(named, pairs, strict=True)]  # fmt: skip
+            if name is not None and size != 1 and sizes.setdefault(name, size) != size:
+                raise ValueError(f"rule {text!r}: factor {name} is {sizes[name]} and {size}")
+    dims = [
+        None if names is None else tuple((n,) if n and s != 1 else () for n, s in zip(names, shape or (), strict=True))
+        for names, (_, shape) in zip(named, pairs, strict=True)
+    ]
     split = len(operand_words)
     ins, outs = tuple(dims[:split])[: len(operands)], tuple(d for d in dims[split:] if d is not None)
     in_results = {factor for result in outs for dim in result for factor in dim}

@@ -6,18 +6,24 @@ Rows are ordered by family. See `autopar.ops.rule` for the notation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any, TypeVar
 
 import torch
 
 from autopar.ops import fits
+from autopar.ops.factors import Factor
 from autopar.ops.fits import argument
-from autopar.ops.rule import OpRule, fit_text, parse, tensor_operands
+from autopar.ops.rule import OpRule, Shape, Signature, fit_text, parse, tensor_operands
 from autopar.torch_private import OpOverload
 
 logger = logging.getLogger("autopar")
 aten = torch.ops.aten
+
+Target = Callable[..., Any] | str
+"""What a node calls."""
+Op = TypeVar("Op", bound=Callable[..., Any])
 
 
 def both_tensors(node: torch.fx.Node) -> bool:
@@ -31,77 +37,80 @@ def by_number(node: torch.fx.Node) -> bool:
 
 
 def float_to_float(node: torch.fx.Node) -> bool:
-    dtype = node.kwargs.get("dtype")
-    source = node.args[0]
-    return isinstance(source, torch.fx.Node) and source.meta["val"].is_floating_point and (
-        dtype is None or dtype.is_floating_point  # type: ignore[union-attr]
-    )  # fmt: skip
+    """A cast between floating-point types, or one that leaves the type."""
+    dtype, source = node.kwargs.get("dtype"), node.args[0]
+    if not isinstance(source, torch.fx.Node) or not source.meta["val"].is_floating_point():
+        return False
+    return not isinstance(dtype, torch.dtype) or dtype.is_floating_point
 
 
-def sdpa(node: torch.fx.Node, operands: object, results: object) -> object:
+def given_shapes(operands: Sequence[Shape | None]) -> list[Shape]:
+    """The shapes of the operands that are there."""
+    return [shape for shape in operands if shape is not None]
+
+
+def sdpa(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
     """Attention over [batch, heads, queries, dim]; each query shard needs all keys, so causal masks keep queries whole."""
-    shapes: list = list(operands)  # type: ignore[call-overload]
-    causal = bool(argument(node, "is_causal", False))
-    query = "q!" if causal else "q"
-    if (bool(argument(node, "enable_gqa", False)) and shapes[0][1] != shapes[1][1]) or len(shapes[0]) != 4:
-        return fits.all_whole(node, shapes, results)  # type: ignore[arg-type]
-    mask = {0: "", 2: f", {query} k!", 3: f", h {query} k!", 4: f", b h {query} k!"}[
-        len(shapes[3]) if len(shapes) > 3 and shapes[3] else 0
-    ]
-    return fit_text(f"b h {query} d!, b h k! d!, b h k! e!{mask} -> b h {query} e!", shapes, results)  # type: ignore[arg-type]
+    query_shape, key_shape, _, *masks = given_shapes(operands)
+    shared_heads = bool(argument(node, "enable_gqa", False)) and query_shape[1] != key_shape[1]
+    if shared_heads or len(query_shape) != 4:
+        return fits.all_whole(node, operands, results)
+    query = "q!" if argument(node, "is_causal", False) else "q"
+    mask_dims = {0: "", 2: f", {query} k!", 3: f", h {query} k!", 4: f", b h {query} k!"}
+    mask = mask_dims[len(masks[0]) if masks else 0]
+    return fit_text(f"b h {query} d!, b h k! d!, b h k! e!{mask} -> b h {query} e!", operands, results)
 
 
-def cross_entropy(node: torch.fx.Node, operands: object, results: object) -> object:
-    shapes: list = list(operands)  # type: ignore[call-overload]
+def cross_entropy(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+    """Class indices over [tokens, vocab] logits, summed or averaged, without class weights; anything else stays whole."""
     reduces = argument(node, "reduction", 1) in (1, 2)
-    if len(shapes) != 2 or len(shapes[0]) != 2 or len(shapes[1]) != 1 or not reduces:
-        return fits.all_whole(node, shapes, results)  # type: ignore[arg-type]
+    if [len(shape) for shape in given_shapes(operands)] != [2, 1] or len(operands) != 2 or not reduces:
+        return fits.all_whole(node, operands, results)
     sharded = {"t": "cross_entropy", "v": "cross_entropy"}
-    return fit_text("t v, t ->", shapes, results, sharded, frozenset({"v"}))  # type: ignore[arg-type]
+    return fit_text("t v, t ->", operands, results, sharded, frozenset({"v"}))
 
 
-def layer_norm(node: torch.fx.Node, operands: object, results: object) -> object:
-    shapes: list = list(operands)  # type: ignore[call-overload]
-    if len(argument(node, "normalized_shape")) != 1:  # type: ignore[arg-type]
-        return fits.last_whole(node, shapes, results)  # type: ignore[arg-type]
-    return fit_text("b* h, h, h -> b* h", shapes, results, {"h": "layer_norm"})  # type: ignore[arg-type]
+def layer_norm(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+    if len(argument(node, "normalized_shape")) != 1:
+        return fits.last_whole(node, operands, results)
+    return fit_text("b* h, h, h -> b* h", operands, results, {"h": "layer_norm"})
 
 
-def addmm(node: torch.fx.Node, operands: object, results: object) -> object:
-    bias = "n" if len(operands[0]) == 1 else "t n"  # type: ignore[index]
-    return fit_text(f"{bias}, t k, k n -> t n", operands, results, {"k": "addmm"})  # type: ignore[arg-type]
+def addmm(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+    bias = "n" if len(operands[0] or ()) == 1 else "t n"
+    return fit_text(f"{bias}, t k, k n -> t n", operands, results, {"k": "addmm"})
 
 
-def embedding(node: torch.fx.Node, operands: object, results: object) -> object:
+def embedding(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
     """Gradients that are divided by how often a row was read need all reads, and all rows, in one place."""
     if argument(node, "scale_grad_by_freq", False) or argument(node, "sparse", False):
-        return fit_text("v! h, b*! -> b*! h", operands, results)  # type: ignore[arg-type]
-    return fit_text("v h, b* -> b* h", operands, results, {"v": "embedding"})  # type: ignore[arg-type]
+        return fit_text("v! h, b*! -> b*! h", operands, results)
+    return fit_text("v h, b* -> b* h", operands, results, {"v": "embedding"})
 
 
-def convolution(node: torch.fx.Node, operands: object, results: object) -> object:
+def convolution(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
     """Groups tie output channels to input channels: then both stay whole."""
-    image, kernel, out = {3: ("x!", "i!", "y!"), 4: ("x! u!", "i! j!", "y! v!")}[len(results[0])]  # type: ignore[index]
+    image, kernel, out = {3: ("x!", "i!", "y!"), 4: ("x! u!", "i! j!", "y! v!")}[len(results[0])]
     text = f"b c! {image}, o c! {kernel}, o -> b o {out}"
     if argument(node, "groups", 1) != 1:
         text = f"b c! {image}, o! g! {kernel}, o! -> b o! {out}"
-    return fit_text(text, operands, results)  # type: ignore[arg-type]
+    return fit_text(text, operands, results)
 
 
-TABLE: dict[OpOverload, OpRule] = {
+TABLE: dict[Target, OpRule] = {
     # matrix products
     aten.linear.default: OpRule(kind="matmul", text="b* k, n k, n -> b* n", sharded={"k": "linear"}),
-    aten.addmm.default: OpRule(kind="matmul", fit=addmm),  # type: ignore[arg-type]
+    aten.addmm.default: OpRule(kind="matmul", fit=addmm),
     aten.mm.default: OpRule(kind="matmul", text="m k, k n -> m n"),
     aten.bmm.default: OpRule(kind="matmul", text="b m k, b k n -> b m n"),
     aten.matmul.default: OpRule(kind="matmul", fit=fits.matmul),
-    aten.scaled_dot_product_attention.default: OpRule(kind="attention", fit=sdpa),  # type: ignore[arg-type]
-    aten.conv1d.default: OpRule(kind="matmul", fit=convolution),  # type: ignore[arg-type]
-    aten.conv2d.default: OpRule(kind="matmul", fit=convolution),  # type: ignore[arg-type]
+    aten.scaled_dot_product_attention.default: OpRule(kind="attention", fit=sdpa),
+    aten.conv1d.default: OpRule(kind="matmul", fit=convolution),
+    aten.conv2d.default: OpRule(kind="matmul", fit=convolution),
     # embeddings, norms, losses
-    aten.embedding.default: OpRule(kind="embedding", fit=embedding),  # type: ignore[arg-type]
-    aten.layer_norm.default: OpRule(kind="norm", fit=layer_norm, shape_argument=1),  # type: ignore[arg-type]
-    aten.cross_entropy_loss.default: OpRule(kind="loss", fit=cross_entropy),  # type: ignore[arg-type]
+    aten.embedding.default: OpRule(kind="embedding", fit=embedding),
+    aten.layer_norm.default: OpRule(kind="norm", fit=layer_norm, shape_argument=1),
+    aten.cross_entropy_loss.default: OpRule(kind="loss", fit=cross_entropy),
     # softmax family and scans
     aten.softmax.int: OpRule(kind="norm", fit=fits.elementwise_whole("dim")),
     aten._softmax.default: OpRule(kind="norm", fit=fits.elementwise_whole("dim")),
@@ -132,7 +141,7 @@ TABLE: dict[OpOverload, OpRule] = {
     aten.clone.default: OpRule(kind="pointwise", fit=fits.elementwise, linear=True),
     aten.detach.default: OpRule(kind="pointwise", fit=fits.elementwise, linear=True),
     # data movement that is a view of some dims and leaves one whole
-    aten.expand.default: OpRule(kind="pointwise", fit=fits.expanded, linear=True, shape_argument=1),
+    aten.expand.default: OpRule(kind="pointwise", fit=fits.elementwise, linear=True, shape_argument=1),
     aten.slice.Tensor: OpRule(kind="pointwise", fit=fits.along("dim"), linear=True),
     aten.select.int: OpRule(kind="pointwise", fit=fits.along("dim"), linear=True),
     aten.split_with_sizes.default: OpRule(kind="pointwise", fit=fits.along("dim"), linear=True),
@@ -164,32 +173,39 @@ TABLE: dict[OpOverload, OpRule] = {
 
 POINTWISE = OpRule(kind="pointwise", fit=fits.elementwise)
 KEPT_WHOLE = OpRule(kind="whole", fit=fits.all_whole)
-USER_RULES: dict[OpOverload, OpRule] = {}
+USER_RULES: dict[Target, OpRule] = {}
 
 
-def op_rule(text: str, *, kind: str = "matmul", sharded: dict[str, str] | None = None) -> Callable[[object], object]:
-    """Decorator: give a custom op (`torch.library.custom_op` or an OpOverload) a rule.
+def op_rule(text: str, *, kind: str = "matmul", sharded: dict[Factor, str] | None = None) -> Callable[[Op], Op]:
+    """Decorator: give a custom op (a `torch.library.custom_op`, or an OpOverload such as `torch.ops.mine.experts.default`)
+    a row of the rule table, in the notation of `autopar.ops.rule`; it replaces the row that the op had, if any.
 
-    >>> # @autopar.op_rule("t k, e k n -> t n")
-    >>> # @torch.library.custom_op("mine::experts", mutates_args=())
+    `kind` groups the op with others for composing and for the known plans; `sharded` names, per factor, the implementation
+    that runs where it is cut. Returns the op unchanged; raises ValueError if the row is malformed.
+
+    >>> @torch.library.custom_op("docs::experts", mutates_args=())
+    ... def experts(tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    ...     return torch.einsum("tk,ekn->tn", tokens, weight)
+    >>> _ = op_rule("t k, e k n -> t n")(experts)
+    >>> rule_for(torch.ops.docs.experts.default).text
+    't k, e k n -> t n'
     """
-    rule = OpRule(kind=kind, text=text, sharded=sharded or {})
     parse(text)
+    rule = OpRule(kind=kind, text=text, sharded=sharded or {})
 
-    def register(op: object) -> object:
-        overload = getattr(op, "_opoverload", op)
-        USER_RULES[overload] = rule  # type: ignore[index]
+    def register(op: Op) -> Op:
+        USER_RULES[getattr(op, "_opoverload", op)] = rule
         return op
 
     return register
 
 
-def rule_for(target: object) -> OpRule | None:
+def rule_for(target: Target) -> OpRule | None:
     """The row of an op; None for an op that nobody wrote one for."""
     if target in USER_RULES:
-        return USER_RULES[target]  # type: ignore[index]
+        return USER_RULES[target]
     if target in TABLE:
-        return TABLE[target]  # type: ignore[index]
+        return TABLE[target]
     if isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags:
         return POINTWISE
     return None

@@ -15,7 +15,7 @@ How units form:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -83,6 +83,14 @@ def is_getitem(node: torch.fx.Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem"
 
 
+def result_of(node: torch.fx.Node) -> tuple[torch.fx.Node, int]:
+    """Of a getitem: the node with several results, and which one it takes."""
+    source, position = node.args
+    assert isinstance(source, torch.fx.Node)
+    assert isinstance(position, int)
+    return source, position
+
+
 def is_size(node: torch.fx.Node) -> bool:
     """Whether the node computes a size, not a tensor: it is in no unit."""
     return node.op == "call_function" and not isinstance(node.meta["val"], torch.Tensor | tuple | list)
@@ -123,8 +131,9 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
 
     for node in nodes:
         if is_getitem(node):
-            dims[node] = parts[node.args[0]][node.args[1]]  # type: ignore[index]
-            reduced[node] = reduced[node.args[0]]  # type: ignore[index]
+            source, position = result_of(node)
+            dims[node] = parts[source][position]
+            reduced[node] = reduced[source]
             continue
         rule, local = rule_of(node), fitted(node)
         linear = linear and rule.is_linear(node)
@@ -134,9 +143,8 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
                 f"sharded:{node.name}:{m.split(':', 1)[1]}" if m.startswith("sharded:") else m for m in local.marks[factor]
             }
             fresh[factor] = space.new(factor, size, marks)
-        rename = lambda ds: tuple(tuple(fresh[f] for f in d) for d in ds)  # noqa: E731
         reads = [
-            (n, rename(d))
+            (n, renamed(d, fresh))
             for n, d in zip(tensor_operands(node), local.operands, strict=False)
             if n is not None and d is not None
         ]
@@ -155,7 +163,7 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
         if partial - {frozenset()} and (own or len(partial) > 1 or not rule.is_linear(node)):
             raise CannotUnify(f"{node} is not linear in a partial sum")
         reduced[node] |= own
-        parts[node] = tuple(rename(r) for r in local.results)
+        parts[node] = tuple(renamed(r, fresh) for r in local.results)
         dims[node] = parts[node][0] if len(parts[node]) == 1 else ()
     resolved = {node: space.resolve(d) for node, d in dims.items()}
     if twice := {f for d in (*resolved.values(), *made_of(parts, space)) for f, n in Counter(flat(d)).items() if n > 1}:
@@ -188,6 +196,10 @@ def made_of(parts: Mapping[torch.fx.Node, tuple[Dims, ...]], space: Space) -> It
         yield from map(space.resolve, results)
 
 
+def renamed(dims: Dims, names: Mapping[Factor, Factor]) -> Dims:
+    return tuple(tuple(names[factor] for factor in dim) for dim in dims)
+
+
 def named_after(nodes: Sequence[torch.fx.Node]) -> str:
     """The anchor's name, or the last node's: that is what the chain computes."""
     for node in nodes:
@@ -207,7 +219,7 @@ class Grouping:
         self.single: dict[torch.fx.Node, Unit] = {}
         calls = [n for n in region.graph.nodes if n.op == "call_function" and not is_size(n)]
         for node in calls:
-            home = self.group[node.args[0]] if is_getitem(node) else len(self.members)
+            home = self.group[result_of(node)[0]] if is_getitem(node) else len(self.members)
             self.group[node] = home
             self.members.setdefault(home, []).append(node)
 
@@ -258,11 +270,11 @@ def absorb_views(grouping: Grouping) -> bool:
         source = next(iter(grouping.sources(group)), None)
         readers = grouping.readers(group)
         reader = next(iter(readers)) if len(readers) == 1 else None
-        grows = len(shapes_of(last)[0]) - len(shapes_of(first.args[0])[0])  # type: ignore[arg-type]
+        grows = len(shapes_of(last)[0]) - len(shapes_of(first.all_input_nodes[0])[0])
         # the source may be joined if only this view reads it: else its other readers would see a regrouped tensor
-        joins = [("source", source)] if source is not None and grouping.readers(source) == {group} else []
-        joins.insert(0 if grows < 0 else len(joins), ("reader", reader))
-        for _, target in joins:
+        joins: list[int | None] = [source] if source is not None and grouping.readers(source) == {group} else []
+        joins.insert(0 if grows < 0 else len(joins), reader)
+        for target in joins:
             if target is not None and grouping.kind(target) != "whole" and grouping.merge(group, target):
                 changed = True
                 break
@@ -275,11 +287,9 @@ def absorb_pointwise(grouping: Grouping) -> bool:
         if group not in grouping.members or grouping.kind(group) not in ("pointwise", "view"):
             continue
         readers = grouping.readers(group)
-        if len(readers) != 1 or None in readers:
-            continue
-        (target,) = readers
-        if grouping.kind(target) in ("pointwise", "reduction"):  # type: ignore[arg-type]
-            changed = grouping.merge(group, target) or changed  # type: ignore[arg-type]
+        target = next(iter(readers)) if len(readers) == 1 else None
+        if target is not None and grouping.kind(target) in ("pointwise", "reduction"):
+            changed = grouping.merge(group, target) or changed
     return changed
 
 
@@ -304,7 +314,3 @@ def merges_dims(unit: Unit, operand: torch.fx.Node) -> bool:
             if rule_of(node).kind == "view":
                 views.add(node)
     return False
-
-
-def unit_of(all_units: Iterable[Unit]) -> dict[torch.fx.Node, Unit]:
-    return {node: unit for unit in all_units for node in unit.nodes}
