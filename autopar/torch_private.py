@@ -52,7 +52,10 @@ def ranks_in_one_process(sizes: tuple[int, ...], names: tuple[str, ...]) -> Iter
 
 
 def rank_map(value: Callable[[int], Tensor]) -> Tensor:
-    """Inside `ranks_in_one_process`: the tensor that is `value(rank)` on each rank (`LocalTensorMode.rank_map`: torch 2.11, 2.13)."""
+    """Inside `ranks_in_one_process`: the tensor that is `value(rank)` on each rank.
+
+    `LocalTensorMode.rank_map`: torch 2.11, 2.13.
+    """
     from torch.distributed._local_tensor import local_tensor_mode
 
     mode = local_tensor_mode()
@@ -158,11 +161,11 @@ def symbolic_mode(mode: Any) -> Iterator[None]:
     """
     from torch._dispatch.python import enable_python_dispatcher
 
-    with mode, enable_python_dispatcher():  # type: ignore[no-untyped-call]
+    with mode, enable_python_dispatcher():
         yield
 
 
-class AllocationTracker(TorchDispatchMode):
+class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While on, counts the bytes of tensor memory that is made and still alive: `bytes` now, `peak_bytes` at worst.
 
     Views are counted with their memory, once; what was there before is not counted. `TorchDispatchMode`, and storages as
@@ -170,7 +173,7 @@ class AllocationTracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.peak_bytes = 0
         self.alive: dict[int, int] = {}
 

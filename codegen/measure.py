@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from autopar.codegen.emit import Emitted, EmittedRegion
+from autopar.codegen.emit import Emitted
 from autopar.codegen.split import Halves, owner
 from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import Placement
@@ -22,7 +22,7 @@ from autopar.ops.joint import bytes_of
 
 @dataclass(frozen=True, kw_only=True)
 class GraphFigures:
-    """`peak_bytes` counts what the graph allocates beyond its inputs at its worst node; `returned_bytes` what it leaves."""
+    """`peak_bytes`: what the graph has allocated beyond its inputs at its worst node. `collectives`: kind, axis, bytes."""
 
     flops: int
     collectives: tuple[tuple[str, str, int], ...]
@@ -74,12 +74,6 @@ def is_tuple_part(node: torch.fx.Node) -> bool:
     return getattr(node.target, "__name__", "") == "getitem"
 
 
-def saved_bytes(region: EmittedRegion, halves: Halves) -> dict[str, int]:
-    """Bytes of each saved value, by name; inputs of the region and what it makes."""
-    nodes = {n.name: n for n in region.joint.graph.nodes}
-    return {name: bytes_of(nodes[name]) for name in halves.saved}
-
-
 def state_bytes(emitted: Emitted) -> int:
     """Parameters at rest with gradients and optimizer state, and buffers."""
     total = 0
@@ -129,7 +123,6 @@ def measure(emitted: Emitted) -> Counted:
         held.after_forward(i)
     for i in reversed(range(len(steps))):
         found = add(steps[i][1], "backward")
-        held.before_backward(i)
         now = at_rest + inputs + held.bytes + found.peak_bytes
         if now > highest:
             highest, where = now, f"{emitted.program.calls[i].path or emitted.program.calls[i].region} backward"
@@ -209,9 +202,6 @@ class Held:
         for value in set(call.inputs):
             if self.last_reader.get(value) == i and value not in self.program.outputs:
                 self.reference[self.storage[value]] -= 1
-
-    def before_backward(self, i: int) -> None:
-        """Tangents of a call are alive from the backward that made them."""
 
     def after_backward(self, i: int) -> None:
         region, halves = self.steps[i]

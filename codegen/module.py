@@ -135,7 +135,9 @@ class ParallelModule(nn.Module):
         local = dict(self._constants)
         for name, state in self.program.state.items():
             if state.kind == "parameter":
-                local[name] = self.get_parameter(name).detach().to_local()  # type: ignore[operator]
+                resting = self.get_parameter(name).detach()
+                assert isinstance(resting, DTensor), f"parameter {name} was replaced by a plain tensor"
+                local[name] = resting.to_local()
             elif state.kind == "buffer":
                 local[name] = self.get_buffer(name)
         return local

@@ -2,7 +2,8 @@
 
 The unit is traced jointly with its backward on fake tensors, once at its full size and once more with each factor grown by
 a prime of its own. The prime factors of a figure's growth are its degrees, and with them the figure is known for every
-strategy and, where factor sizes are expressions in dynamic dims, in closed form. Strategies that run a sharded implementation are traced by themselves.
+strategy and, where factor sizes are expressions in dynamic dims, in closed form. Strategies that run a sharded
+implementation are traced by themselves.
 """
 
 from __future__ import annotations
@@ -268,18 +269,20 @@ def monomial(value: float, grown: float, *, growth: Mapping[Factor, int], unit: 
     return Monomial(float(coefficient), tuple(degrees))
 
 
+def constants(figures: Iterable[int]) -> tuple[Monomial, ...]:
+    return tuple(map(Monomial, figures))
+
+
 def cost_of_strategy(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str = "cpu") -> UnitCost:
     """For strategies with a sharded implementation: traced at exactly these local sizes."""
     trace = figures(trace_unit(unit, chosen, mesh, device), len(unit.operands))
-    plain = lambda nodes: tuple(NodeCost(Monomial(f), tuple(Monomial(b) for b in m), d) for f, m, d in nodes)  # noqa: E731
-    constants = lambda moments: tuple(tuple(Monomial(b) for b in moment) for moment in moments)  # noqa: E731
     return UnitCost(
-        forward=plain(trace.forward),
-        backward=plain(trace.backward),
+        forward=tuple(NodeCost(Monomial(f), constants(moved), dtype) for f, moved, dtype in trace.forward),
+        backward=tuple(NodeCost(Monomial(f), constants(moved), dtype) for f, moved, dtype in trace.backward),
         reads=trace.reads,
-        internals=tuple(Monomial(b) for b in trace.internals),
-        forward_live=constants(trace.forward_live),
-        backward_live=constants(trace.backward_live),
+        internals=constants(trace.internals),
+        forward_live=tuple(map(constants, trace.forward_live)),
+        backward_live=tuple(map(constants, trace.backward_live)),
         aliases=trace.aliases,
         forward_collectives=tuple(collectives_of(trace.joint.forward)),
         backward_collectives=tuple(collectives_of(trace.joint.backward)),

@@ -89,7 +89,8 @@ def measured_bytes(parallel: ParallelModule, data: Tensor) -> int:
     optimizer = build_optimizer(parallel)
     batch = next(batches(data, batch=BATCH, seq=SEQ, steps=1))
     for step in range(2):  # the first step only creates gradients and optimizer state
-        with AllocationTracker() as tracker:
+        tracker = AllocationTracker()
+        with tracker:
             parallel(**batch).loss.backward()
         if step == 0:
             optimizer.step()
