@@ -1,0 +1,114 @@
+"""The liveness peak of graphs small enough to count by hand."""
+
+from operator import getitem
+
+import torch
+from torch.fx import Graph, Node
+
+from autopar.codegen.measure import count, peak
+
+aten = torch.ops.aten
+KIB = 1024
+
+
+class Small:
+    """A graph over float32 tensors, each node with the value that it would have."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+
+    def input(self, *shape: int) -> Node:
+        node = self.graph.placeholder(f"x{len(self.graph.nodes)}")
+        node.meta["val"] = torch.empty(shape, device="meta")
+        return node
+
+    def __call__(self, op: torch._ops.OpOverload, *args: object) -> Node:
+        node = self.graph.call_function(op, args)  # type: ignore[arg-type]
+        given, _ = torch.fx.node.map_arg((args, {}), lambda n: n.meta["val"])
+        node.meta["val"] = op(*given)
+        return node
+
+    def peak(self, *results: Node, dying: tuple[Node, ...] = ()) -> int:
+        self.graph.output(results)
+        return peak(self.graph, set(dying))
+
+
+def test_a_value_dies_at_its_last_reader() -> None:
+    small = Small()
+    x = small.input(256)
+    a = small(aten.neg.default, x)
+    b = small(aten.neg.default, a)
+    c = small(aten.neg.default, b)
+    assert small.peak(c) == 2 * KIB  # a and b, then b and c; the input was there before
+
+
+def test_what_is_read_later_stays() -> None:
+    small = Small()
+    x = small.input(256)
+    a = small(aten.neg.default, x)
+    b = small(aten.neg.default, a)
+    c = small(aten.neg.default, b)
+    d = small(aten.add.Tensor, c, a)
+    assert small.peak(d) == 3 * KIB  # a, b, c; then a, c, d
+
+
+def test_results_live_to_the_end() -> None:
+    small = Small()
+    x = small.input(256)
+    a = small(aten.neg.default, x)
+    b = small(aten.neg.default, a)
+    c = small(aten.neg.default, b)
+    assert small.peak(a, b, c) == 3 * KIB
+
+
+def test_aliases_count_once_and_hold_what_they_look_into() -> None:
+    small = Small()
+    x = small.input(16, 16)
+    a = small(aten.neg.default, x)
+    view = small(aten.view.default, a, [256])
+    turned = small(aten.t.default, a)
+    b = small(aten.neg.default, view)
+    c = small(aten.neg.default, turned)
+    assert small.peak(b, c) == 3 * KIB  # a is held by `turned` until c is made
+
+
+def test_a_view_of_an_input_costs_nothing() -> None:
+    small = Small()
+    x = small.input(16, 16)
+    assert small.peak(small(aten.t.default, x)) == 0
+
+
+def test_dying_inputs_make_room() -> None:
+    def chain() -> tuple[Small, Node, Node]:
+        small = Small()
+        x = small.input(256)
+        a = small(aten.neg.default, x)
+        return small, x, small(aten.neg.default, a)
+
+    small, x, last = chain()
+    assert small.peak(last) == 2 * KIB
+    small, x, last = chain()
+    assert small.peak(last, dying=(x,)) == KIB  # a beside x (counted by the caller), then a and the last in place of x
+
+
+def test_results_of_one_node_count_with_it() -> None:
+    small = Small()
+    x = small.input(16, 16)
+    node = small(aten.var_mean.correction, x, [1])
+    assert small.peak(node) == 2 * 16 * 4
+    first = Small()
+    x = first.input(16, 16)
+    both = first(aten.var_mean.correction, x, [1])
+    taken = [first.graph.call_function(getitem, (both, i)) for i in range(2)]
+    for i, part in enumerate(taken):
+        part.meta["val"] = both.meta["val"][i]
+    assert first.peak(*taken) == 2 * 16 * 4
+
+
+def test_flops_of_a_product_by_hand() -> None:
+    small = Small()
+    a, b = small.input(2, 3), small.input(3, 5)
+    product = small(aten.mm.default, a, b)
+    small.graph.output((product,))
+    figures = count(small.graph)
+    assert (figures.flops, figures.collectives, figures.peak_bytes) == (2 * 2 * 3 * 5, (), 2 * 5 * 4)

@@ -1,0 +1,85 @@
+"""Placements: text, canonical order, local shapes, and the list of all that fit a shape."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autopar.ir.placement import Placement, State, placements
+
+STATES: st.SearchStrategy[State] = st.one_of(st.integers(0, 2), st.sampled_from("RIP"))
+
+
+@st.composite
+def any_placement(draw: st.DrawFn) -> Placement:
+    states = tuple(draw(st.lists(STATES, min_size=1, max_size=4)))
+    sharding = [axis for axis, state in enumerate(states) if isinstance(state, int)]
+    return Placement(states, tuple(draw(st.permutations(sharding))))
+
+
+def canonical(placement: Placement) -> bool:
+    """Read off the definition: the order lists the axes by the dims of the sharding axes in mesh order."""
+    sharding = [axis for axis, state in enumerate(placement.states) if isinstance(state, int)]
+    return [placement.states[a] for a in placement.order] == [placement.states[a] for a in sharding]
+
+
+@given(any_placement())
+def test_text_reads_back(placement: Placement) -> None:
+    assert Placement.parse(str(placement)) == placement
+    assert hash(Placement.parse(str(placement))) == hash(placement)
+
+
+@given(any_placement(), st.data())
+def test_replace_keeps_the_canonical_form_and_nests_innermost(placement: Placement, data: st.DataObject) -> None:
+    axis = data.draw(st.integers(0, len(placement.states) - 1))
+    state = data.draw(STATES)
+    replaced = placement.replace(axis, state)
+    assert canonical(replaced)
+    assert replaced.states == (*placement.states[:axis], state, *placement.states[axis + 1 :])
+    assert Placement(replaced.states, replaced.order) == replaced
+    if isinstance(state, int):
+        assert replaced.axes_of(state) == (*(a for a in placement.axes_of(state) if a != axis), axis)
+    for dim in set(placement.sharded_dims()) - {state}:
+        assert replaced.axes_of(dim) == tuple(a for a in placement.axes_of(dim) if a != axis)
+
+
+@given(any_placement())
+def test_the_gradient_of_the_gradient_is_the_placement(placement: Placement) -> None:
+    assert placement.gradient().gradient() == placement
+    assert placement.gradient().order == placement.order
+
+
+def test_gradients_are_those_of_the_four_letters() -> None:
+    assert Placement((0, "R", "I", "P")).gradient() == Placement((0, "P", "I", "R"))
+
+
+def test_order_between_different_dims_means_nothing() -> None:
+    assert Placement((0, 1), order=(1, 0)) == Placement((0, 1))
+    assert Placement((0, 0), order=(1, 0)) != Placement((0, 0))
+
+
+def test_order_must_name_the_sharding_axes() -> None:
+    with pytest.raises(ValueError, match=r"order \(0,\) must name exactly the sharding axes \[1\]"):
+        Placement(("I", 0), order=(0,))
+
+
+@pytest.mark.parametrize("text", ["S", "S(-1)", "S(x)", "Q", "R,I", "R "])
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is none of"):
+        Placement.parse(text)
+
+
+def test_local_shapes() -> None:
+    twice = Placement((0, 0, "R"))
+    assert twice.parts(0, (2, 3, 5)) == 6
+    assert twice.local_shape((12, 8), (2, 3, 5)) == (2, 8)
+    assert twice.local_fraction((2, 3, 5)) == pytest.approx(1 / 6)
+    assert Placement((0, 1, "I")).local_shape((12, 9), (2, 3, 5)) == (6, 3)
+    assert not twice.divides((8, 8), (2, 3, 5))
+    assert not Placement((2,)).divides((8, 8), (2,))
+
+
+def test_all_placements_of_a_small_tensor() -> None:
+    found = {str(p) for p in placements((2, 6), (2, 3), letters=("I",))}
+    assert found == {"S(0), S(1)", "S(0), I", "S(1), S(1)", "S(1), I", "I, S(1)", "I, I"}
+    assert len(list(placements((4, 8), (2, 2)))) == 25
+    assert "S(0), S(0)" not in {str(p) for p in placements((2, 8), (2, 2))}
