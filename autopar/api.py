@@ -117,6 +117,8 @@ def search(
         found = to_plan(builder, problem, solution)
         progress("emitting and counting")
         emitted = emit(cost.program, found)
+        again = {name: tuple((h.redone, h.reconverted) for h in region.classes) for name, region in emitted.regions.items()}
+        found = to_plan(builder, problem, solution, again)
         counted = count(emitted)
         if budget is None or counted.peak_bytes <= budget:
             final = found.model_copy(

@@ -81,7 +81,7 @@ def verify(
     if program.loss is None:
         raise InputError(f"{program.name} returns no scalar loss to train on: pass labels, or wrap it so that it returns one")
     wide = widened(program)
-    state = {name: value for name, value in initial_state(model, program).items()}
+    state = initial_state(model, program)
     inputs = {name: widen(given(model, name, t)) for name, t in zip_inputs(program, args, dict(kwargs or {}))}
     parallel = run_all_ranks(emit(wide, plan), state, inputs, steps, optimizer)
     serial = run_serial(wide, state, inputs, steps)

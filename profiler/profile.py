@@ -152,6 +152,7 @@ def profile(program: Program, hardware: Hardware | str | None = None, device: st
         unit_row(name, i, figures, calls[name], saved) for name, figures in regions.items() for i in range(len(figures.units))
     ]
     by_region = [region_row(name, count, rows, saved) for name, count in {**calls, INPUTS: 1}.items()]
+    resting = state["parameter"] + state["buffer"] + (1 + STATE_COPIES["adamw"]) * state["trained"]
     total_saved = plus(row.saved_bytes for row in by_region)
     working = largest(w for figures in regions.values() for unit in figures.units for w in unit.working)
     return Profile(
@@ -163,7 +164,7 @@ def profile(program: Program, hardware: Hardware | str | None = None, device: st
         forward_flops=plus(row.forward_flops for row in by_region),
         backward_flops=plus(row.backward_flops for row in by_region),
         saved_bytes=total_saved,
-        peak_bytes=state["parameter"] + state["buffer"] + (1 + STATE_COPIES["adamw"]) * state["trained"] + total_saved + working,
+        peak_bytes=resting + total_saved + working,
         regions=tuple(by_region),
         units=tuple(rows),
         hardware=hardware,

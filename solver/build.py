@@ -23,8 +23,7 @@ from autopar.profiler.unit_cost import peak
 from autopar.solver import problem as p
 from autopar.solver.groups import UnionFind
 from autopar.solver.restriction import split
-from autopar.solver.roles import roles
-
+from autopar.solver.roles import BATCH, roles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +65,8 @@ class Builder:
 
     def region(self, region: Region) -> p.Region:
         measured = self.cost.regions[region.name]
+        self.strategies[region.name] = {m.unit.name: self.options(region.name, m) for m in measured}
         units = tuple(self.unit(region.name, m) for m in measured)
-        self.strategies[region.name] = {m.unit.name: strategies(m.unit, self.mesh.sizes) for m in measured}
         calls = [self.program.calls[i] for i in self.program.calls_of(region.name)]
         read = {name for m in measured for name in (n.name for n in m.unit.operands)}
         inputs = {slot: self.boundary_of[v] for slot, v in zip(region.inputs, calls[0].inputs, strict=True)}
@@ -129,9 +128,22 @@ class Builder:
             operands=tuple(n.name for n in unit.operands),
             results=tuple(n.name for n in unit.results),
             reads=cost.reads,
-            strategies=tuple(self.strategy(region, measured, s) for s in strategies(unit, self.mesh.sizes)),
+            strategies=tuple(self.strategy(region, measured, s) for s in self.strategies[region][unit.name]),
             redoable=not unit.random,
         )
+
+    def options(self, region: str, measured: Measured) -> tuple[Strategy, ...]:
+        """All strategies; of units without gradient and without products (masks, positions) only those that cut the batch.
+
+        They cost next to nothing, their results can be sliced for nothing, and models have dozens of them: with all their
+        strategies they were half of the ILP.
+        """
+        found = strategies(measured.unit, self.mesh.sizes)
+        touched = (*measured.unit.operands, *measured.unit.results)
+        if any(needs_grad(n) for n in touched) or any(n.flops.coefficient for n in measured.cost.forward):
+            return found
+        role = self.roles[region][measured.unit.name]
+        return tuple(s for s in found if all(f is None or role[f] == BATCH for f in s.factors))
 
     def strategy(self, region: str, measured: Measured, chosen: Strategy) -> p.Strategy:
         unit = measured.unit
@@ -184,6 +196,7 @@ class Builder:
                 name=boundary,
                 bytes_at={pl: full * pl.local_fraction(self.mesh.sizes) for pl in options},
                 carried=boundary in carried,
+                returned=any(name in self.program.outputs and self.program.values[name].shape for name in names),
                 resident=any(name in self.program.inputs for name in names),
                 needs_grad=any(self.program.values[name].needs_grad for name in names),
             )

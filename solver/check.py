@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autopar.ir.placement import Placement
-from autopar.solver.liveness import passing, spanning
+from autopar.solver.liveness import passing, returned, returned_before, spanning
 from autopar.solver.problem import Arc, ClassChoice, Problem, Region, RegionChoice, Solution, Strategy, Unit
 
 TOLERANCE = 1e-9
@@ -239,6 +239,7 @@ def memory_rows(problem: Problem, solution: Solution) -> tuple[Row, ...]:
         for name, p in solution.boundaries.items()
         if problem.boundaries[name].resident
     }
+    outputs = {f"{name} (returned)": problem.boundaries[name].bytes_at[solution.boundaries[name]] for name in returned(problem)}
     always, kept, rows = rest | inputs, Parts(), []
     once: dict[str, tuple[str, float]] = {}
     for region in problem.regions:
@@ -251,11 +252,12 @@ def memory_rows(problem: Problem, solution: Solution) -> tuple[Row, ...]:
             kept |= _kept(problem, region, choice, keep, solution, calls, where)
             alive = {what: size for what, (name, size) in once.items() if name not in held}
             values = {f"{name} [{solution.boundaries[name]}]": size for name, size in held.items()}
+            values |= {f"{name} (returned)": outputs[f"{name} (returned)"] for name in returned_before(problem, region)}
             rows.append(_row(f"{where} forward", always | kept | alive | values | forward))
             gradients = {f"gradient of {name}": size for name, size in held.items() if problem.boundaries[name].needs_grad}
             alive = {what: size for what, (_, size) in once.items()}
             again = _redone(region, choice, keep)
-            rows.append(_row(f"{where} backward", always | kept | alive | gradients | again | backward))
+            rows.append(_row(f"{where} backward", always | outputs | kept | alive | gradients | again | backward))
     step = {f"optimizer step of {name}": problem.state[name].step_bytes_at[p] for name, p in solution.rest.items()}
     rows.append(_row("optimizer step", always | step))
     return tuple(rows)

@@ -40,6 +40,20 @@ def passing(problem: Problem, region: Region) -> tuple[str, ...]:
     return tuple(name for name in problem.boundaries if _passes(problem, region, name))
 
 
+def returned_before(problem: Problem, region: Region) -> tuple[str, ...]:
+    """Outputs of the program that earlier regions made: the caller's, and so in memory from then on."""
+    earlier = problem.regions[: problem.regions.index(region)]
+    made = {boundary for r in earlier for _, boundary in r.outputs}
+    return tuple(
+        name for name, b in problem.boundaries.items() if b.returned and name in made and name not in passing(problem, region)
+    )
+
+
+def returned(problem: Problem) -> tuple[str, ...]:
+    """All outputs of the program: in memory while any backward runs."""
+    return tuple(name for name, boundary in problem.boundaries.items() if boundary.returned)
+
+
 def _passes(problem: Problem, region: Region, name: str) -> bool:
     here = problem.regions.index(region)
     makers = [i for i, r in enumerate(problem.regions) if name in dict(r.outputs).values()]

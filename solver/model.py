@@ -1,8 +1,6 @@
 """The ILP of design.md, section 6: sharding, conversions and what backward keeps, in one program.
 
-Three sizes of the same model. Without `memory`, only x, y, f: everything that backward reads is kept. With `memory` and
-`average`, one class stands for the mean of all but a region's last, and k, r, z are fractional: a relaxation, as every row
-holds for the mean of a solution, save that what one call of the mean redoes is left out. Otherwise exact.
+Without `memory`, only x, y, f: everything that backward reads is kept. With it also k, r, z per class and the memory rows.
 Seconds and bytes are scaled so that a solver's absolute tolerances mean the same for every model.
 """
 
@@ -14,7 +12,7 @@ from dataclasses import dataclass, field
 
 from autopar.ir.placement import Placement
 from autopar.solver.ilp import Ilp, Term
-from autopar.solver.liveness import passing, spanning
+from autopar.solver.liveness import passing, returned, returned_before, spanning
 from autopar.solver.problem import Region, Unit
 from autopar.solver.space import Key, Space, consumers, maker, reachable
 
@@ -43,7 +41,6 @@ class Model:
 
     space: Space
     memory: bool
-    average: bool
     minimise_peak: bool
     byte: float
     second: float
@@ -65,13 +62,12 @@ def build(
     space: Space,
     *,
     memory: bool,
-    average: bool = False,
     minimise_peak: bool = False,
     byte: float = 1.0,
     second: float = 1.0,
 ) -> Model:
     """The program over a space. `byte` and `second` scale."""
-    model = Model(space=space, memory=memory, average=average, minimise_peak=minimise_peak, byte=byte, second=second)
+    model = Model(space=space, memory=memory, minimise_peak=minimise_peak, byte=byte, second=second)
     choose(model)
     for region in space.problem.regions:
         run_units(model, region)
@@ -135,7 +131,7 @@ def convert(model: Model, region: Region) -> None:
     never cheaper, and r along a cycle would support itself).
     """
     ilp, calls = model.ilp, sum(region.classes)
-    exact = model.memory and not model.average
+    exact = model.memory
     for tensor, wishes in consumers(region, model.space.strategies).items():
         key = (region.name, tensor)
         arcs, produced = model.space.arcs[key], model.produced[key]
@@ -191,8 +187,6 @@ def backward(model: Model, region: Region) -> None:
     each way would otherwise support the other in the relaxation.
     """
     sizes = region.classes
-    if model.average and len(sizes) > 2:
-        sizes = (sum(sizes[:-1]), sizes[-1])
     useful_tensors, useful_units = useful(model.space, region)
     model.classes[region.name] = []
     for calls in sizes:
@@ -237,12 +231,12 @@ def keep_or_convert(model: Model, region: Region, tensor: str, own: Class) -> No
         if free:
             available[placement] += made
         if once and made:
-            v = own.kept_once[tensor, placement] = ilp.variable(integer=not model.average)
+            v = own.kept_once[tensor, placement] = ilp.variable(integer=True)
             ilp.row([(v, 1.0), *((m, -c) for m, c in made)], at_most=0)
             available[placement].append((v, 1.0))
         came = [term for term in terms if term not in made] if free or once else terms
         if came:
-            v = own.kept[tensor, placement] = ilp.variable(integer=not model.average)
+            v = own.kept[tensor, placement] = ilp.variable(integer=True)
             ilp.row([(v, 1.0), *((m, -c) for m, c in came)], at_most=0)
             available[placement].append((v, 1.0))
             own.kept_bytes.append((v, own.calls * size[placement] * model.byte))
@@ -268,7 +262,7 @@ def redo(model: Model, region: Region, unit: Unit, own: Class, worth: bool) -> N
     needs: dict[tuple[str, tuple[tuple[Placement, tuple[int, ...]], ...]], None] = {}
     for s, x in model.x[region.name, unit.name].items():
         strategy = unit.strategies[s]
-        z = own.redone[unit.name, s] = ilp.variable(integer=strategy.saved_bytes > 0 and not model.average)
+        z = own.redone[unit.name, s] = ilp.variable(integer=strategy.saved_bytes > 0)
         ilp.row([(z, 1.0), (x, -1.0)], at_most=0)
         model.cost.append((z, own.calls * strategy.forward_s))
         own.kept_bytes.append((z, -own.calls * strategy.saved_bytes * model.byte))
@@ -319,23 +313,26 @@ def fit_memory(model: Model) -> None:
         for t in _bytes(model, model.beta[name], boundary.bytes_at)
     ]
     base = [always, *inputs, *limit]
+
+    def resting(names: Iterable[str]) -> list[Term]:
+        return [t for name in names for t in _bytes(model, model.beta[name], problem.boundaries[name].bytes_at)]
+
+    outputs = resting(returned(problem))
     kept: list[Term] = []
     once: list[tuple[str, Term]] = []
     for region in problem.regions:
         held = passing(problem, region)
-        values = [t for name in held for t in _bytes(model, model.beta[name], problem.boundaries[name].bytes_at)]
-        needing = [name for name in held if problem.boundaries[name].needs_grad]
-        gradients = [t for name in needing for t in _bytes(model, model.beta[name], problem.boundaries[name].bytes_at)]
+        values = resting((*held, *returned_before(problem, region)))
+        gradients = resting(name for name in held if problem.boundaries[name].needs_grad)
         forward, behind = temporaries(model, region, False), temporaries(model, region, True)
         once += _kept_once(model, region)
-        own_classes = model.classes[region.name]
-        for number, own in enumerate(own_classes):
+        for own in model.classes[region.name]:
             kept.append(_sum(ilp, own.kept_bytes))
             alive = [term for name, term in once if name not in held]
             ilp.row([*base, *kept, *alive, *values, forward], at_most=at_most)
-            exact = len(own_classes) == len(region.classes) or number == len(own_classes) - 1
-            again = own.again_bytes if exact else []
-            ilp.row([*base, *kept, *(term for _, term in once), *gradients, *again, behind], at_most=at_most)
+            ilp.row(
+                [*base, *outputs, *kept, *(term for _, term in once), *gradients, *own.again_bytes, behind], at_most=at_most
+            )
     step = [t for name in problem.state for t in _bytes(model, model.rest[name], problem.state[name].step_bytes_at)]
     ilp.row([*base, *step], at_most=at_most)
 

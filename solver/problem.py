@@ -107,7 +107,8 @@ class Boundary:
 
     `carried`: every call of the consuming region gets its own value (hidden states), so what is kept counts per call;
     otherwise all calls read one and the same tensor (a mask), kept once. `resident`: a program input, in memory anyway.
-    `needs_grad`: whether a gradient of its size flows back through it.
+    `needs_grad`: whether a gradient of its size flows back through it. `returned`: an output of the program, which its
+    caller holds while backward runs.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Boundary:
     carried: bool = False
     resident: bool = False
     needs_grad: bool = True
+    returned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,12 +33,13 @@ LOG = logging.getLogger("autopar.solver")
 
 @dataclass
 class Hunt:
-    """The best plan and the best bound so far."""
+    """The best plan and the best bound so far; `lowest` is the plan with the lowest peak, whether it fits or not."""
 
     problem: Problem
     gap: float
     clock: Clock
     best: Solution | None = None
+    lowest: Solution | None = None
     bound_s: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -46,6 +47,8 @@ class Hunt:
         """Take the solution if it fits and is cheaper."""
         budget = self.problem.budget_bytes
         fits = budget is None or solution.peak_bytes <= budget
+        if self.lowest is None or solution.peak_bytes < self.lowest.peak_bytes:
+            self.lowest = solution
         LOG.debug("a plan of %g s, %g bytes%s", solution.cost_s, solution.peak_bytes, "" if fits else " (too large)")
         if fits and (self.best is None or solution.cost_s < self.best.cost_s):
             self.best = solution
@@ -195,11 +198,17 @@ def _exact(hunt: Hunt, space: Space, root: Root) -> None:
         hunt.offer(to_solution(root.model, outcome.values))
 
 
+LEAST_S = 6.0
+"""What the search for the smallest budget may take even if no time is left: an error that names none helps nobody."""
+
+
 def _raise_budget(hunt: Hunt, space: Space) -> None:
     """BudgetError with what would fit; unless the tightest plan fits after all, within the solver's tolerance."""
     budget = hunt.problem.budget_bytes
     assert budget is not None
-    least = smallest(hunt.problem, allow=space.allow, time_limit_s=max(hunt.clock.left_s, 10.0))
+    least = smallest(
+        hunt.problem, allow=space.allow, time_limit_s=max(hunt.clock.left_s, LEAST_S), start=hunt.lowest, enough_bytes=budget
+    )
     hunt.offer(least.solution)
     if hunt.best:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from autopar.hardware import COST_MODEL_VERSION
 from autopar.ir.conversion import Conversion
@@ -32,10 +33,36 @@ from autopar.solver.problem import ClassChoice, Problem, RegionChoice, Solution
 Count = Counter[tuple[str, str, str]]
 
 
-def to_plan(builder: Builder, problem: Problem, solution: Solution) -> Plan:
-    """The plan of a checked solution."""
+Redone = Mapping[str, tuple[tuple[frozenset[str], frozenset[tuple[str, Placement, Placement]]], ...]]
+"""Per region and class: the units, and the conversions, that the emitted backward really runs again."""
+
+
+def only_redone(problem: Problem, solution: Solution, redone: Redone) -> Solution:
+    """The solution without what need not run again, and its cost.
+
+    A solution counts every tensor as memory of its own; where two share memory (a view and what it views), keeping the one
+    provides the other, and nothing has to be redone for it.
+    """
+    regions, saved_s = {}, 0.0
+    for name, choice in solution.regions.items():
+        region = problem.region[name]
+        forward_s = {u.name: u.strategies[choice.strategies[u.name]].forward_s for u in region.units}
+        arcs = {(t.name, a.before, a.after): a.forward_s for t in region.tensors.values() for a in t.arcs}
+        classes = []
+        for calls, keep, (units, steps) in zip(region.classes, choice.classes, redone[name], strict=True):
+            saved_s += calls * sum(forward_s[unit] for unit in keep.redone - units)
+            saved_s += calls * sum(arcs[step] for step in keep.reconverted - steps)
+            classes.append(replace(keep, redone=keep.redone & units, reconverted=keep.reconverted & steps))
+        regions[name] = replace(choice, classes=tuple(classes))
+    cost_s = solution.cost_s - saved_s
+    return replace(solution, regions=regions, cost_s=cost_s, bound_s=min(solution.bound_s, cost_s))
+
+
+def to_plan(builder: Builder, problem: Problem, solution: Solution, redone: Redone | None = None) -> Plan:
+    """The plan of a checked solution; with `redone`, of what of it really runs again (see `only_redone`)."""
     program, setting = builder.program, builder.setting
     verdict = check(problem, solution)
+    solution = solution if redone is None else only_redone(problem, solution, redone)
     peak = max(verdict.rows, key=lambda row: row.bytes)
     placed = {value: solution.boundaries[boundary] for value, boundary in builder.boundary_of.items()}
     rest = {name: solution.rest[group] for name, group in builder.group_of.items()}

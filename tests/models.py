@@ -18,7 +18,7 @@ def gpt2(
 ) -> Built:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {"n_layer": layers, "n_embd": HIDDEN, "n_head": HEADS, "vocab_size": VOCAB, "n_positions": 64}
+    sizes: dict[str, Any] = {"n_layer": layers, "n_embd": HIDDEN, "n_head": HEADS, "vocab_size": VOCAB, "n_positions": 64}
     config = GPT2Config(
         **sizes, use_cache=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0
     )
@@ -31,7 +31,9 @@ def llama(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2}
-    sizes = dict(hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=layers, vocab_size=VOCAB, **heads)
+    sizes: dict[str, Any] = dict(
+        hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=layers, vocab_size=VOCAB, **heads
+    )
     config = LlamaConfig(**sizes, use_cache=False)
     return _build(lambda: LlamaForCausalLM(config), dtype, device), _tokens(batch, seq, device)
 
@@ -41,7 +43,12 @@ def bert(
 ) -> Built:
     from transformers import BertConfig, BertForMaskedLM
 
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN, "num_hidden_layers": layers, "num_attention_heads": HEADS}
+    sizes: dict[str, Any] = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+    }
     config = BertConfig(**sizes, vocab_size=VOCAB, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     tokens = _tokens(batch, seq, device)
     mask = torch.ones(batch, seq, dtype=torch.long, device=device)
@@ -52,8 +59,13 @@ def bert(
 def vit(*, dtype: torch.dtype = torch.float32, layers: int = 2, device: str = "cpu", batch: int = BATCH) -> Built:
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN, "num_hidden_layers": layers, "num_attention_heads": HEADS}
-    drop = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes: dict[str, Any] = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+    }
+    drop: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = ViTConfig(**sizes, **drop, image_size=32, patch_size=8, num_labels=16)
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(batch, 3, 32, 32, generator=generator, dtype=torch.float64).to(dtype).to(device)

@@ -47,8 +47,8 @@ def test_data_dependent_branch_names_the_line_and_the_usual_fixes() -> None:
 def test_mesh_larger_than_any_dim() -> None:
     with pytest.raises(UnshardableError, match=r"axis gpu of mesh 2 has 2 devices, and no dim of .* \(sizes \[7\]\)"):
         autopar.plan(Odd(), "2", (torch.randn(7, 7),))
+    model, kwargs = mlp(device="meta")
     with pytest.raises(UnshardableError, match="4096 devices"):
-        model, kwargs = mlp(device="meta")
         autopar.plan(model, "4096", kwargs=kwargs)
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 import autopar
+from autopar.codegen.all_ranks import Trajectory
+from autopar.codegen.emit import emit
+from autopar.codegen.module import ParallelModule
 from autopar.errors import BudgetError, InputError, PlanError
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import Plan
+from autopar.ir.run import zip_inputs
+from autopar.ir.widen import widened
+from autopar.tracer import trace
+from autopar.verification import LEARNING_RATE, TOLERANCE, compare, run_serial
 from tests.models import gpt2
 from tests.planned import planned, tightest
 from tests.processes import run_processes
@@ -32,31 +37,42 @@ def test_training_on_processes_equals_serial(mesh: str, tmp_path: Path) -> None:
 
 
 def train_both(rank: int, path: str) -> None:
-    """Other random weights on each rank: those of rank 0 must win. Clipping, AdamW, tied weights, state_dict."""
+    """Other random weights on each rank: those of rank 0 must win. An ordinary loop, in float64 throughout."""
     plan = Plan.load(path)
     mesh = init_device_mesh("cpu", plan.mesh.sizes, mesh_dim_names=plan.mesh.names)
     torch.manual_seed(rank)
     model, kwargs = gpt2(dtype=torch.float64)
-    serial = copy.deepcopy(model)
-    for tensor in serial.state_dict().values():
-        dist.broadcast(tensor, src=0)
-    parallel = autopar.compile(model, mesh, kwargs=kwargs, plan=plan)
+    program = widened(trace(model, (), kwargs))
+    parallel = ParallelModule(emit(program, plan), model, mesh)
     assert all(isinstance(p, DTensor) for p in parallel.parameters())
-    ours, theirs = (torch.optim.AdamW(m.parameters(), lr=1e-3) for m in (parallel, serial))
-    for _ in range(STEPS):
-        loss, expected = parallel(**kwargs).loss, serial(**kwargs).loss
-        for value, optimizer, module in ((loss, ours, parallel), (expected, theirs, serial)):
-            optimizer.zero_grad()
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 0.5)
-            optimizer.step()
-        # Hugging Face casts logits to float32 before the loss
-        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    state = parallel.state_dict()
-    assert set(state) == set(serial.state_dict())
-    for name, tensor in serial.state_dict().items():
-        ours_whole = state[name].full_tensor() if isinstance(state[name], DTensor) else state[name]
-        torch.testing.assert_close(ours_whole, tensor, rtol=1e-5, atol=1e-7)
+    state = whole_tensors(parallel.state_dict())
+    serial = run_serial(program, {name: state[name] for name in program.state}, dict(zip_inputs(program, (), kwargs)), STEPS)
+
+    optimizer = torch.optim.AdamW(parallel.parameters(), lr=LEARNING_RATE)
+    losses, gradients = [], {}
+    for step in range(STEPS):
+        loss = parallel(**kwargs).loss
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            gradients = whole_tensors({n: p.grad for n, p in parallel.named_parameters() if p.grad is not None})
+        optimizer.step()
+        losses.append(loss.item())
+    weights = whole_tensors(parallel.state_dict())
+    ours = Trajectory(losses=losses, outputs=serial.outputs, gradients=gradients, weights=weights)
+    assert set(weights) == set(model.state_dict())
+    worst = compare(ours, serial, program)[0]
+    assert worst.relative_error <= TOLERANCE, worst
+
+    clipped = torch.nn.utils.clip_grad_norm_(parallel.parameters(), 0.5)
+    norm = clipped.full_tensor() if isinstance(clipped, DTensor) else clipped
+    again = torch.stack([g.square().sum() for g in whole_tensors({n: p.grad for n, p in parallel.named_parameters()}).values()])
+    assert norm > 0.5
+    torch.testing.assert_close(again.sum().sqrt(), torch.tensor(0.5, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+def whole_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for name, t in tensors.items()}
 
 
 @pytest.mark.slow

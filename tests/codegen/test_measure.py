@@ -1,11 +1,13 @@
 """The liveness peak of graphs small enough to count by hand."""
 
 from operator import getitem
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from autopar.codegen.measure import count, peak
+from autopar.torch_private import OpOverload
 
 aten = torch.ops.aten
 KIB = 1024
@@ -22,10 +24,9 @@ class Small:
         node.meta["val"] = torch.empty(shape, device="meta")
         return node
 
-    def __call__(self, op: torch._ops.OpOverload, *args: object) -> Node:
-        node = self.graph.call_function(op, args)  # type: ignore[arg-type]
-        given, _ = torch.fx.node.map_arg((args, {}), lambda n: n.meta["val"])
-        node.meta["val"] = op(*given)
+    def __call__(self, op: OpOverload, *args: Any) -> Node:
+        node = self.graph.call_function(op, args)
+        node.meta["val"] = op(*(a.meta["val"] if isinstance(a, Node) else a for a in args))
         return node
 
     def peak(self, *results: Node, dying: tuple[Node, ...] = ()) -> int:

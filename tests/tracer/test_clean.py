@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.fx import Graph
@@ -13,7 +15,7 @@ aten = torch.ops.aten
 X = torch.empty(4, 6, device="meta")
 
 
-def graph_of(*ops):
+def graph_of(*ops: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> Graph:
     """x -> the ops in turn -> output; each is (target, further args, kwargs)."""
     graph = Graph()
     node = graph.placeholder("x")
@@ -26,7 +28,7 @@ def graph_of(*ops):
     return graph
 
 
-def targets(graph):
+def targets(graph: Graph) -> list[str]:
     return [str(node.target).removeprefix("aten.") for node in graph.nodes if node.op == "call_function"]
 
 
@@ -51,32 +53,32 @@ KEPT = [
 
 
 @pytest.mark.parametrize("op", IDENTITY, ids=str)
-def test_identities_go(op):
+def test_identities_go(op: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> None:
     graph = graph_of(op, (aten.neg.default, (), {}))
     clean.drop_identities(graph)
     assert targets(graph) == ["neg.default"]
 
 
 @pytest.mark.parametrize("op", KEPT, ids=str)
-def test_what_does_something_stays(op):
+def test_what_does_something_stays(op: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> None:
     graph = graph_of(op, (aten.neg.default, (), {}))
     clean.drop_identities(graph)
     assert len(targets(graph)) == 2
 
 
-def test_one_name_for_one_meaning():
+def test_one_name_for_one_meaning() -> None:
     graph = graph_of((aten.view.default, ([24],), {}), (aten.clone.default, (), {"memory_format": torch.contiguous_format}))
     clean.canonical_names(graph)
     assert targets(graph) == ["reshape.default", "contiguous.default"]
 
 
-def test_contiguous_before_a_reshape_goes():
+def test_contiguous_before_a_reshape_goes() -> None:
     graph = graph_of((aten.contiguous.default, (), {}), (aten.reshape.default, ([24],), {}))
     clean.drop_identities(graph)
     assert targets(graph) == ["reshape.default"]
 
 
-def test_checks_and_dead_code_go():
+def test_checks_and_dead_code_go() -> None:
     graph = graph_of((aten.neg.default, (), {}))
     x, neg = list(graph.nodes)[:2]
     with graph.inserting_after(neg):
@@ -88,7 +90,7 @@ def test_checks_and_dead_code_go():
     assert targets(graph) == ["neg.default"]
 
 
-def test_native_dropout_without_its_mask_is_dropout():
+def test_native_dropout_without_its_mask_is_dropout() -> None:
     graph = graph_of((aten.neg.default, (), {}))
     neg = list(graph.nodes)[1]
     with graph.inserting_after(neg):
@@ -103,7 +105,7 @@ def test_native_dropout_without_its_mask_is_dropout():
     graph.lint()
 
 
-def test_gradients_end_at_stops_and_integers():
+def test_gradients_end_at_stops_and_integers() -> None:
     ops = [(aten.neg.default, (), {}), (STOP, (), {}), (aten.exp.default, (), {})]
     graph = graph_of(*ops)
     propagate(graph, [list(graph.nodes)[-2]])

@@ -14,7 +14,7 @@ from tests.tracer.small import Function
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
-def test_other_sizes(name):
+def test_other_sizes(name) -> None:
     model, example = MODELS[name](device="meta", dtype=torch.float64)
     program = trace(model, (), example, dynamic={"batch": 0, "seq": 1})
     assert [len(program.calls_of(r)) for r in program.regions] == [1, 2, 1]
@@ -30,12 +30,12 @@ def test_other_sizes(name):
     torch.testing.assert_close(got, want)
 
 
-def test_one_input_only():
+def test_one_input_only() -> None:
     program = trace(Function(lambda x: x.sum()), (torch.randn(4, 6),), dynamic={"rows": {"x": 0}})
     assert program.values["x"].shape == (program.symbols["rows"], 6)
 
 
-def test_a_dim_that_the_model_fixes_is_named():
+def test_a_dim_that_the_model_fixes_is_named() -> None:
     with pytest.raises(TraceError, match=r"dim 0 of input 'x' cannot be dynamic as 'batch': the model's code fixes it to 8"):
         trace(Function(lambda x: x.reshape(8, 2, -1).sum()), (torch.randn(8, 4),), dynamic={"batch": 0})
 
@@ -50,6 +50,6 @@ def test_a_dim_that_the_model_fixes_is_named():
         ({"one": 2}, "give at least 2"),
     ],
 )
-def test_dims_that_do_not_exist(dynamic, message):
+def test_dims_that_do_not_exist(dynamic, message) -> None:
     with pytest.raises(InputError, match=message):
         trace(Function(lambda x: x.sum()), (torch.randn(4, 6, 1),), dynamic=dynamic)

@@ -24,26 +24,26 @@ def regions(program):
     ("name", "stack"),
     [("gpt2", "transformer.h"), ("llama", "model.layers"), ("bert", "bert.encoder.layer"), ("vit", "vit.layers")],
 )
-def test_depth_is_multiplicity(name, stack):
+def test_depth_is_multiplicity(name, stack) -> None:
     model, kwargs = MODELS[name](device="meta", layers=4)
     program = trace(model, (), kwargs)
     assert regions(program) == [("start", 1), (f"{stack}.*", 4), ("end", 1)]
     assert [c.path for c in program.calls][1:-1] == [f"{stack}.{i}" for i in range(4)]
 
 
-def test_the_last_block_gets_back_its_residual_add():
+def test_the_last_block_gets_back_its_residual_add() -> None:
     model, kwargs = MODELS["mlp"](layers=4)
     program = trace(model, (), kwargs)
     assert regions(program) == [("blocks.0", 1), ("blocks.*", 3), ("end", 1)]  # the first one's input needs no gradient
 
 
-def test_a_block_that_differs_is_its_own_region():
+def test_a_block_that_differs_is_its_own_region() -> None:
     program = trace(Stack(nn.GELU(), nn.GELU(), nn.ReLU(), nn.GELU()), (X,))
     assert dict(regions(program))["blocks.*"] == 3
     assert dict(regions(program))["blocks.2"] == 1
 
 
-def test_a_constant_a_frozen_weight_and_a_shape_all_count():
+def test_a_constant_a_frozen_weight_and_a_shape_all_count() -> None:
     for change in (
         lambda model: setattr(model.blocks[1].norm, "eps", 0.5),
         lambda model: model.blocks[1].linear.weight.requires_grad_(False),
@@ -54,12 +54,12 @@ def test_a_constant_a_frozen_weight_and_a_shape_all_count():
         assert dict(regions(trace(model, (X,))))["blocks.*"] == 2
 
 
-def test_a_plain_model_is_one_region():
+def test_a_plain_model_is_one_region() -> None:
     program = trace(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4), nn.Tanh()), (X,))
     assert regions(program) == [("model", 1)]
 
 
-def test_values_calls_and_graphs_fit_together():
+def test_values_calls_and_graphs_fit_together() -> None:
     for model, args in (
         (MODELS["llama"](device="meta", layers=3)),
         (Stack(nn.GELU(), nn.GELU()), {"x": X}),
@@ -89,7 +89,7 @@ def test_values_calls_and_graphs_fit_together():
         assert known == set(program.values)
 
 
-def test_names_paths_and_sources_read_well():
+def test_names_paths_and_sources_read_well() -> None:
     model, kwargs = MODELS["gpt2"](device="meta")
     block = trace(model, (), kwargs).regions["transformer.h.*"]
     assert {"attn_c_attn_addmm", "mlp_act_tanh", "ln_1_layer_norm", "ln_1_weight"} <= set(block.nodes)
@@ -107,7 +107,7 @@ print(trace(model, (), kwargs).fingerprint)
 """
 
 
-def test_fingerprint_is_of_the_program_alone():
+def test_fingerprint_is_of_the_program_alone() -> None:
     def elsewhere(device):
         run = [sys.executable, "-c", SCRIPT.format(device)]
         return subprocess.run(run, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}).stdout.strip()
@@ -121,6 +121,6 @@ def test_fingerprint_is_of_the_program_alone():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_fingerprint_does_not_depend_on_the_device(name):
+def test_fingerprint_does_not_depend_on_the_device(name) -> None:
     prints = {trace(model, (), kwargs).fingerprint for model, kwargs in (MODELS[name](device=d) for d in ("cpu", "meta"))}
     assert len(prints) == 1

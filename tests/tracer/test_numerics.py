@@ -21,7 +21,7 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("name", MODELS)
-def test_program_equals_the_eager_model(name, device):
+def test_program_equals_the_eager_model(name, device) -> None:
     model, kwargs = MODELS[name](dtype=torch.float64)
     traced, example = MODELS[name](dtype=torch.float64, device=device)
     program = trace(traced, (), example)
@@ -37,7 +37,7 @@ def test_program_equals_the_eager_model(name, device):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_tied_weights_are_one_state_with_its_gradient():
+def test_tied_weights_are_one_state_with_its_gradient() -> None:
     model, x = Tied(), torch.arange(6)
     program = trace(model, (x,))
     assert program.state["embed.weight"].aliases == ("head.weight",)
@@ -48,7 +48,7 @@ def test_tied_weights_are_one_state_with_its_gradient():
     torch.testing.assert_close(mine, theirs)
 
 
-def test_buffers_constants_no_grad_and_detach():
+def test_buffers_constants_no_grad_and_detach() -> None:
     model, x = Normed(), torch.randn(8, 4)
     program = trace(model, (x,), {"scale": 2.0})
     given = {
@@ -73,7 +73,7 @@ def test_buffers_constants_no_grad_and_detach():
     assert program.outputs.index(program.loss) == 0
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_left_as_it_was() -> None:
     model, kwargs = MODELS["gpt2"]()
     before = copy.deepcopy(model.state_dict())
     trace(model, (), {k: v.to("meta") for k, v in kwargs.items()})
@@ -82,7 +82,7 @@ def test_the_model_is_left_as_it_was():
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-def test_other_inputs_than_traced_are_refused():
+def test_other_inputs_than_traced_are_refused() -> None:
     model, x = Normed(), torch.randn(8, 4)
     program = trace(model, (x,), {"scale": 2.0})
     with pytest.raises(InputError, match=r"2\.0 when traced, now it is 3\.0"):
