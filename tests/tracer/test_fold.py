@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from autopar.ir.program import Program
 from autopar.tracer import trace
 from tests.models import MODELS
 from tests.tracer.small import Normed, Stack
@@ -16,7 +17,7 @@ from tests.tracer.small import Normed, Stack
 X = torch.randn(4, 8)
 
 
-def regions(program):
+def regions(program: Program) -> list[tuple[str, int]]:
     return [(name, len(program.calls_of(name))) for name in program.regions]
 
 
@@ -24,7 +25,7 @@ def regions(program):
     ("name", "stack"),
     [("gpt2", "transformer.h"), ("llama", "model.layers"), ("bert", "bert.encoder.layer"), ("vit", "vit.layers")],
 )
-def test_depth_is_multiplicity(name, stack) -> None:
+def test_depth_is_multiplicity(name: str, stack: str) -> None:
     model, kwargs = MODELS[name](device="meta", layers=4)
     program = trace(model, (), kwargs)
     assert regions(program) == [("start", 1), (f"{stack}.*", 4), ("end", 1)]
