@@ -145,7 +145,8 @@ def require_shardable(problem: Problem, mesh: MeshSpec, program: Program) -> Non
             sizes = sorted({int(n) for value in program.values.values() for n in value.shape if n != 1}, reverse=True)
             raise UnshardableError(
                 f"axis {name} of mesh {mesh} has {size} devices, and no dim of {program.name} "
-                f"(sizes {sizes[:6]}) divides by {size}: use a smaller axis, or pad batch, sequence or hidden size to a multiple of it"
+                f"(sizes {sizes[:6]}) divides by {size}: "
+                "use a smaller axis, or pad batch, sequence or hidden size to a multiple of it"
             )
 
 
