@@ -21,6 +21,7 @@ from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ops.strategies import PASS_PARTIAL
+from autopar.ops.units import random_places
 from autopar.profiler.model_cost import ModelCost, measure
 from autopar.profiler.profile import Profile
 from autopar.profiler.profile import profile as profile_program
@@ -95,6 +96,8 @@ def plan_program(
         raise InputError(f"unknown optimizer {optimizer!r}: use one of {', '.join(sorted(STATE_COPIES))}")
     budget = None if memory is None else parse_bytes(memory)
     device = hardware if isinstance(hardware, Hardware) else load(hardware)
+    if places := random_places(program):
+        logger.warning("%s draws random numbers, at %s: it can be planned, but not yet run", program.name, places[0])
     progress("profiling")
     cost = measure(program)
     builder = Builder(cost, Setting(mesh=mesh, hardware=device, budget_bytes=budget, optimizer=optimizer))
@@ -175,6 +178,7 @@ def compile(
 
     def build(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Emitted:
         program = trace(model, args, dict(kwargs))
+        require_no_randomness(program)
         if isinstance(plan, Plan):
             found = plan
         elif plan is not None:
@@ -187,6 +191,16 @@ def compile(
     if not args and not kwargs:
         return PlannedOnFirstBatch(build, model, mesh)
     return ParallelModule(build(args, kwargs or {}), model, mesh)
+
+
+def require_no_randomness(program: Program) -> None:
+    """Raise InputError for dropout: devices would draw other numbers for equal pieces, or equal ones for different pieces."""
+    if places := random_places(program):
+        raise InputError(
+            f"dropout is active at {places[0]} and {len(places) - 1} more places: random numbers are not yet coordinated "
+            "between devices, so replicas would drift apart. Set the dropout probabilities to 0, or call model.eval() before "
+            "compiling"
+        )
 
 
 def from_rank_0(make: Callable[[], Plan]) -> Plan:

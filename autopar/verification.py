@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autopar.api import plan_program
+from autopar.api import plan_program, require_no_randomness
 from autopar.codegen.all_ranks import Trajectory, run_all_ranks
 from autopar.codegen.emit import emit
 from autopar.errors import InputError
@@ -75,6 +75,7 @@ def verify(
     """
     spec = MeshSpec.of(mesh)
     program = trace(model, args, dict(kwargs or {}))
+    require_no_randomness(program)
     if plan is None:
         plan = plan_program(program, spec, memory=memory, hardware=hardware, time_limit_s=time_limit_s, gap=gap)[0]
     plan.require(program, spec)

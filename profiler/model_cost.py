@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from autopar.errors import TraceError
 from autopar.ir.program import Program
 from autopar.ops.units import Unit, units
 from autopar.profiler.unit_cost import UnitCost, unit_cost
@@ -38,10 +39,23 @@ def measure(program: Program, device: str = "cpu") -> ModelCost:
         for unit in units(region):
             key = signature(unit)
             if key not in known:
-                known[key] = unit_cost(unit, device)
+                known[key] = traceable_cost(unit, name, device)
             found.append(Measured(unit=unit, cost=known[key]))
         regions[name] = tuple(found)
     return ModelCost(program=program, regions=regions, device=device)
+
+
+def traceable_cost(unit: Unit, region: str, device: str) -> UnitCost:
+    """The unit's cost; raises TraceError where torch cannot run one of its ops, or its backward, without data."""
+    try:
+        return unit_cost(unit, device)
+    except (RuntimeError, NotImplementedError) as error:
+        ops = ", ".join(dict.fromkeys(str(n.target) for n in unit.nodes))
+        reason = str(error).strip().splitlines()[0]
+        raise TraceError(
+            f"{unit.name} of {region} ({ops}) cannot be profiled: {reason}. Replace the op in the model, or wrap it as a "
+            "custom op (torch.library.custom_op) with a fake implementation and give that a rule (autopar.op_rule)"
+        ) from error
 
 
 def signature(unit: Unit) -> str:

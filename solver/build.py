@@ -19,7 +19,7 @@ from autopar.ops.strategies import Strategy, strategies
 from autopar.ops.units import needs_grad
 from autopar.profiler.model_cost import Measured, ModelCost
 from autopar.profiler.strategy_cost import StrategyCosts
-from autopar.profiler.unit_cost import peak
+from autopar.profiler.unit_cost import NodeCost, peak
 from autopar.solver import problem as p
 from autopar.solver.groups import UnionFind
 from autopar.solver.restriction import split
@@ -165,11 +165,8 @@ class Builder:
             backward_temp_bytes=peak(cost.backward_live, sizes),
         )
 
-    def kernels_s(self, nodes: Iterable[object], sizes: Mapping[str, int]) -> float:
-        return sum(
-            self.hardware.time_s(n.flops.at(sizes), sum(m.at(sizes) for m in n.moved), n.dtype)  # type: ignore[attr-defined]
-            for n in nodes
-        )
+    def kernels_s(self, nodes: Iterable[NodeCost], sizes: Mapping[str, int]) -> float:
+        return sum(self.hardware.time_s(n.flops.at(sizes), sum(m.at(sizes) for m in n.moved), n.dtype) for n in nodes)
 
     def inner_collectives_s(self, collectives: Sequence[Collective]) -> float:
         axis = {name: i for i, name in enumerate(self.mesh.names)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,12 +10,16 @@ import torch
 from torch import nn
 
 from autopar.api import plan_program
-from autopar.codegen.emit import Emitted
+from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.measure import Counted
-from autopar.errors import BudgetError
+from autopar.codegen.measure import measure as count
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
+from autopar.profiler.model_cost import measure
+from autopar.solver.build import Builder, Setting
+from autopar.solver.smallest import smallest
+from autopar.solver.to_plan import to_plan
 from autopar.tracer import trace
 from tests.hardware_toy import toy_hardware
 from tests.models import MODELS
@@ -50,10 +54,12 @@ def planned(
 
 
 @lru_cache(maxsize=64)
-def tightest(name: str, mesh: str, dtype: torch.dtype = torch.float32) -> int:
-    """The smallest budget that the solver knows a plan for, in bytes."""
-    try:
-        planned(name, mesh, 1, dtype)
-    except BudgetError as error:
-        return error.smallest_bytes
-    raise AssertionError(f"{name} fits into one byte")
+def tightest(name: str, mesh: str, dtype: torch.dtype = torch.float32) -> tuple[Plan, Emitted, Counted]:
+    """The plan with the lowest peak that the solver finds in a few seconds, under a budget of just that peak."""
+    cost = measure(traced(name, dtype).program)
+    builder = Builder(cost, Setting(mesh=MeshSpec.of(mesh), hardware=toy_hardware()))
+    problem = builder.problem()
+    least = smallest(problem, time_limit_s=TIME_LIMIT_S)
+    plan = to_plan(builder, replace(problem, budget_bytes=least.bytes), least.solution)
+    emitted = emit(cost.program, plan)
+    return plan, emitted, count(emitted)

@@ -140,3 +140,38 @@ def test_unknown_op_is_kept_whole_and_named_once(caplog: pytest.LogCaptureFixtur
     assert report.ok
     assert sum("cummax" in r.message for r in caplog.records) == 1
     assert any("op_rule" in r.message for r in caplog.records)
+
+
+def test_dropout_is_refused_by_name_where_a_plan_would_run() -> None:
+    class Drops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.drop(self.linear(x)).square().mean()
+
+    with pytest.raises(InputError, match=r"dropout is active at drop .*model\.eval\(\)"):
+        autopar.verify(Drops(), "2", (torch.randn(4, 8),))
+    assert autopar.verify(Drops().eval(), "2", (torch.randn(4, 8),), steps=1).ok
+
+
+def test_a_returned_cache_says_how_to_turn_it_off() -> None:
+    model, kwargs = gpt2()
+    model.config.use_cache = True
+    with pytest.raises(TraceError, match=r"use_cache = False"):
+        autopar.plan(model, "2", kwargs=kwargs)
+
+
+def test_an_op_that_torch_cannot_run_without_data_is_named() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            return self.linear(x).square().mean() + torch.histc(ids, bins=4, min=0, max=3).sum()
+
+    with pytest.raises(TraceError, match=r"histc"):
+        autopar.plan(Counts(), "2", (torch.randn(4, 8), torch.zeros(4, dtype=torch.int32)))

@@ -30,8 +30,7 @@ STEPS = 3
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["2", "2x2"])
 def test_training_on_processes_equals_serial(mesh: str, tmp_path: Path) -> None:
-    memory = int(tightest("gpt2", mesh, torch.float64) * 1.2)
-    plan, _, _ = planned("gpt2", mesh, memory, torch.float64)
+    plan, _, _ = tightest("gpt2", mesh, torch.float64)
     plan.save(tmp_path / "plan.json")
     run_processes(MeshSpec.of(mesh).devices, train_both, str(tmp_path / "plan.json"))
 

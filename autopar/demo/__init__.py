@@ -15,7 +15,7 @@ MESH = "2x2"
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="autopar demo", description="Train a small GPT-2 on 4 local processes under a plan.")
     parser.add_argument("--steps", type=int, default=60, help="training steps, serial ones afterwards too (default: 60)")
-    parser.add_argument("--memory", default="72MiB", help="byte budget per process (default: 72MiB)")
+    parser.add_argument("--memory", default="52MiB", help="byte budget per process (default: 52MiB)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for plan.json, loss.png, sample.txt")
     found = parser.parse_args(argv)
     if found.steps < 1:

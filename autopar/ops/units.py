@@ -22,10 +22,10 @@ from functools import cached_property
 import networkx as nx
 import torch
 
-from autopar.ir.program import Region, Size
+from autopar.ir.program import Program, Region, Size
 from autopar.ops import tables
 from autopar.ops.factors import CannotUnify, Dims, Factor, Space, flat
-from autopar.ops.fits import all_whole
+from autopar.ops.fits import all_whole, argument
 from autopar.ops.rule import INVARIANT, REDUCED, WHOLE, OpRule, Shape, Signature, tensor_operands
 from autopar.torch_private import size_of
 
@@ -114,6 +114,24 @@ def fitted(node: torch.fx.Node) -> Signature:
         return all_whole(node, operands, results)
 
 
+def is_random(node: torch.fx.Node) -> bool:
+    """Whether two runs of the node differ: dropout, also the one inside attention."""
+    if is_getitem(node) or node.op != "call_function":
+        return False
+    return rule_of(node).random or float(argument(node, "dropout_p", 0.0) if "attention" in str(node.target) else 0.0) > 0  # type: ignore[arg-type]
+
+
+def random_places(program: Program) -> list[str]:
+    """Where the program draws random numbers, as "module path (file.py:12)"."""
+    found = []
+    for call in program.calls:
+        for node in filter(is_random, program.regions[call.region].graph.nodes):
+            path = ".".join(filter(None, (call.path, node.meta.get("path", ""))))
+            source = node.meta.get("source", "")
+            found.append(f"{path or node.name}{f' ({source})' if source else ''}")
+    return found
+
+
 def needs_grad(node: torch.fx.Node) -> bool:
     flag = node.meta["needs_grad"]
     return any(flag) if isinstance(flag, tuple | list) else bool(flag)
@@ -186,7 +204,7 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
         dims=resolved,
         reduced_at={node: frozenset(space.leaves(fs)) for node, fs in reduced.items()},
         linear=linear,
-        random=any(r.random for r in rules),
+        random=any(is_random(n) for n in nodes),
     )
 
 

@@ -46,6 +46,11 @@ def explain(error: Exception, dynamic: Dynamic) -> TraceError:
     where = _place(error)
     if DATA_DEPENDENT.search(f"{type(error).__name__} {text}"):
         return TraceError(f"the model branches or sizes a tensor on data{where}: {DATA_FIXES}")
+    if re.search(r"\w*Cache\b.*not a known type|not a known type.*Cache\b|(Dynamic|Static)Cache", text):
+        return TraceError(
+            "the model returns a key-value cache, which training does not need: set model.config.use_cache = False, or pass "
+            "use_cache=False among the inputs"
+        )
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return TraceError(f"torch.export cannot trace the model{where}: {type(error).__name__}: {reason}")
 

@@ -1,0 +1,20 @@
+"""Which tests are run where.
+
+`make test` runs everything. Slow tests that draw more examples of what fast ones prove already are `exhaustive`: CI leaves
+them out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SAMPLED = {"solver", "ops", "profiler", "codegen"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = Path(item.path).parent.name
+        if folder in SAMPLED and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.exhaustive)
