@@ -152,7 +152,7 @@ def _fit(hunt: Hunt, space: Space, loose: Solution) -> None:
     repair(hunt, space, loose, scales, arcs_of(space, loose))
     if hunt.closed:
         return
-    root = relax(build(space, memory=True, **scales), hunt.clock.left_s)
+    root = relax(build(space, memory=True, byte=scales["byte"], second=scales["second"]), hunt.clock.left_s)
     if root.infeasible and hunt.best is None:
         return _raise_budget(hunt, space)
     hunt.raise_bound(root.bound_s)
@@ -172,7 +172,7 @@ def _fit(hunt: Hunt, space: Space, loose: Solution) -> None:
 def repair(hunt: Hunt, space: Space, draft: Solution, scales: dict[str, float], arcs: Arcs) -> None:
     """Offer the best plan with the draft's strategies and only these conversions, if there is one."""
     tight = narrow(hunt.problem, fix(draft, space.allow), arcs)
-    model = build(tight, memory=True, **scales)
+    model = build(tight, memory=True, byte=scales["byte"], second=scales["second"])
     outcome = adapter.run(model.ilp, gap=hunt.gap / 4, time_limit_s=min(hunt.clock.left_s, 0.3 * hunt.clock.limit_s))
     if outcome.values is not None:
         hunt.offer(to_solution(model, outcome.values))

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 SAMPLED = {"solver", "ops", "profiler", "codegen"}
+ALWAYS = {"test_baselines.py"}
+"""Slow, and not just more of the same."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        folder = Path(item.path).parent.name
-        if folder in SAMPLED and item.get_closest_marker("slow"):
+        path = Path(item.path)
+        if path.parent.name in SAMPLED and path.name not in ALWAYS and item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.exhaustive)

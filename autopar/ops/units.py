@@ -118,7 +118,7 @@ def is_random(node: torch.fx.Node) -> bool:
     """Whether two runs of the node differ: dropout, also the one inside attention."""
     if is_getitem(node) or node.op != "call_function":
         return False
-    return rule_of(node).random or float(argument(node, "dropout_p", 0.0) if "attention" in str(node.target) else 0.0) > 0  # type: ignore[arg-type]
+    return rule_of(node).random or bool("attention" in str(node.target) and argument(node, "dropout_p", 0.0))
 
 
 def random_places(program: Program) -> list[str]:
