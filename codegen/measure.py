@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from autopar.codegen.emit import Emitted
-from autopar.codegen.split import Halves, owner
+from autopar.codegen.split import Halves
 from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import Placement
 from autopar.ir.plan import PlannedCollective
 from autopar.ops.flops import collectives_of, node_flops
-from autopar.ops.joint import bytes_of
+from autopar.ops.joint import bytes_of, owner
 
 
 @dataclass(frozen=True, kw_only=True)

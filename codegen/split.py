@@ -14,7 +14,7 @@ import torch
 from autopar.codegen.local import LocalRegion
 from autopar.ir.placement import Placement
 from autopar.ir.plan import PlannedClass
-from autopar.ops.joint import Joint, alias_base
+from autopar.ops.joint import Joint, alias_base, owner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,6 @@ class Halves:
     saved: tuple[str, ...]
     backward_inputs: tuple[int, ...]
     gradients: tuple[int, ...]
-
-
-def owner(node: torch.fx.Node) -> torch.fx.Node:
-    while (source := alias_base(node)) is not None:
-        node = source
-    return node
 
 
 @dataclass(frozen=True, kw_only=True)

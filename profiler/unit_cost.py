@@ -19,7 +19,7 @@ import torch
 from autopar.ir.mesh import MeshSpec
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.flops import Collective, collectives_of, node_flops
-from autopar.ops.joint import Joint, TensorLike, alias_base, bytes_of, trace_joint
+from autopar.ops.joint import Joint, TensorLike, alias_base, bytes_of, owner, trace_joint
 from autopar.ops.lower import emit_unit
 from autopar.ops.strategies import Strategy, strategy
 from autopar.ops.units import Unit, needs_grad
@@ -112,13 +112,6 @@ def trace_unit(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str = "cpu"
     return trace_joint(graph, inputs, [needs_grad(n) for n in unit.results], device)
 
 
-def base_of(node: torch.fx.Node) -> torch.fx.Node:
-    """The node that owns the memory."""
-    while (source := alias_base(node)) is not None:
-        node = source
-    return node
-
-
 def read_by_backward(joint: Joint) -> list[torch.fx.Node]:
     """Owners of the forward values (inputs included) that backward reads, each once, in order."""
     found: dict[torch.fx.Node, None] = {}
@@ -126,14 +119,14 @@ def read_by_backward(joint: Joint) -> list[torch.fx.Node]:
     for node in joint.backward:
         for source in node.all_input_nodes:
             if source in forward:
-                found[base_of(source)] = None
+                found[owner(source)] = None
     return list(found)
 
 
 def figures(joint: Joint, operands: int) -> Trace:
     reads: list[tuple[str, int]] = []
     internals: list[int] = []
-    result_of = {base_of(node): j for j, node in reversed(list(enumerate(joint.outputs)))}
+    result_of = {owner(node): j for j, node in reversed(list(enumerate(joint.outputs)))}
     for node in read_by_backward(joint):
         if node in joint.inputs:
             if (i := joint.inputs.index(node)) < operands:
@@ -149,7 +142,7 @@ def figures(joint: Joint, operands: int) -> Trace:
         internals=internals,
         forward_live=live(joint.forward, (), joint.outputs),
         backward_live=live(joint.backward, joint.tangents, [g for g in joint.gradients if g is not None]),
-        aliases=frozenset(j for j, node in enumerate(joint.outputs) if base_of(node) in joint.inputs),
+        aliases=frozenset(j for j, node in enumerate(joint.outputs) if owner(node) in joint.inputs),
         joint=joint,
     )
 
@@ -157,15 +150,15 @@ def figures(joint: Joint, operands: int) -> Trace:
 def live(nodes: Sequence[torch.fx.Node], given: Iterable[torch.fx.Node], wanted: Iterable[torch.fx.Node]) -> list[list[int]]:
     """Bytes of what is alive at each node: what the nodes made, and what they were given, until its last reader among them
     (`wanted` to the end). Only moments at which not less is alive than at all others."""
-    last = {base_of(source): i for i, node in enumerate(nodes) for source in node.all_input_nodes}
-    last |= {base_of(node): len(nodes) for node in wanted}
+    last = {owner(source): i for i, node in enumerate(nodes) for source in node.all_input_nodes}
+    last |= {owner(node): len(nodes) for node in wanted}
     alive = dict.fromkeys(given)
     moments: list[dict[torch.fx.Node, None]] = [dict(alive)] if alive else []
     for i, node in enumerate(nodes):
-        if base_of(node) is node and not is_part(node):
+        if owner(node) is node and not is_part(node):
             alive[node] = None
         moments.append(dict(alive))
-        alive = {n: None for n in alive if last.get(n, i) > i or any(last.get(base_of(u), i) > i for u in parts_of(n))}
+        alive = {n: None for n in alive if last.get(n, i) > i or any(last.get(owner(u), i) > i for u in parts_of(n))}
     worth = [m for i, m in enumerate(moments) if not any(covers(o, m, j < i) for j, o in enumerate(moments) if j != i)]
     return [[size for node in moment for size in tensor_bytes(node)] for moment in worth]
 

@@ -17,7 +17,7 @@ import torch
 from autopar.errors import TraceError
 from autopar.ir.program import Region, Size
 from autopar.ops.flops import node_flops
-from autopar.ops.joint import Joint, TensorLike, alias_base, trace_joint
+from autopar.ops.joint import Joint, TensorLike, alias_base, owner, trace_joint
 from autopar.ops.units import Unit, is_size, needs_grad, units
 from autopar.torch_private import as_symbolic, fixed_sizes, size_of, symbolic_mode
 
@@ -93,12 +93,12 @@ class Tracing:
             )
         owners: dict[torch.fx.Node, Storage] = {}
         for node in (*joint.inputs, *joint.forward):
-            if tensors_of(node) and base_of(node) is node:
+            if tensors_of(node) and owner(node) is node:
                 owners[node] = Storage("made", unit.name, node.name, node_bytes(node))
         owners |= {joint.inputs[i]: self.storage[n] for i, n in enumerate(unit.operands)}
         for result, node in zip(unit.results, joint.outputs, strict=True):
-            self.values[result], self.storage[result] = node.meta["val"], owners[base_of(node)]
-        read = [base_of(n) for k in joint.backward if tensors_of(k) for n in k.all_input_nodes]
+            self.values[result], self.storage[result] = node.meta["val"], owners[owner(node)]
+        read = [owner(n) for k in joint.backward if tensors_of(k) for n in k.all_input_nodes]
         saved = tuple(dict.fromkeys(owners[n] for n in read if n in owners))
         return UnitFigures(
             unit=unit,
@@ -136,8 +136,8 @@ class Tracing:
     def working_backward(self, joint: Joint, unit: Unit) -> list[Size]:
         rests = {joint.gradients[i] for i, n in enumerate(unit.operands) if self.storage[n].kind == STATE}
         nodes = [n for n in joint.backward if tensors_of(n)]
-        resting = {base_of(n) for n in rests if n is not None}
-        made = {n: node_bytes(n) for n in (*joint.tangents, *nodes) if base_of(n) is n and n not in resting}
+        resting = {owner(n) for n in rests if n is not None}
+        made = {n: node_bytes(n) for n in (*joint.tangents, *nodes) if owner(n) is n and n not in resting}
         return alive_bytes(joint.tangents, nodes, [g for g in joint.gradients if g is not None], made)
 
 
@@ -158,13 +158,6 @@ def mode_of(region: Region) -> Any:
 
 def like(value: torch.Tensor, grad: bool) -> TensorLike:
     return TensorLike(shape=tuple(value.shape), dtype=value.dtype, needs_grad=grad, stride=tuple(value.stride()))
-
-
-def base_of(node: torch.fx.Node) -> torch.fx.Node:
-    """The node that owns the memory."""
-    while (source := alias_base(node)) is not None:
-        node = source
-    return node
 
 
 def tensors_of(node: torch.fx.Node) -> list[torch.Tensor]:
@@ -204,8 +197,8 @@ def alive_bytes(
     last: dict[torch.fx.Node, int] = {}
     for i, node in enumerate(nodes):
         for source in (node, *node.all_input_nodes):
-            last[base_of(source)] = i
-    last |= {base_of(n): len(nodes) for n in ends}
+            last[owner(source)] = i
+    last |= {owner(n): len(nodes) for n in ends}
     born = dict.fromkeys(given, 0) | {n: i for i, n in enumerate(nodes)}
     spans = [(born[n], last.get(n, born[n]), b) for n, b in bytes.items() if n in born]
     return [sum(b for start, end, b in spans if start <= i <= end) for i, node in enumerate(nodes) if runs(node)]

@@ -10,7 +10,7 @@ from autopar.ir.placement import Placement
 from autopar.solver.check import check, reads
 from autopar.solver.model import Model
 from autopar.solver.problem import Arc, ClassChoice, Problem, Region, RegionChoice, Solution
-from autopar.solver.space import Arcs, Key, Space
+from autopar.solver.space import Arcs, Space
 
 Step = tuple[str, Placement, Placement]
 Place = tuple[str, Placement]
@@ -245,15 +245,3 @@ def arcs_of(space: Space, solution: Solution) -> Arcs:
     """Arcs that the solution executes."""
     used = {(name, *step) for name, choice in solution.regions.items() for step in choice.converted}
     return {key: tuple(a for a in arcs if (*key, a.before, a.after) in used) for key, arcs in space.arcs.items()}
-
-
-def support_arcs(model: Model, values: Sequence[float], *others: Solution) -> Arcs:
-    """Arcs that the (fractional) values or the other solutions use: where a quick repair may look."""
-    used: dict[Key, tuple[Arc, ...]] = {}
-    space: Space = model.space
-    for key, arcs in space.arcs.items():
-        more = {(b, a) for other in others for t, b, a in other.regions[key[0]].converted if t == key[1]}
-        used[key] = tuple(
-            arc for arc in arcs if values[model.y[key][arc.before, arc.after]] > 1e-6 or (arc.before, arc.after) in more
-        )
-    return used

@@ -188,6 +188,13 @@ def alias_base(node: torch.fx.Node) -> torch.fx.Node | None:
     return None
 
 
+def owner(node: torch.fx.Node) -> torch.fx.Node:
+    """The node whose memory this one shares in the end; itself if it made its own."""
+    while (source := alias_base(node)) is not None:
+        node = source
+    return node
+
+
 def bytes_of(node: torch.fx.Node) -> int:
     """Bytes of a traced node's results."""
     value = node.meta.get("val")
