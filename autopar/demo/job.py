@@ -190,7 +190,7 @@ def main() -> int:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(minutes=5))
     rank = dist.get_rank()
-    console = Console(quiet=rank != 0)
+    console = Console(quiet=rank != 0, width=None if sys.stdout.isatty() else 140)
     data = corpus()
     try:
         trained = parallel_run(options, data, console)
