@@ -10,7 +10,9 @@ TOOLS := $(VENV)/.tools
 # Read from pyproject.toml, so that each bound stands in one place.
 requirement = $(shell sed -n 's/^  "\($(1)[<>=][^"]*\)".*/\1/p' pyproject.toml | head -n 1)
 
-.PHONY: demo test lint format typecheck clean
+.PHONY: install demo test lint format typecheck clean
+
+install: $(INSTALLED) $(TOOLS)
 
 demo: $(INSTALLED)
 	$(BIN)/autopar demo $(DEMO_ARGS)
