@@ -3,15 +3,29 @@
 One JSON file per kind of device, each figure beside its source. Roofline for ops, latency and bandwidth for collectives:
 
     op          max(FLOPs / rate(dtype), bytes / bandwidth) + launch
-    collective  rounds * ((n - 1) * latency + (n - 1) / n * bytes / bandwidth)      over n devices, ring algorithm
+    collective  rounds(n) * latency + factor(n) * bytes / bandwidth      over n devices, by the link's algorithm
 
 >>> h100 = load("h100-sxm")
 >>> h100.matmul_s(2 * 4096**3, "bfloat16") < h100.matmul_s(2 * 4096**3, "float32")
 True
 """
 
-from autopar.hardware.device import COST_MODEL_VERSION, Hardware
-from autopar.hardware.files import known, load
-from autopar.hardware.link import INTER_NODE, INTRA_NODE, Link
+from autopar.hardware.device import COST_MODEL_VERSION, FitQuality, Hardware
+from autopar.hardware.files import known, load, to_json
+from autopar.hardware.link import ALGORITHMS, INTER_NODE, INTRA_NODE, Link, LinkFigures
+from autopar.hardware.named import shipped_links
 
-__all__ = ["COST_MODEL_VERSION", "INTER_NODE", "INTRA_NODE", "Hardware", "Link", "known", "load"]
+__all__ = [
+    "ALGORITHMS",
+    "COST_MODEL_VERSION",
+    "INTER_NODE",
+    "INTRA_NODE",
+    "FitQuality",
+    "Hardware",
+    "Link",
+    "LinkFigures",
+    "known",
+    "load",
+    "shipped_links",
+    "to_json",
+]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from autopar.hardware.link import INTER_NODE, INTRA_NODE, Link
+from autopar.hardware.named import find_link
 from autopar.ir.mesh import MeshSpec
 
 if TYPE_CHECKING:
@@ -24,11 +25,23 @@ EFFICIENCIES = ("matmul", "memory")
 
 
 @dataclass(frozen=True, kw_only=True)
+class FitQuality:
+    """How well measured seconds are met: |predicted / measured - 1| over `points` measurements, median and worst."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    points: int
+    median_error: float
+    worst_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hardware:
     """One kind of device. `peak_*` are the vendor's figures, `efficiency` the fractions of them that good kernels reach.
 
-    Times only ever use the achievable figures: `flops_per_s` (per dtype name, a multiply-add is two FLOPs) and
-    `bytes_per_s`. `sources` has one line of text per figure, keyed by its path in the file.
+    Times only ever use the achievable figures: `flops_per_s` (per dtype name, a multiply-add is two FLOPs; "tf32" is float32
+    on tensor cores, for who asks for it) and `bytes_per_s`. `sources` has one line of text per figure, keyed by its path in
+    the file. `links` has at least `intra_node` and `inter_node`. `fit`, of measured files, says how well they fit.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -43,6 +56,7 @@ class Hardware:
     devices_per_node: int
     links: Mapping[str, Link]
     sources: Mapping[str, str]
+    fit: Mapping[str, FitQuality] = field(default_factory=dict)
     version: int = COST_MODEL_VERSION
 
     def __post_init__(self) -> None:
@@ -52,8 +66,8 @@ class Hardware:
             raise ValueError(f"peak_flops_per_s needs at least {FALLBACK_DTYPE}")
         if set(self.efficiency) != set(EFFICIENCIES) or not all(0 < e <= 1 for e in self.efficiency.values()):
             raise ValueError(f"efficiency needs {' and '.join(EFFICIENCIES)}, each above 0 and at most 1")
-        if set(self.links) != {INTRA_NODE, INTER_NODE}:
-            raise ValueError(f"links must be {INTRA_NODE} and {INTER_NODE}, got {sorted(self.links)}")
+        if not set(self.links) >= {INTRA_NODE, INTER_NODE}:
+            raise ValueError(f"links need at least {INTRA_NODE} and {INTER_NODE}, got {sorted(self.links)}")
         positive = (*self.peak_flops_per_s.values(), self.peak_bytes_per_s, self.memory_bytes, self.devices_per_node)
         if min(positive) <= 0 or self.launch_s < 0:
             raise ValueError("rates, memory_bytes and devices_per_node must be positive, launch_s not negative")
@@ -78,8 +92,20 @@ class Hardware:
         return max(self.matmul_s(flops, dtype), bytes / self.bytes_per_s) + self.launch_s
 
     def axis_links(self, mesh: MeshSpec) -> tuple[Link, ...]:
-        """The link of each mesh axis: the innermost axes that fill whole nodes stay inside them, the others leave."""
-        return tuple(self.links[INTRA_NODE if self._within_node(mesh, axis) else INTER_NODE] for axis in range(len(mesh)))
+        """The link of each mesh axis: the one that the mesh names, else by nodes; raises HardwareError for an unknown name.
+
+        By nodes: the innermost axes that fill whole nodes stay inside them, the others leave. An axis that leaves has the
+        link between nodes for all its rounds, also where some of its devices share a node: an upper bound on the time.
+        """
+        named = mesh.links or (None,) * len(mesh)
+        return tuple(
+            self.links[INTRA_NODE if self._within_node(mesh, axis) else INTER_NODE] if name is None else self.link(name)
+            for axis, name in enumerate(named)
+        )
+
+    def link(self, name: str) -> Link:
+        """A link of this hardware, or else one that ships with the package, by name; raises HardwareError."""
+        return find_link(name, self.links, self.name)
 
     def _within_node(self, mesh: MeshSpec, axis: int) -> bool:
         """Whether groups along `axis` never cross nodes: ranks are dealt to nodes in order, innermost axis fastest."""

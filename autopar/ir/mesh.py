@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Union
 
 from autopar.errors import MeshError
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 DEFAULT_AXIS_NAMES = {1: ("gpu",), 2: ("node", "gpu"), 3: ("rack", "node", "gpu")}
+NAMED_AXIS = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<size>\d+)(@(?P<link>[A-Za-z][\w.-]*))?")
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,14 @@ class MeshSpec:
     MeshSpec(sizes=(8, 4), names=('node', 'gpu'))
     >>> MeshSpec.of("data=2,tensor=4").names
     ('data', 'tensor')
+
+    An axis may name its link, as `data=8@infiniband,tensor=8@nvlink-4`; the others have the hardware's own (None). Meshes that
+    differ in links only are equal: links matter to who makes a plan, not to who runs it.
     """
 
     sizes: tuple[int, ...]
     names: tuple[str, ...] = ()
+    links: tuple[str | None, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.sizes or any(size < 1 for size in self.sizes):
@@ -36,10 +41,12 @@ class MeshSpec:
         object.__setattr__(self, "names", self.names or DEFAULT_AXIS_NAMES[len(self.sizes)])
         if len(self.names) != len(self.sizes) or len(set(self.names)) != len(self.names):
             raise MeshError(f"mesh {self.sizes} needs {len(self.sizes)} different axis names, got {self.names}")
+        if self.links and len(self.links) != len(self.sizes):
+            raise MeshError(f"mesh {self.sizes} needs a link per axis, or none at all, got {self.links}")
 
     @classmethod
     def of(cls, mesh: MeshLike) -> MeshSpec:
-        """From "8", "2x4", "data=2,tensor=4", a tuple of sizes, a `DeviceMesh` or a `MeshSpec`; raises MeshError."""
+        """From "8", "2x4", "data=2,tensor=4@nvlink", a tuple of sizes, a `DeviceMesh` or a `MeshSpec`; raises MeshError."""
         if isinstance(mesh, MeshSpec):
             return mesh
         if isinstance(mesh, str):
@@ -57,10 +64,12 @@ class MeshSpec:
         text = text.replace(" ", "")
         if re.fullmatch(r"\d+(x\d+)*", text):
             return cls(tuple(int(n) for n in text.split("x")))
-        if re.fullmatch(r"[A-Za-z_]\w*=\d+(,[A-Za-z_]\w*=\d+)*", text):
-            pairs = [part.split("=") for part in text.split(",")]
-            return cls(tuple(int(n) for _, n in pairs), tuple(name for name, _ in pairs))
-        raise MeshError(f"mesh {text!r} is not of the form 8, 2x4 or data=2,tensor=4")
+        axes = [NAMED_AXIS.fullmatch(part) for part in text.split(",")]
+        if all(axes):
+            found = [axis for axis in axes if axis]
+            links = tuple(axis["link"] for axis in found)
+            return cls(tuple(int(a["size"]) for a in found), tuple(a["name"] for a in found), links if any(links) else ())
+        raise MeshError(f"mesh {text!r} is not of the form 8, 2x4 or data=2,tensor=4 (with links: data=2@infiniband,tensor=4)")
 
     @property
     def devices(self) -> int:

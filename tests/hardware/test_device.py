@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from autopar.errors import HardwareError
 from autopar.hardware import INTER_NODE, INTRA_NODE, Hardware, Link, load
 from autopar.ir.mesh import MeshSpec
 
@@ -57,6 +58,32 @@ def test_dtype_without_a_rate_runs_as_float32() -> None:
 )
 def test_axis_links(mesh: str, links: list[str]) -> None:
     assert [link.name for link in TOY.axis_links(MeshSpec.of(mesh))] == links
+
+
+def test_an_axis_may_name_its_link() -> None:
+    mesh = MeshSpec.of("data=8@pcie-4,tensor=8")
+    assert [link.name for link in TOY.axis_links(mesh)] == ["PCIe 4", "near"]
+    assert [link.name for link in TOY.axis_links(MeshSpec.of("data=2@far,tensor=4@intra_node"))] == ["far", "near"]
+
+
+def test_links_of_its_own_are_found_before_shipped_ones() -> None:
+    names = {hardware: load(hardware).link("nvlink").name for hardware in ("a100-80gb", "h100-sxm", "h100-pcie", "b200")}
+    assert names == {"a100-80gb": "NVLink 3", "h100-sxm": "NVLink 4", "h100-pcie": "NVLink 4 bridge", "b200": "NVLink 5"}
+    assert load("h100-sxm").link("infiniband") == load("h100-sxm").links[INTER_NODE]
+    assert load("h100-sxm").link("NVLink_3").name == "NVLink 3"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nvlink", "link 'nvlink' on l40s may be nvlink-3 or nvlink-4 or nvlink-5: name one of them"),
+        ("carrier-pigeon", r"no link 'carrier-pigeon': l40s has intra_node \(PCIe 4\), inter_node .*there are nvlink-3"),
+        ("nv", "no link 'nv'"),
+    ],
+)
+def test_unknown_and_ambiguous_links(name: str, message: str) -> None:
+    with pytest.raises(HardwareError, match=message):
+        load("l40s").axis_links(MeshSpec.of(f"a=2@{name},b=4"))
 
 
 @pytest.mark.parametrize("mesh", ["2x2x2", "4x4", "8x4", "4x3", "2x3", "8x8", "2x4x8", "3x5"])

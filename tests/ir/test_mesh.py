@@ -23,12 +23,27 @@ def test_axes_keep_the_names_that_they_are_given() -> None:
     assert MeshSpec.of("2x2x2").names == ("rack", "node", "gpu")
 
 
+def test_an_axis_may_name_its_link() -> None:
+    mesh = MeshSpec.of("data=8@infiniband-ndr, tensor=8@nvlink")
+    assert (mesh.sizes, mesh.names, mesh.links) == ((8, 8), ("data", "tensor"), ("infiniband-ndr", "nvlink"))
+    assert MeshSpec.of("data=8,tensor=8@nvlink").links == (None, "nvlink")
+    assert MeshSpec.of("data=8,tensor=8").links == MeshSpec.of("8x8").links == ()
+
+
+def test_meshes_that_differ_in_links_only_run_the_same_plans() -> None:
+    mesh = MeshSpec.of("data=8@infiniband,tensor=8")
+    assert mesh == MeshSpec.of("data=8,tensor=8")
+    assert hash(mesh) == hash(MeshSpec.of("data=8,tensor=8"))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ("2x", "'2x' is not of the form"),
         ("data=2,4", "'data=2,4' is not of the form"),
         ("", "'' is not of the form"),
+        ("data=2@,tensor=4", "is not of the form .*data=2@infiniband"),
+        ("2x4@nvlink", "'2x4@nvlink' is not of the form"),
         ("0x2", r"mesh \(0, 2\): every axis needs at least one device"),
         ((), r"mesh \(\): every axis"),
         ("2x2x2x2", "name its axes"),
@@ -44,3 +59,8 @@ def test_malformed_meshes_are_refused(given: object, message: str) -> None:
 def test_names_and_sizes_must_be_as_many() -> None:
     with pytest.raises(MeshError, match="needs 2 different axis names"):
         MeshSpec((2, 4), ("data",))
+
+
+def test_links_must_be_as_many_as_axes() -> None:
+    with pytest.raises(MeshError, match="needs a link per axis"):
+        MeshSpec((2, 4), links=("nvlink",))
