@@ -6,7 +6,7 @@ Float32, dropout off, with a loss. `dynamic` says which dims `torch.export` can 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch

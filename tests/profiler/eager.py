@@ -8,27 +8,47 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry
 
 from autopar.ops.flops import SAME_COUNT_AS
 
+Counts = Mapping[Any, Callable[..., int]]
 
-def count_flops_by_op(run: Callable[[], Any], *, twins: bool = True) -> tuple[Any, dict[str, int]]:
-    """(result, FLOPs per op as "aten.mm") by `FlopCounterMode`.
+TORCH: Counts = {}
+"""All as `FlopCounterMode` counts it."""
 
-    With `twins`, the CPU's flash attention, which it leaves out, is counted as the GPU's; without, all is torch's own.
-    """
 
-    def as_twin(twin: Any) -> Callable[..., int]:
-        count = flop_registry[twin]
-        like = lambda *args, **kwargs: count(*args, **kwargs)  # noqa: E731
-        like._get_raw = True  # type: ignore[attr-defined]
-        return like
+def _as_twin(twin: Any) -> Callable[..., int]:
+    count = flop_registry[twin]
+    like = lambda *args, **kwargs: count(*args, **kwargs)  # noqa: E731
+    like._get_raw = True  # type: ignore[attr-defined]
+    return like
 
-    mapping = {op: as_twin(twin) for op, twin in SAME_COUNT_AS.items()} if twins else {}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+
+def _grouped_mm(a: list[int], b: list[int], *_: Any, **__: Any) -> int:
+    """Each row, or each column, of all groups once; both 3-d is a plain bmm."""
+    return 2 * a[-2] * a[-1] * b[-1] * (a[0] if len(a) == len(b) == 3 else 1)
+
+
+def _grouped_convolution_backward(*args: Any, **_: Any) -> int:
+    """One product of forward's size for each gradient that is wanted, of input and of weight."""
+    grad_out, x, weight, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = args
+    return sum(wanted[:2]) * conv_flop_count(x, weight, grad_out, transposed)
+
+
+FILLED: Counts = {op: _as_twin(twin) for op, twin in SAME_COUNT_AS.items()} | {torch.ops.aten._grouped_mm: _grouped_mm}
+"""What it leaves out on the CPU counted too: flash attention, as on the GPU, and products of experts."""
+
+CORRECTED: Counts = {**FILLED, torch.ops.aten.convolution_backward: _grouped_convolution_backward}
+"""Also without what it counts `groups` times too much; see docs/profile-accuracy.md."""
+
+
+def count_flops_by_op(run: Callable[[], Any], counts: Counts = FILLED) -> tuple[Any, dict[str, int]]:
+    """(result, FLOPs per op as "aten.mm") by `FlopCounterMode`, with other formulas for some ops."""
+    with FlopCounterMode(display=False, custom_mapping=dict(counts)) as counter:
         result = run()
     return result, {str(op): flops for op, flops in counter.get_flop_counts().get("Global", {}).items()}
 
@@ -55,10 +75,10 @@ class Flops:
         return sum(self.backward_by_op.values())
 
 
-def training_flops(model: nn.Module, kwargs: Mapping[str, Tensor], *, twins: bool = True) -> Flops:
+def training_flops(model: nn.Module, kwargs: Mapping[str, Tensor], counts: Counts = FILLED) -> Flops:
     """Of the model that returns a loss; leaves gradients behind."""
-    loss, forward = count_flops_by_op(lambda: model(**kwargs)["loss"], twins=twins)
-    _, backward = count_flops_by_op(loss.backward, twins=twins)
+    loss, forward = count_flops_by_op(lambda: model(**kwargs)["loss"], counts)
+    _, backward = count_flops_by_op(loss.backward, counts)
     return Flops(forward_by_op=forward, backward_by_op=backward)
 
 
