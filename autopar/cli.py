@@ -5,7 +5,6 @@ Every error that a user can mend is one message on stderr and exit code 2; 1 mea
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from autopar.cli_hardware import hardware_app
 from autopar.errors import AutoparError, InputError
 
 if TYPE_CHECKING:
@@ -40,13 +40,14 @@ class Commands(TyperGroup):
 
 HELP = {"no_args_is_help": True, "context_settings": {"help_option_names": ["-h", "--help"]}, "rich_markup_mode": None}
 app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, **HELP)  # type: ignore[arg-type]
-hardware_app = typer.Typer(help="Devices and links that plans can be made for.", **HELP)  # type: ignore[arg-type]
 app.add_typer(hardware_app, name="hardware")
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="package.module:function, path/file.py:function, or a Hugging Face config.json.")
 ]
-MeshOption = Annotated[str, typer.Option("--mesh", help="Devices per axis, slowest link first: 8, 2x4 or data=2,tensor=4.")]
+MeshOption = Annotated[
+    str, typer.Option("--mesh", help="Devices per axis, slowest link first: 8, 2x4, data=2,tensor=4@pcie-4.")
+]
 HardwareOption = Annotated[str, typer.Option("--hardware", help="A name from `autopar hardware list`, or a JSON file.")]
 MemoryOption = Annotated[str | None, typer.Option("--memory", help="Budget per device, as 70GiB; no limit if left out.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Global batch size of the example inputs.")]
@@ -176,25 +177,6 @@ def profile(
     print_pairs(loaded.name, [(name, str(getattr(found, name))) for name in names])
 
 
-@hardware_app.command("list")
-def hardware_list() -> None:
-    """The descriptions that come with autopar."""
-    from autopar import hardware
-
-    for name in hardware.known():
-        typer.echo(name)
-
-
-@hardware_app.command("show")
-def hardware_show(name: Annotated[str, typer.Argument(metavar="NAME", help="A known name, or a JSON file.")]) -> None:
-    """One description with its sources, as JSON."""
-    from dataclasses import asdict
-
-    from autopar import hardware
-
-    typer.echo(json.dumps(asdict(hardware.load(name)), indent=2))
-
-
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}, add_help_option=False
 )
@@ -214,12 +196,12 @@ def check_arguments(
     from autopar import hardware as devices
     from autopar.bytes import parse_bytes
 
-    if mesh is not None:
-        autopar.MeshSpec.of(mesh)
+    spec = None if mesh is None else autopar.MeshSpec.of(mesh)
     if memory is not None:
         parse_bytes(memory)
     if hardware is not None:
-        devices.load(hardware)
+        device = devices.load(hardware)
+        _ = spec and device.axis_links(spec)
     if output is not None and output.is_dir():
         raise InputError(f"{output} is a folder: give a file for the plan, as {output / 'plan.json'}")
 

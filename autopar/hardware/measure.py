@@ -1,0 +1,176 @@
+"""Timing ops on one device: matmuls by dtype and size, streaming ops, and an op that does next to nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from autopar.hardware.fit import OpSample
+
+Run = Callable[[], object]
+Stopwatch = Callable[[Run, int], float]
+Progress = Callable[[str], None]
+Agree = Callable[[float], float]
+
+BATCHES = 5
+MOST_REPEATS = 2000
+TF32 = "tf32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What is measured, and for how long: seconds per op, and per collective on all axes together.
+
+    No matmul is run that is expected to take longer than `longest_s`.
+    """
+
+    point_s: float
+    message_s: float
+    longest_s: float
+    matmul_sizes: tuple[int, ...]
+    stream_bytes: tuple[int, ...]
+    message_bytes: tuple[int, ...]
+
+
+KIB, MIB = 2**10, 2**20
+EFFORTS = {
+    ("cpu", False): Effort(
+        point_s=0.3,
+        message_s=0.3,
+        longest_s=0.8,
+        matmul_sizes=(128, 256, 512, 1024, 2048),
+        stream_bytes=(32 * MIB, 64 * MIB, 128 * MIB),
+        message_bytes=(KIB, 16 * KIB, 128 * KIB, MIB, 4 * MIB, 16 * MIB),
+    ),
+    ("cpu", True): Effort(
+        point_s=0.08,
+        message_s=0.1,
+        longest_s=0.2,
+        matmul_sizes=(256, 512, 1024),
+        stream_bytes=(32 * MIB, 64 * MIB),
+        message_bytes=(KIB, 64 * KIB, MIB, 8 * MIB),
+    ),
+    ("cuda", False): Effort(
+        point_s=0.3,
+        message_s=0.6,
+        longest_s=1.0,
+        matmul_sizes=(1024, 2048, 4096, 8192),
+        stream_bytes=(256 * MIB, 512 * MIB, 1024 * MIB),
+        message_bytes=(4 * KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB, 256 * MIB),
+    ),
+    ("cuda", True): Effort(
+        point_s=0.05,
+        message_s=0.1,
+        longest_s=0.3,
+        matmul_sizes=(2048, 4096, 8192),
+        stream_bytes=(256 * MIB, 512 * MIB),
+        message_bytes=(4 * KIB, 256 * KIB, 4 * MIB, 64 * MIB),
+    ),
+}
+"""By device type and whether it shall be quick."""
+
+DTYPES = {
+    "cpu": ("float32", "float64", "bfloat16", "float16"),
+    "cuda": ("float32", TF32, "float64", "bfloat16", "float16"),
+}
+
+
+def wall_clock(run: Run, repeats: int) -> float:
+    """Seconds per call, of calls that return when they are done."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
+
+
+def cuda_events(run: Run, repeats: int) -> float:
+    """Seconds per call on the device, of calls that return at once: events around a run of them."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / repeats
+
+
+STOPWATCHES: dict[str, Stopwatch] = {"cpu": wall_clock, "cuda": cuda_events}
+
+
+def seconds_per_call(run: Run, stopwatch: Stopwatch, point_s: float, agree: Agree = float) -> float:
+    """The mean of the fastest of some batches of calls, which take about `point_s` together, after warming up.
+
+    The fastest, because what else a machine does only ever makes a batch slower.
+
+    `agree` makes one number of those of all processes, where calls wait for each other: each must repeat as often.
+    """
+    stopwatch(run, 2)
+    once = max(agree(stopwatch(run, 1)), 1e-9)
+    repeats = min(max(int(point_s / BATCHES / once), 1), MOST_REPEATS)
+    batches = min(max(int(point_s / once), 1), BATCHES)
+    return agree(min(stopwatch(run, repeats) for _ in range(batches)))
+
+
+def measure_ops(
+    device: torch.device, effort: Effort, progress: Progress, dtypes: Sequence[str] | None = None
+) -> list[OpSample]:
+    """Samples of all three kinds, for `fit_roofline`."""
+    stopwatch = STOPWATCHES[device.type]
+    found = [launch_sample(device, stopwatch, effort, progress), *stream_samples(device, stopwatch, effort, progress)]
+    for dtype in dtypes or DTYPES[device.type]:
+        found += matmul_samples(device, stopwatch, effort, progress, dtype)
+    return found
+
+
+def launch_sample(device: torch.device, stopwatch: Stopwatch, effort: Effort, progress: Progress) -> OpSample:
+    """An addition of four numbers: all of it is what every op costs."""
+    progress("launch overhead")
+    a = torch.ones(4, device=device)
+    return OpSample(flops=0, bytes=48, dtype="float32", seconds=seconds_per_call(lambda: a + a, stopwatch, effort.point_s))
+
+
+def stream_samples(device: torch.device, stopwatch: Stopwatch, effort: Effort, progress: Progress) -> Iterator[OpSample]:
+    """Copies and additions into memory that is there, larger than caches; bytes read and written together."""
+    for size in effort.stream_bytes:
+        progress(f"memory bandwidth, {size // MIB} MiB")
+        a, b, c = (torch.ones(size // 4, device=device) for _ in range(3))
+        runs: tuple[tuple[int, Run], ...] = (
+            (2, lambda c=c, a=a: c.copy_(a)),
+            (3, lambda a=a, b=b, c=c: torch.add(a, b, out=c)),
+        )
+        for passes, run in runs:
+            seconds = seconds_per_call(run, stopwatch, effort.point_s)
+            yield OpSample(flops=0, bytes=passes * size, dtype="float32", seconds=seconds)
+
+
+def matmul_samples(
+    device: torch.device, stopwatch: Stopwatch, effort: Effort, progress: Progress, dtype: str
+) -> Iterator[OpSample]:
+    """Square matmuls of growing size, until the next would take too long; a multiply-add is two FLOPs."""
+    with precision("high" if dtype == TF32 else "highest"):
+        stored = torch.float32 if dtype == TF32 else getattr(torch, dtype)
+        per_flop_s = 0.0
+        for size in effort.matmul_sizes:
+            if per_flop_s * 2 * size**3 > effort.longest_s:
+                return
+            progress(f"matmul {dtype}, {size} x {size}")
+            a, b = (torch.rand(size, size, device=device).to(stored) for _ in range(2))
+            seconds = seconds_per_call(lambda a=a, b=b: a @ b, stopwatch, effort.point_s)
+            yield OpSample(flops=2 * size**3, bytes=3 * size**2 * a.element_size(), dtype=dtype, seconds=seconds)
+            per_flop_s = seconds / (2 * size**3)
+
+
+@contextmanager
+def precision(of_float32: str) -> Iterator[None]:
+    """Whether float32 matmuls may use TF32 ("high"), as it was before afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(of_float32)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
