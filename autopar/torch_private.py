@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import sympy
@@ -196,3 +197,97 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _freed(self, key: int) -> None:
         self.bytes -= self.alive.pop(key, 0)
+
+
+@dataclass(frozen=True)
+class SymbolicSizes:
+    """Fake tensors whose sizes may be symbols, and those symbols by name."""
+
+    mode: Any
+    sizes: Mapping[str, torch.SymInt]
+
+    def replaced(self) -> dict[str, tuple[Any, str]]:
+        """Symbols that code has meanwhile fixed: name -> (to what, where).
+
+        `ShapeEnv.replacements`, `ShapeEnv.guards` with `sloc` (torch 2.11 to 2.13).
+        """
+        env = self.mode.shape_env
+        found = {}
+        for name, size in self.sizes.items():
+            symbol = size.node._expr
+            if symbol in env.replacements:
+                where = [str(g.sloc) for g in env.guards if symbol in g.expr.free_symbols]
+                found[name] = env.replacements[symbol], where[0] if where else ""
+        return found
+
+    def guards(self) -> list[tuple[sympy.Basic, str]]:
+        """(condition on the symbols, where) of each branch that the code took by a size."""
+        return [(guard.expr, str(guard.sloc)) for guard in self.mode.shape_env.guards]
+
+
+def symbolic_sizes(examples: Mapping[str, int]) -> SymbolicSizes:
+    """A fake tensor mode with one symbol per name; `examples` decide branches.
+
+    `FakeTensorMode`, `ShapeEnv.create_symbol`, `ConstantSource` (torch 2.11 to 2.13).
+    """
+    from torch._dynamo.source import ConstantSource
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+    env = ShapeEnv()
+    sizes = {}
+    for name, example in examples.items():
+        source = ConstantSource(name)
+        symbol = env.create_symbol(example, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+        sizes[name] = cast(torch.SymInt, env.create_symintnode(symbol, hint=example, source=source))
+    return SymbolicSizes(FakeTensorMode(shape_env=env, allow_non_fake_inputs=True), sizes)
+
+
+def example_of(size: Any) -> Any:
+    """The example value of a symbolic int, float or bool; anything else as it is (`SymNode.hint`: torch 2.11 to 2.13)."""
+    return size.node.hint if isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) else size
+
+
+def wrapper_like(cls: type, fake: Tensor, requires_grad: bool) -> Any:
+    """A tensor of a subclass with the shape, strides, dtype and device of another (`_make_wrapper_subclass`: torch 2.11 to 2.13)."""
+    return Tensor._make_wrapper_subclass(
+        cls,
+        fake.shape,
+        strides=fake.stride(),
+        storage_offset=fake.storage_offset(),
+        dtype=fake.dtype,
+        device=fake.device,
+        requires_grad=requires_grad,
+    )
+
+
+def storage_key(tensor: Tensor) -> int:
+    """What tells one memory from another while both exist (`UntypedStorage._cdata`: torch 2.11 to 2.13)."""
+    return tensor.untyped_storage()._cdata
+
+
+def next_sequence_number() -> int:
+    """Of the next autograd node of this thread (`torch._C._autograd._get_sequence_nr`: torch 2.11 to 2.13)."""
+    return cast(int, torch._C._autograd._get_sequence_nr())
+
+
+def running_sequence_number() -> int | None:
+    """Of the autograd node that is running backward (`torch._C._current_autograd_node`, `_sequence_nr`: torch 2.11 to 2.13)."""
+    node = torch._C._current_autograd_node()
+    return None if node is None else cast(int, node._sequence_nr())
+
+
+def correct_aliasing(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+    """For subclasses: the result as autograd expects it (`return_and_correct_aliasing`: torch 2.11 to 2.13)."""
+    from torch.utils._python_dispatch import return_and_correct_aliasing
+
+    return return_and_correct_aliasing(func, args, kwargs, result)
+
+
+@contextmanager
+def symbolic_mode_alone(mode: Any) -> Iterator[None]:
+    """As `symbolic_mode`, with all other dispatch modes off (`_disable_current_modes`: torch 2.11 to 2.13)."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes(), symbolic_mode(mode):
+        yield

@@ -1,0 +1,57 @@
+"""What one op that runs costs: FLOPs, bytes read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+from autopar.ops.flops import SAME_COUNT_AS
+from autopar.profiler.tape import Kernel, Size, product
+from autopar.torch_private import example_of, pytree, size_of
+
+aten = torch.ops.aten
+
+MOVES_ONLY = frozenset(
+    [
+        aten.clone, aten.copy_, aten._to_copy, aten.cat, aten.stack, aten.index, aten.index_select, aten.index_put_, aten.index_put,
+        aten.gather, aten.scatter, aten.embedding, aten.fill_, aten.zero_, aten.full, aten.full_like, aten.zeros, aten.zeros_like,
+        aten.ones, aten.ones_like, aten.new_zeros, aten.new_full, aten.new_ones, aten.new_empty_strided, aten.empty,
+        aten.empty_like, aten.empty_strided, aten.arange, aten.constant_pad_nd, aten.slice_backward, aten.select_backward,
+        aten.repeat, aten.tril, aten.triu, aten.flip, aten.roll, aten.masked_fill, aten.masked_fill_, aten.where,
+    ]
+)  # fmt: skip
+"""Ops that compute nothing: no FLOPs of any kind."""
+
+
+def kernel(func: Any, args: Any, kwargs: Any, result: Any, path: str, rename: Callable[[Size], Size]) -> Kernel:
+    """Of an op on tensors that have shapes; `rename` puts the program's symbols into sizes."""
+    packet = func._overloadpacket
+    count = flop_registry.get(packet)
+    ours = count or flop_registry.get(SAME_COUNT_AS.get(packet))
+    flops = 0 if ours is None else rename(size_of(ours(*args, **kwargs, out_val=result)))
+    read, made = tensors(args, kwargs), tensors(result)
+    largest = max(made + read, key=lambda t: product(example_of(n) for n in t.shape), default=None)
+    counts_nothing = ours is not None or packet in MOVES_ONLY or largest is None or not largest.is_floating_point()
+    pointwise = torch.Tag.pointwise in func.tags
+    other = 0 if counts_nothing else elements(made[0] if pointwise and made else largest)
+    return Kernel(
+        op=str(packet),
+        path=path,
+        flops=flops,
+        other_flops=rename(other),
+        bytes=rename(sum(elements(t) * t.dtype.itemsize for t in (*read, *made))),
+        dtype=str((made or read)[0].dtype).removeprefix("torch.") if made or read else "",
+        counted=count is not None,
+    )
+
+
+def tensors(*trees: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(trees) if isinstance(leaf, Tensor)]
+
+
+def elements(tensor: Tensor | None) -> Size:
+    return 0 if tensor is None else product(size_of(n) for n in tensor.shape)

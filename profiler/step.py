@@ -1,0 +1,232 @@
+"""One training step of a model on shapes alone: forward, loss, backward, as its own code runs them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from autopar.errors import InputError, TraceError
+from autopar.profiler.block_runs import Block, NotFoldable, StandIn, mark_gradients
+from autopar.profiler.blocks import BlockType, repeated
+from autopar.profiler.known import Known
+from autopar.profiler.shape_tensor import Recorder, ShapeTensor
+from autopar.profiler.tape import BACKWARD, FORWARD, INPUT, STATE, Size, Storage, Tape
+from autopar.torch_private import pytree, symbolic_sizes
+
+Marks = Sequence[Mapping[int, str]]
+"""For each flattened input the names of its dynamic dims."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What a step did. `blocks` are the types of block that were run once for all their members."""
+
+    forward: Tape
+    backward: Tape | None
+    state: tuple[Storage, ...]
+    inputs: tuple[Storage, ...]
+    blocks: tuple[BlockType, ...]
+    symbols: Mapping[str, sympy.Symbol]
+    assumptions: tuple[sympy.Basic, ...]
+
+
+def record(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    marks: Marks,
+    *,
+    training: bool = True,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Recording:
+    """Run forward and backward of `model` (forward only, without gradients and in eval mode, if not `training`).
+
+    The model is copied, tensors replaced by shapes. Blocks that turn out to differ, or to do more than compute results, are
+    all run. Raises TraceError for code that needs data, or that fixes a dynamic dim.
+    """
+    kinds = repeated(model)
+    while True:
+        try:
+            return _Step(model, marks, kinds, training, device, progress).run(args, kwargs)
+        except NotFoldable as error:
+            kinds = [kind for kind in kinds if kind is not error.block]
+
+
+class _Step:
+    def __init__(
+        self,
+        model: nn.Module,
+        marks: Marks,
+        kinds: list[BlockType],
+        training: bool,
+        device: str,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.original, self.marks, self.kinds, self.training, self.progress = model, marks, kinds, training, progress
+        self.device = device
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recording:
+        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+        examples = {
+            name: int(leaf.shape[dim]) for mark, leaf in zip(self.marks, leaves, strict=True) for dim, name in mark.items()
+        }
+        sizes = symbolic_sizes(examples)
+        self.symbols = {name: sympy.Symbol(name, integer=True, positive=True) for name in examples}
+        self.names = {size.node.expr: self.symbols[name] for name, size in sizes.sizes.items()}
+        self.recorder = recorder = Recorder(sizes, self.rename, self.device)
+        forward, backward = Tape(FORWARD), Tape(BACKWARD) if self.training else None
+        with recorder, torch.set_grad_enabled(self.training), saved_tensors_hooks(self.note_saved, lambda tensor: tensor):
+            self.state = self.make_state()
+            model = self.copy()
+            if not self.training:
+                model.eval()
+            given = [self.enter(leaf, mark, sizes.sizes) for leaf, mark in zip(leaves, self.marks, strict=True)]
+            inputs = tuple({recorder.storage(t): None for t in given if isinstance(t, ShapeTensor)})
+            own_args, own_kwargs = pytree.tree_unflatten(given, spec)
+            self.progress("forward")
+            with recorder.writing(forward), self.errors():
+                ends = losses(model(*own_args, **own_kwargs), self.training)
+            if backward is not None:
+                self.progress("backward")
+                with recorder.writing(backward), self.errors():
+                    run_backward(recorder, ends)
+                    mark_gradients(recorder, self.state.values())
+            with recorder.writing(Tape(BACKWARD)):
+                del ends, model, given, own_args, own_kwargs
+        self.check_fixed()
+        return Recording(
+            forward=forward,
+            backward=backward,
+            state=tuple(recorder.storage(t) for t in self.state.values()),
+            inputs=inputs,
+            blocks=tuple(self.kinds),
+            symbols=self.symbols,
+            assumptions=tuple(dict.fromkeys(guard.xreplace(self.names) for guard, _ in sizes.guards())),
+        )
+
+    def rename(self, size: Size) -> Size:
+        return size if isinstance(size, int) else sympy.sympify(size).xreplace(self.names)
+
+    def note_saved(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, ShapeTensor):
+            self.recorder.storage(tensor).saved = True
+        return tensor
+
+    def make_state(self) -> dict[int, ShapeTensor]:
+        """For each parameter and buffer, by id, its stand-in."""
+        found: dict[int, ShapeTensor] = {}
+        for kind, tensors in (("parameter", self.original.parameters()), ("buffer", self.original.buffers())):
+            for tensor in tensors:
+                fake = self.recorder.empty(tensor.shape, tensor.stride(), tensor.dtype)
+                self.recorder.adopt(fake, Storage(self.recorder.bytes(fake), STATE, op=kind))
+                known = Known(value=tensor) if kind == "buffer" and tensor.device.type != "meta" else None
+                found[id(tensor)] = ShapeTensor(fake, known, requires_grad=tensor.requires_grad)
+                if kind == "parameter":
+                    found[id(tensor)]._is_param = True  # type: ignore[attr-defined]
+        return found
+
+    def copy(self) -> nn.Module:
+        """The model on the state's stand-ins, with one member of each repeated block."""
+        memo: dict[int, Any] = dict(self.state)
+        for kind in self.kinds:
+            path, first = kind.members[0]
+            block = Block(kind, copy.deepcopy(first, memo), self.recorder, self.inside)
+            self.watch(block.module, path)
+            memo |= {id(member): StandIn(block, path) for path, member in kind.members}
+        try:
+            model = copy.deepcopy(self.original, memo)
+        except Exception as error:
+            raise TraceError(f"the model cannot be copied: {type(error).__name__}: {error}") from error
+        self.watch(model, "")
+        return model
+
+    def watch(self, module: nn.Module, prefix: str) -> None:
+        """Tell the recorder which module is running."""
+        for name, child in module.named_modules():
+            path = f"{prefix}.{name}" if prefix and name else prefix or name
+            if isinstance(child, StandIn):
+                continue
+            before: list[str] = []
+            child.register_forward_pre_hook(self.entering(path, before), prepend=True)
+            child.register_forward_hook(self.leaving(before), always_call=True)
+
+    def entering(self, path: str, before: list[str]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            before.append(self.recorder.here)
+            self.recorder.here = path
+
+        return hook
+
+    def leaving(self, before: list[str]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, result: Any) -> None:
+            self.recorder.here = before.pop()
+
+        return hook
+
+    @contextmanager
+    def inside(self, path: str) -> Iterator[None]:
+        self.progress(path)
+        yield
+
+    def enter(self, leaf: Any, mark: Mapping[int, str], sizes: Mapping[str, Any]) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        shape = [sizes[mark[dim]] if dim in mark else size for dim, size in enumerate(leaf.shape)]
+        stride = dense(shape) if mark or leaf.is_contiguous() else leaf.stride()
+        fake = self.recorder.empty(shape, stride, leaf.dtype)
+        self.recorder.adopt(fake, Storage(self.recorder.bytes(fake), INPUT))
+        known = None if leaf.device.type == "meta" or isinstance(leaf, ShapeTensor) else Known(value=leaf)
+        return ShapeTensor(fake, known, requires_grad=leaf.requires_grad)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (NotFoldable, TraceError, InputError):
+            raise
+        except Exception as error:
+            where = self.recorder.here or type(self.original).__name__
+            raise TraceError(f"{where} cannot run on shapes alone: {type(error).__name__}: {error}") from error
+
+    def check_fixed(self) -> None:
+        for name, (value, where) in self.recorder.sizes.replaced().items():
+            at = f" ({where})" if where else ""
+            raise TraceError(
+                f"dim {name!r} cannot be dynamic: the model fixes it to {value}{at}; leave it out of `dynamic`, "
+                "or make the code work for any size"
+            )
+
+
+def dense(shape: Sequence[Any]) -> tuple[Any, ...]:
+    strides: list[Any] = []
+    step: Any = 1
+    for size in reversed(shape):
+        strides.insert(0, step)
+        step = step * size
+    return tuple(strides)
+
+
+def losses(results: Any, training: bool) -> list[Any]:
+    """What backward starts from: the loss if there is one, else every result with a gradient."""
+    named = results.get("loss") if isinstance(results, Mapping) else getattr(results, "loss", None)
+    if isinstance(named, Tensor) and named.ndim == 0:
+        return [named]
+    tensors = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
+    ends = [t for t in tensors if t.requires_grad]
+    scalars = [t for t in ends if t.ndim == 0]
+    return (scalars[:1] or ends) if training else tensors
+
+
+def run_backward(recorder: Recorder, ends: list[Any]) -> None:
+    if not ends:
+        raise TraceError("no result of the model depends on a parameter that is trained: there is nothing to differentiate")
+    torch.autograd.backward(ends, [torch.ones_like(end) for end in ends])
