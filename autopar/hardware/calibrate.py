@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,8 @@ from autopar.hardware.measure import EFFORTS, Effort, Progress, measure_ops
 from autopar.hardware.measure_links import BACKENDS, measure_axis
 from autopar.ir.conversion import COLLECTIVES
 from autopar.ir.mesh import MeshSpec
+
+Sample = TypeVar("Sample", OpSample, CollectiveSample)
 
 BAD_MEDIAN, BAD_WORST = 0.25, 1.0
 """Relative errors above which a fit is called bad."""
@@ -96,7 +99,7 @@ def calibrate(
     if rest.device_type != device_type:
         raise HardwareError(f"--like {rest.name} describes a {rest.device_type} device, this is a {device_type} one")
     with process_group(job, device):
-        samples = combined(measure_ops(device, effort, progress), job)
+        samples = slowest_of_all(fastest([measure_ops(device, effort, progress) for _ in range(effort.passes)]), job)
         links = measure_mesh(spec, device, effort, progress) if spec else {}
     return assemble(name, device, job, spec, rest, samples, links)
 
@@ -156,19 +159,30 @@ def measure_mesh(spec: MeshSpec, device: torch.device, effort: Effort, progress:
     """Samples by axis; axes of one device have none."""
     mesh = init_device_mesh(device.type, spec.sizes, mesh_dim_names=spec.names)
     axes = [name for name, size in zip(spec.names, spec.sizes, strict=True) if size > 1]
-    return {axis: list(measure_axis(mesh, axis, device, effort, progress)) for axis in axes}
+    return {
+        axis: fastest([list(measure_axis(mesh, axis, device, effort, progress)) for _ in range(effort.passes)]) for axis in axes
+    }
 
 
-def combined(samples: Sequence[OpSample], job: Job) -> list[OpSample]:
+def fastest(passes: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """Of everything that all passes measured, the shortest: whatever else the machine did, it did not do it all the time."""
+    return merged(passes, min)
+
+
+def slowest_of_all(samples: Sequence[OpSample], job: Job) -> list[OpSample]:
     """What the slowest process measured of each op that all of them did."""
     if not job.distributed:
         return list(samples)
-    everyone: list[list[OpSample]] = [[] for _ in range(job.world_size)]
+    everyone: list[Sequence[OpSample]] = [[] for _ in range(job.world_size)]
     dist.all_gather_object(everyone, list(samples))
-    seconds: dict[OpSample, list[float]] = {}
-    for sample in (sample for own in everyone for sample in own):
+    return merged(everyone, max)
+
+
+def merged(lists: Sequence[Sequence[Sample]], choose: Callable[[list[float]], float]) -> list[Sample]:
+    seconds: dict[Sample, list[float]] = {}
+    for sample in (sample for samples in lists for sample in samples):
         seconds.setdefault(replace(sample, seconds=0.0), []).append(sample.seconds)
-    return [replace(op, seconds=max(own)) for op, own in seconds.items() if len(own) == job.world_size]
+    return [replace(what, seconds=choose(own)) for what, own in seconds.items() if len(own) == len(lists)]
 
 
 def assemble(

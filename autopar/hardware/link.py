@@ -95,7 +95,8 @@ class Link:
     peers: int | None = None
 
     def __post_init__(self) -> None:
-        for figures in (self, *self.figures.values()):
+        own = LinkFigures(bytes_per_s=self.bytes_per_s, latency_s=self.latency_s)
+        for figures in (own, *self.figures.values()):
             if figures.bytes_per_s <= 0 or figures.latency_s < 0:
                 raise ValueError(f"link {self.name!r}: bytes_per_s must be positive and latency_s not negative")
         if unknown := sorted({*self.algorithms, *self.figures} - set(COLLECTIVES)):

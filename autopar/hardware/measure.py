@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -23,11 +24,12 @@ TF32 = "tf32"
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """What is measured, and for how long: seconds per op, and per collective on all axes together.
+    """What is measured, and for how long: seconds per op, and per collective on all axes together, in each of some passes.
 
     No matmul is run that is expected to take longer than `longest_s`.
     """
 
+    passes: int
     point_s: float
     message_s: float
     longest_s: float
@@ -39,33 +41,37 @@ class Effort:
 KIB, MIB = 2**10, 2**20
 EFFORTS = {
     ("cpu", False): Effort(
-        point_s=0.3,
-        message_s=0.3,
-        longest_s=0.8,
+        passes=3,
+        point_s=0.1,
+        message_s=0.1,
+        longest_s=0.3,
         matmul_sizes=(128, 256, 512, 1024, 2048),
         stream_bytes=(32 * MIB, 64 * MIB, 128 * MIB),
         message_bytes=(KIB, 16 * KIB, 128 * KIB, MIB, 4 * MIB, 16 * MIB),
     ),
     ("cpu", True): Effort(
-        point_s=0.08,
-        message_s=0.1,
-        longest_s=0.2,
+        passes=2,
+        point_s=0.04,
+        message_s=0.04,
+        longest_s=0.15,
         matmul_sizes=(256, 512, 1024),
         stream_bytes=(32 * MIB, 64 * MIB),
-        message_bytes=(KIB, 64 * KIB, MIB, 8 * MIB),
+        message_bytes=(KIB, 128 * KIB, 4 * MIB),
     ),
     ("cuda", False): Effort(
-        point_s=0.3,
-        message_s=0.6,
-        longest_s=1.0,
+        passes=3,
+        point_s=0.1,
+        message_s=0.2,
+        longest_s=0.5,
         matmul_sizes=(1024, 2048, 4096, 8192),
         stream_bytes=(256 * MIB, 512 * MIB, 1024 * MIB),
         message_bytes=(4 * KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB, 256 * MIB),
     ),
     ("cuda", True): Effort(
-        point_s=0.05,
-        message_s=0.1,
-        longest_s=0.3,
+        passes=2,
+        point_s=0.03,
+        message_s=0.05,
+        longest_s=0.2,
         matmul_sizes=(2048, 4096, 8192),
         stream_bytes=(256 * MIB, 512 * MIB),
         message_bytes=(4 * KIB, 256 * KIB, 4 * MIB, 64 * MIB),
@@ -89,7 +95,7 @@ def wall_clock(run: Run, repeats: int) -> float:
 
 def cuda_events(run: Run, repeats: int) -> float:
     """Seconds per call on the device, of calls that return at once: events around a run of them."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     start.record()
     for _ in range(repeats):
@@ -105,15 +111,14 @@ STOPWATCHES: dict[str, Stopwatch] = {"cpu": wall_clock, "cuda": cuda_events}
 def seconds_per_call(run: Run, stopwatch: Stopwatch, point_s: float, agree: Agree = float) -> float:
     """The mean of the fastest of some batches of calls, which take about `point_s` together, after warming up.
 
-    The fastest, because what else a machine does only ever makes a batch slower.
-
-    `agree` makes one number of those of all processes, where calls wait for each other: each must repeat as often.
+    The fastest, because what else a machine does only ever makes a batch slower. `agree` makes one number of those of all
+    processes, where calls wait for each other: each must repeat as often.
     """
-    stopwatch(run, 2)
+    stopwatch(run, 1)
     once = max(agree(stopwatch(run, 1)), 1e-9)
+    batches = min(int(point_s / once), BATCHES)
     repeats = min(max(int(point_s / BATCHES / once), 1), MOST_REPEATS)
-    batches = min(max(int(point_s / once), 1), BATCHES)
-    return agree(min(stopwatch(run, repeats) for _ in range(batches)))
+    return min(once, agree(min(stopwatch(run, repeats) for _ in range(batches)))) if batches else once
 
 
 def measure_ops(
@@ -139,11 +144,7 @@ def stream_samples(device: torch.device, stopwatch: Stopwatch, effort: Effort, p
     for size in effort.stream_bytes:
         progress(f"memory bandwidth, {size // MIB} MiB")
         a, b, c = (torch.ones(size // 4, device=device) for _ in range(3))
-        runs: tuple[tuple[int, Run], ...] = (
-            (2, lambda c=c, a=a: c.copy_(a)),
-            (3, lambda a=a, b=b, c=c: torch.add(a, b, out=c)),
-        )
-        for passes, run in runs:
+        for passes, run in ((2, partial(c.copy_, a)), (3, partial(torch.add, a, b, out=c))):
             seconds = seconds_per_call(run, stopwatch, effort.point_s)
             yield OpSample(flops=0, bytes=passes * size, dtype="float32", seconds=seconds)
 
@@ -160,7 +161,7 @@ def matmul_samples(
                 return
             progress(f"matmul {dtype}, {size} x {size}")
             a, b = (torch.rand(size, size, device=device).to(stored) for _ in range(2))
-            seconds = seconds_per_call(lambda a=a, b=b: a @ b, stopwatch, effort.point_s)
+            seconds = seconds_per_call(partial(torch.matmul, a, b), stopwatch, effort.point_s)
             yield OpSample(flops=2 * size**3, bytes=3 * size**2 * a.element_size(), dtype=dtype, seconds=seconds)
             per_flop_s = seconds / (2 * size**3)
 

@@ -21,6 +21,7 @@ from tests.hardware.test_files import unsourced
 from tests.processes import run_processes
 
 SHORT = Effort(
+    passes=2,
     point_s=0.02,
     message_s=0.01,
     longest_s=0.05,

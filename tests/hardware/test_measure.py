@@ -9,12 +9,18 @@ import pytest
 import torch
 
 from autopar.errors import HardwareError, MeshError
-from autopar.hardware.calibrate import Job, combined, resembling_gpu
+from autopar.hardware.calibrate import Job, fastest, resembling_gpu, slowest_of_all
 from autopar.hardware.fit import OpSample
 from autopar.hardware.measure import DTYPES, EFFORTS, KIB, TF32, Effort, Run, measure_ops, precision, seconds_per_call
 
 TINY = Effort(
-    point_s=0.002, message_s=0.002, longest_s=0.05, matmul_sizes=(32, 64), stream_bytes=(64 * KIB,), message_bytes=(KIB,)
+    passes=1,
+    point_s=0.002,
+    message_s=0.002,
+    longest_s=0.05,
+    matmul_sizes=(32, 64),
+    stream_bytes=(64 * KIB,),
+    message_bytes=(KIB,),
 )
 
 
@@ -30,15 +36,15 @@ class Pretended:
 
 
 def test_short_calls_are_repeated_and_the_fastest_batch_counts() -> None:
-    watch = Pretended(9.0, 0.001, 0.003, 0.002, 0.004, 0.003, 0.003)
-    assert seconds_per_call(lambda: None, watch, point_s=0.1) == 0.002
-    assert watch.asked == [2, 1, 20, 20, 20, 20, 20]
+    watch = Pretended(9.0, 0.001, 0.003, 0.0005, 0.004, 0.003, 0.003)
+    assert seconds_per_call(lambda: None, watch, point_s=0.1) == 0.0005
+    assert watch.asked == [1, 1, 20, 20, 20, 20, 20]
 
 
 def test_long_calls_are_not() -> None:
     watch = Pretended(3.0)
     assert seconds_per_call(lambda: None, watch, point_s=0.1) == 3.0
-    assert watch.asked == [2, 1, 1]
+    assert watch.asked == [1, 1]
 
 
 def test_processes_agree_on_how_often() -> None:
@@ -85,9 +91,9 @@ def stop_within(context: AbstractContextManager[None]) -> None:
 def test_every_effort_is_within_its_time() -> None:
     """Seconds that points ask for, before warming up: 60 by default and 15 when quick, for two axes."""
     for (device, quick), effort in EFFORTS.items():
-        matmuls = len(DTYPES[device]) * len(effort.matmul_sizes)
-        asked = (1 + 2 * len(effort.stream_bytes) + matmuls) * effort.point_s + 4 * len(effort.message_bytes) * effort.message_s
-        assert asked < (8 if quick else 30)
+        ops = 1 + 2 * len(effort.stream_bytes) + len(DTYPES[device]) * len(effort.matmul_sizes)
+        asked = effort.passes * (ops * effort.point_s + 4 * len(effort.message_bytes) * effort.message_s)
+        assert asked < (5 if quick else 30)
 
 
 def test_jobs() -> None:
@@ -143,6 +149,13 @@ def test_unknown_devices_are_asked_for(name: str) -> None:
         resembling_gpu(name, 2**34)
 
 
-def test_one_process_combines_to_itself() -> None:
-    samples = [OpSample(flops=1, bytes=1, dtype="float32", seconds=s) for s in (1.0, 2.0)]
-    assert combined(samples, Job()) == samples
+def op(flops: float, seconds: float) -> OpSample:
+    return OpSample(flops=flops, bytes=1, dtype="float32", seconds=seconds)
+
+
+def test_the_fastest_pass_counts_of_what_all_passes_measured() -> None:
+    assert fastest([[op(1, 3.0), op(2, 1.0)], [op(1, 2.0), op(2, 4.0), op(3, 1.0)]]) == [op(1, 2.0), op(2, 1.0)]
+
+
+def test_one_process_is_its_own_slowest() -> None:
+    assert slowest_of_all([op(1, 1.0)], Job()) == [op(1, 1.0)]
