@@ -10,12 +10,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-Inputs = dict[str, Tensor]
+from tests.zoo_parts import (
+    HEADS,
+    HIDDEN,
+    IMAGE,
+    LABELS,
+    VOCAB,
+    Clip,
+    Inputs,
+    Net,
+    UNet,
+    batchnorm,
+    captions,
+    encoder,
+    features,
+    mlp,
+    padded_tokens,
+    pair,
+    pixels,
+    segments,
+    tokens,
+    waveform,
+)
+
 Dims = Mapping[str, Mapping[int, str]]
-
-HIDDEN, HEADS, VOCAB, LABELS, IMAGE = 32, 4, 96, 10, 32
 
 TOKENS: Dims = {"input_ids": {0: "batch", 1: "seq"}, "labels": {0: "batch", 1: "seq"}}
 PIXELS: Dims = {"pixel_values": {0: "batch"}, "labels": {0: "batch"}}
@@ -62,21 +82,6 @@ def hf(model: str, config: str = "", /, *, layers: tuple[str, ...] = ("num_hidde
     return make
 
 
-def tokens(batch: int, seq: int) -> Inputs:
-    ids = torch.randint(2, VOCAB, (batch, seq))
-    return {"input_ids": ids, "labels": ids.clone()}
-
-
-def padded_tokens(batch: int, seq: int) -> Inputs:
-    mask = torch.ones(batch, seq, dtype=torch.long)
-    mask[::2, -3:] = 0
-    return {**tokens(batch, seq), "attention_mask": mask}
-
-
-def pixels(batch: int, seq: int) -> Inputs:
-    return {"pixel_values": torch.randn(batch, 3, IMAGE, IMAGE), "labels": torch.randint(LABELS, (batch,))}
-
-
 DECODER: dict[str, Any] = {"hidden_size": HIDDEN, "num_attention_heads": HEADS, "vocab_size": VOCAB, "pad_token_id": 0}
 GROUPED = DECODER | {"intermediate_size": 3 * HIDDEN, "num_key_value_heads": HEADS // 2}
 ENCODER: dict[str, Any] = {
@@ -104,97 +109,6 @@ SEQ2SEQ: dict[str, Any] = NO_DROPOUT | {
     "decoder_layerdrop": 0.0,
 }
 BOTH_STACKS = ("encoder_layers", "decoder_layers")
-
-
-class Net(nn.Module):
-    """A body, and the mean squared error of what it returns."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return {"loss": nn.functional.mse_loss(self.body(x), y)}
-
-
-class UNet(nn.Module):
-    """Two scales with a skip connection; GroupNorm and SiLU, as in diffusion models."""
-
-    def __init__(self, channels: int, layers: int) -> None:
-        super().__init__()
-        self.enter = nn.Conv2d(3, channels, 3, padding=1)
-        self.down = nn.Sequential(*(self.block(channels, channels) for _ in range(layers)))
-        self.shrink = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
-        self.middle = nn.Sequential(*(self.block(2 * channels, 2 * channels) for _ in range(layers)))
-        self.grow = nn.ConvTranspose2d(2 * channels, channels, 2, stride=2)
-        self.up = self.block(2 * channels, channels)
-        self.leave = nn.Conv2d(channels, 3, 1)
-
-    @staticmethod
-    def block(inward: int, outward: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(inward, outward, 3, padding=1), nn.GroupNorm(4, outward), nn.SiLU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        skip = self.down(self.enter(x))
-        x = self.grow(self.middle(self.shrink(skip)))
-        return self.leave(self.up(torch.cat([x, skip], dim=1)))  # type: ignore[no-any-return]
-
-
-def mlp(layers: int, attention: str) -> nn.Module:
-    blocks = (nn.Sequential(nn.Linear(HIDDEN, 2 * HIDDEN), nn.GELU(), nn.Linear(2 * HIDDEN, HIDDEN)) for _ in range(layers))
-    return Net(nn.Sequential(*blocks))
-
-
-def encoder(layers: int, attention: str) -> nn.Module:
-    layer = nn.TransformerEncoderLayer(HIDDEN, HEADS, 4 * HIDDEN, dropout=0.0, batch_first=True)
-    return Net(nn.TransformerEncoder(layer, layers, enable_nested_tensor=False))
-
-
-def batchnorm(layers: int, attention: str) -> nn.Module:
-    conv = (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(layers))
-    return Net(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *conv, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 8 * 8, LABELS)))
-
-
-def pair(x: tuple[int, ...], y: tuple[int, ...]) -> Callable[[int, int], Inputs]:
-    """Random x and y of these shapes, batch first; -1 stands for seq."""
-
-    def make(batch: int, seq: int) -> Inputs:
-        sized = [[batch, *(seq if n == -1 else n for n in shape)] for shape in (x, y)]
-        return {"x": torch.randn(sized[0]), "y": torch.randn(sized[1])}
-
-    return make
-
-
-def features(batch: int, seq: int) -> Inputs:
-    """Two audio frames per position of the encoder, and half as many tokens to say."""
-    return {"input_features": torch.randn(batch, 16, 2 * seq), "labels": torch.randint(2, VOCAB, (batch, seq // 2))}
-
-
-def waveform(batch: int, seq: int) -> Inputs:
-    return {"input_values": torch.randn(batch, 40 * seq), "labels": torch.randint(LABELS, (batch,))}
-
-
-def segments(batch: int, seq: int) -> Inputs:
-    images = torch.randn(batch, 3, 2 * IMAGE, 2 * IMAGE)
-    return {"pixel_values": images, "labels": torch.randint(LABELS, (batch, 2 * IMAGE, 2 * IMAGE))}
-
-
-def captions(batch: int, seq: int) -> Inputs:
-    ids = torch.randint(3, VOCAB - 1, (batch, seq))
-    ids[:, -1] = VOCAB - 1
-    return {"input_ids": ids, "pixel_values": torch.randn(batch, 3, IMAGE, IMAGE)}
-
-
-class Clip(nn.Module):
-    """CLIP, asked for its contrastive loss."""
-
-    def __init__(self, clip: nn.Module) -> None:
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, input_ids: Tensor, pixel_values: Tensor) -> dict[str, Tensor]:
-        out = self.clip(input_ids=input_ids, pixel_values=pixel_values, return_loss=True)
-        return {"loss": out.loss}
 
 
 def clip(layers: int, attention: str) -> nn.Module:

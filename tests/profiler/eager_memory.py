@@ -10,6 +10,7 @@ so the logits die as soon as the model has returned, unless backward needs them.
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -133,7 +134,8 @@ def mem_tracker_peaks(
     """Peak bytes of each step by torch's own `MemTracker`, which knows the model, its inputs and the optimizer."""
     stepper = optimizer(model.parameters())
     peaks = []
-    with _no_collection():
+    with _no_collection(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Module is None")  # figures by module go without a hook or two, totals do not
         for _ in range(steps):
             tracker = TotalsTracker()
             tracker.track_external(model, stepper, *kwargs.values())
