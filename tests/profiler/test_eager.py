@@ -14,7 +14,7 @@ from tests.zoo import ZOO
 FAST = {"gpt2", "bart", "mixtral", "resnet", "mlp", "batchnorm"}
 each_setup = pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in ZOO])
 HELD_BY_MEM_TRACKER = {"bart": 6144, "whisper": 3072}
-"""Its module hooks keep outputs of the encoder, which every layer of the decoder is given, for some time of the backward."""
+"""Its hooks hold the gradients of a decoder layer's inputs until the last, the encoder's output, has its own."""
 
 
 @each_setup
