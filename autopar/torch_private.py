@@ -88,12 +88,18 @@ def fake_mode() -> contextlib.AbstractContextManager[object]:
 
 
 def graph_being_traced() -> torch.fx.Graph:
-    """The graph that the running `make_fx` writes (`get_proxy_mode().tracer`: torch 2.13)."""
+    """The graph that the running `make_fx` writes."""
+    graph = graph_if_traced()
+    assert graph is not None, "no make_fx is running"
+    return graph
+
+
+def graph_if_traced() -> torch.fx.Graph | None:
+    """The graph that a running `make_fx` or `torch.export` writes (`get_proxy_mode().tracer`: torch 2.11 to 2.13)."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     mode = get_proxy_mode()
-    assert mode is not None, "no make_fx is running"
-    return mode.tracer.graph
+    return None if mode is None else mode.tracer.graph
 
 
 def rename_symbols(val: Any, names: Mapping[sympy.Symbol, sympy.Symbol]) -> Any:
@@ -153,6 +159,13 @@ def fixed_sizes(mode: Any, symbols: Mapping[str, sympy.Symbol]) -> dict[str, sym
     return {name: replaced[symbol] for name, symbol in symbols.items() if symbol in replaced}
 
 
+def in_python_dispatcher() -> contextlib.AbstractContextManager[object]:
+    """Inside it, ops written in C++ that read sizes as numbers give way to their Python equals (as in `symbolic_mode`)."""
+    from torch._dispatch.python import enable_python_dispatcher
+
+    return enable_python_dispatcher()
+
+
 @contextmanager
 def symbolic_mode(mode: Any) -> Iterator[None]:
     """Inside it, tensors are fake tensors of `mode`, and ops run on symbolic sizes without fixing them.
@@ -160,9 +173,7 @@ def symbolic_mode(mode: Any) -> Iterator[None]:
     `torch._dispatch.python.enable_python_dispatcher` (torch 2.11 to 2.13): kernels in C++ that read sizes as numbers, such
     as constant_pad_nd's, give way to their Python equals.
     """
-    from torch._dispatch.python import enable_python_dispatcher
-
-    with mode, enable_python_dispatcher():
+    with mode, in_python_dispatcher():
         yield
 
 
@@ -291,3 +302,25 @@ def symbolic_mode_alone(mode: Any) -> Iterator[None]:
 
     with _disable_current_modes(), symbolic_mode(mode):
         yield
+
+
+def is_grad_switch(target: Any) -> bool:
+    """Whether a node that is being traced turns gradients on or off (`torch._C._set_grad_enabled`: torch 2.11 to 2.13)."""
+    return target is torch._C._set_grad_enabled
+
+
+def active_modes() -> list[Any]:
+    """All modes that see ops before they run: a default device, a tracer (`_get_current_*_mode_stack`: torch 2.11 to 2.13)."""
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    return [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]  # type: ignore[no-untyped-call]
+
+
+def is_plain_fake(tensor: Tensor) -> bool:
+    """A fake tensor whose content nobody knows and that nobody gave attributes (`FakeTensor`: torch 2.11 to 2.13)."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    own = {"fake_mode", "constant", "pytype", "dispatch_keys", "real_tensor"}
+    private = all(name in own or name.startswith("_") for name in vars(tensor))
+    return type(tensor) is FakeTensor and tensor.constant is None and private

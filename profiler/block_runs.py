@@ -9,8 +9,9 @@ on the model's tape that the block's tape runs here. Memory that enters or leave
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from autopar.profiler.blocks import BlockType
 from autopar.profiler.known import Known
 from autopar.profiler.shape_tensor import Recorder, ShapeTensor
-from autopar.profiler.tape import BACKWARD, FORWARD, GRADIENT, MADE, BlockCall, Storage, Tape
+from autopar.profiler.tape import BACKWARD, FORWARD, GRADIENT, MADE, BlockCall, Freed, Made, Storage, Tape
 from autopar.torch_private import pytree, size_of, storage_key, symbolic_mode_alone
 
 ENTERS = "enters"
@@ -63,6 +64,8 @@ class Template:
     constants: tuple[Any, ...]
     roots: list[Tensor] | None
     gradients: list[Any]
+    again: Callable[[], Template] | None = None
+    """Runs forward once more, for a backward of another kind."""
     backward: dict[tuple[bool, ...], tuple[Tape, tuple[Like | None, ...]]] = field(default_factory=dict)
 
 
@@ -74,10 +77,11 @@ class Block:
         self.templates: dict[Any, Template] = {}
         self.anchor = ShapeTensor(recorder.empty((), (), torch.float32), requires_grad=True)
         self.called: set[str] = set()
+        self.own_hooks = self._hooks()
 
     def call(self, path: str, args: Any, kwargs: Any) -> Any:
         """What the member at `path` gives for these arguments."""
-        if path in self.called:
+        if path in self.called or self._hooks() != self.own_hooks:
             raise NotFoldable(self.kind)
         self.called.add(path)
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -88,11 +92,18 @@ class Block:
         constants = tuple(None if isinstance(leaf, Tensor) else self._constant(leaf) for leaf in leaves)
         key = (str(spec), constants, tuple(like.key for like in likes), torch.is_grad_enabled())
         if key not in self.templates:
-            self.templates[key] = self._trace(likes, leaves, spec, [t.known for t in tensors])
+            marked = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            again = partial(self._trace, likes, marked, spec, [t.known for t in tensors], torch.is_grad_enabled())
+            self.templates[key] = again()
+            self.templates[key].again = again
         template = self.templates[key]
         results = _Call.apply(self, template, path, storages, self.anchor, *tensors)
         flat = iter(results)
         return pytree.tree_unflatten([next(flat) if c is _TENSOR else c for c in template.constants], template.spec)
+
+    def _hooks(self) -> list[int]:
+        """How many hooks each module inside has: one that somebody adds sees each member run."""
+        return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in self.module.modules()]
 
     def _constant(self, leaf: Any) -> Any:
         if leaf is None or isinstance(
@@ -113,14 +124,16 @@ class Block:
             likes.append(like(tensor, slots[key]))
         return tuple(likes), tuple(storages)
 
-    def _trace(self, likes: tuple[Like, ...], leaves: list[Any], spec: Any, known: list[Known | None]) -> Template:
+    def _trace(
+        self, likes: tuple[Like, ...], leaves: list[Any], spec: Any, known: list[Known | None], differentiates: bool
+    ) -> Template:
         """Run the block forward, up to nodes that wait for the gradients of its results."""
         recorder = self.recorder
         template = Template(likes, Tape(FORWARD), (), None, (), None, [])
-        with recorder.writing(template.forward):
+        with recorder.writing(template.forward), torch.set_grad_enabled(differentiates):
             entered = _Enter.apply(self, template, known, self.anchor) if likes else ()
             flat = iter(entered)
-            arguments = [next(flat) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            arguments = [next(flat) if leaf is _TENSOR else leaf for leaf in leaves]
             slots = {storage_key(t.fake): likes[i].slot for i, t in enumerate(entered)}
             del entered, flat
             args, kwargs = pytree.tree_unflatten(arguments, spec)
@@ -159,22 +172,37 @@ class Block:
     def backward(self, template: Template, arrived: tuple[bool, ...]) -> tuple[Tape, tuple[Like | None, ...]]:
         """The block's backward when gradients arrive for those results; what the arguments' gradients are like."""
         if arrived not in template.backward:
+            ran = template
             if template.roots is None:
-                raise NotFoldable(self.kind)
-            tape = Tape(BACKWARD)
-            wanted = [i for i, result in enumerate(template.results) if result.requires_grad]
-            roots = [root for i, root in zip(wanted, template.roots, strict=True) if arrived[i]]
-            template.roots = None
-            with self.recorder.writing(tape), torch.enable_grad():
-                seeds = [ShapeTensor(self.recorder.empty((), (), torch.float32)) for _ in roots]
-                torch.autograd.backward(roots, seeds)
-                del roots, seeds
-                gradients, template.gradients = template.gradients, []
-                likes = self._gradient_likes(gradients)
-                del gradients
-                mark_gradients(self.recorder, self.module.parameters())
-            template.backward[arrived] = tape, likes
+                assert template.again is not None
+                ran = template.again()
+            template.backward[arrived] = self._run_backward(ran, arrived)
+            if ran is not template:
+                renamed = dict(zip(storages_of(ran.forward), storages_of(template.forward), strict=True))
+                tape = template.backward[arrived][0]
+                tape.events = [
+                    Freed(renamed.get(event.storage, event.storage)) if isinstance(event, Freed) else event
+                    for event in tape.events
+                ]
         return template.backward[arrived]
+
+    def _run_backward(self, template: Template, arrived: tuple[bool, ...]) -> tuple[Tape, tuple[Like | None, ...]]:
+        tape = Tape(BACKWARD)
+        assert template.roots is not None
+        with self.recorder.writing(Tape(BACKWARD)):
+            self.module.zero_grad(set_to_none=True)
+        wanted = [i for i, result in enumerate(template.results) if result.requires_grad]
+        roots = [root for i, root in zip(wanted, template.roots, strict=True) if arrived[i]]
+        template.roots = None
+        with self.recorder.writing(tape):
+            seeds = [ShapeTensor(self.recorder.empty((), (), torch.float32)) for _ in roots]
+            torch.autograd.backward(roots, seeds)
+            del roots, seeds
+            gradients, template.gradients = template.gradients, []
+            likes = self._gradient_likes(gradients)
+            del gradients
+            mark_gradients(self.recorder, self.module.parameters())
+        return tape, likes
 
     def _gradient_likes(self, gradients: list[Any]) -> tuple[Like | None, ...]:
         left: dict[int, int] = {}
@@ -229,12 +257,21 @@ _TENSOR = object()
 
 
 class StandIn(nn.Module):
-    """Takes a member's place in the copy of the model; its attributes are those of the block that is run."""
+    """Takes a member's place in the copy of the model; class, children and attributes are those of the block that is run."""
 
     def __init__(self, block: Block, path: str) -> None:
         super().__init__()
         object.__setattr__(self, "_block", block)
         object.__setattr__(self, "_path", path)
+        self._modules = block.module._modules
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return type(self._block.module)
+
+    def train(self, mode: bool = True) -> StandIn:
+        self._block.module.train(mode)
+        return self
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._block.module, name)
@@ -303,6 +340,12 @@ class _Call(torch.autograd.Function):
         given = {s: g.fake for s, g in zip(enters, gradients, strict=True) if s is not None}
         made = block.make(tape, likes, enters, ctx.path, given) or [None] * ctx.count
         return (None, None, None, None, None, *made)
+
+
+def storages_of(tape: Tape) -> list[Storage]:
+    """In an order that two runs of the same block share."""
+    made = [event.storage for event in tape.events if isinstance(event, Made)]
+    return [*(tape.enters[slot] for slot in sorted(tape.enters)), *made]
 
 
 def mark_gradients(recorder: Recorder, parameters: Iterable[Tensor]) -> None:

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-FEWEST = 3
-"""Members of a repeated block: below, nothing is won."""
+FEWEST = 2
+"""Members of a repeated block."""
 
 BOOKKEEPING = frozenset(nn.Module().__dict__)
 HOOKS = tuple(name for name in BOOKKEEPING if name.endswith("_hooks"))
@@ -107,6 +108,8 @@ def _same(x: Any, i: int, y: Any, j: int) -> bool:
         return False
     if isinstance(x, bool | int | float | complex | str | bytes | torch.dtype | torch.device | torch.Size | Enum):
         return bool(x == y)
+    if isinstance(x, partial):
+        return _same((x.func, x.args, x.keywords), i, (y.func, y.args, y.keywords), j)
     if isinstance(x, list | tuple):
         return len(x) == len(y) and all(_same(p, i, q, j) for p, q in zip(x, y, strict=True))
     if isinstance(x, dict):

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry
 
-from autopar.ops.flops import SAME_COUNT_AS
+from autopar.ops.flops import op_flops
 from autopar.profiler.tape import Kernel, Size, product
 from autopar.torch_private import example_of, pytree, size_of
 
@@ -29,24 +28,34 @@ MOVES_ONLY = frozenset(
 
 def kernel(func: Any, args: Any, kwargs: Any, result: Any, path: str, rename: Callable[[Size], Size]) -> Kernel:
     """Of an op on tensors that have shapes; `rename` puts the program's symbols into sizes."""
-    packet = func._overloadpacket
-    count = flop_registry.get(packet)
-    ours = count or flop_registry.get(SAME_COUNT_AS.get(packet))
-    flops = 0 if ours is None else rename(size_of(ours(*args, **kwargs, out_val=result)))
+    packet = func.overloadpacket
+    flops, torch_flops = map(rename, op_flops(func, args, kwargs, result))
     read, made = tensors(args, kwargs), tensors(result)
     largest = max(made + read, key=lambda t: product(example_of(n) for n in t.shape), default=None)
-    counts_nothing = ours is not None or packet in MOVES_ONLY or largest is None or not largest.is_floating_point()
+    counts_nothing = flops != 0 or packet in MOVES_ONLY or largest is None or not largest.is_floating_point()
     pointwise = torch.Tag.pointwise in func.tags
     other = 0 if counts_nothing else elements(made[0] if pointwise and made else largest)
     return Kernel(
         op=str(packet),
         path=path,
         flops=flops,
+        torch_flops=torch_flops,
         other_flops=rename(other),
         bytes=rename(sum(elements(t) * t.dtype.itemsize for t in (*read, *made))),
         dtype=str((made or read)[0].dtype).removeprefix("torch.") if made or read else "",
-        counted=count is not None,
     )
+
+
+MEMORY_OF_ELEMENTWISE = frozenset({aten.mse_loss, aten.smooth_l1_loss, aten.binary_cross_entropy})
+"""Their kernels make the loss of each element first, and the scalar that they return keeps that memory."""
+
+
+def stored_bytes(func: Any, args: Any, bytes: Size) -> Size:
+    """Of the memory of an op's result that has `bytes` of elements."""
+    if func.overloadpacket in MEMORY_OF_ELEMENTWISE:
+        broadcast = torch.broadcast_shapes(args[0].shape, args[1].shape)
+        return product(size_of(n) for n in broadcast) * args[0].dtype.itemsize
+    return bytes
 
 
 def tensors(*trees: Any) -> list[Tensor]:

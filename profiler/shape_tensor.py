@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopar.errors import TraceError
-from autopar.profiler.kernels import kernel
+from autopar.profiler.kernels import kernel, stored_bytes
+from autopar.profiler.fakes import SHAPES
 from autopar.profiler.known import Known, Unknown, is_function, part
 from autopar.profiler.tape import BACKWARD, MADE, Event, Freed, Made, Size, Storage, Tape
 from autopar.torch_private import (
@@ -127,7 +128,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(kwargs.get("device"), torch.device) and kwargs["device"].type == "meta":
             kwargs = {**kwargs, "device": self.device}
         with symbolic_mode(self.sizes.mode):
-            return func(*args, **kwargs)
+            return SHAPES.get(func, func)(*args, **kwargs)
 
     def _ours(self, args: Any, kwargs: Any) -> Any:
         """Tensors that the code brings along (constants, closures) as ours."""
@@ -181,7 +182,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if id(fake) in same:
                 return same[id(fake)]
             if storage_key(fake) not in self.storages:
-                made.append(self.adopt(fake, Storage(self.bytes(fake), MADE, path, str(func))))
+                size = self.rename(stored_bytes(func, args, self.bytes(fake)))
+                made.append(self.adopt(fake, Storage(size, MADE, path, str(func))))
             return ShapeTensor(fake, part(known, index) if known and several else known)
 
         result = type(fakes)(wrap(i, f) for i, f in enumerate(fakes)) if several else wrap(0, fakes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from autopar.errors import InputError, TraceError
 from autopar.profiler.block_runs import Block, NotFoldable, StandIn, mark_gradients
 from autopar.profiler.blocks import BlockType, repeated
+from autopar.profiler.fakes import OpenSizes
 from autopar.profiler.known import Known
 from autopar.profiler.shape_tensor import Recorder, ShapeTensor
 from autopar.profiler.tape import BACKWARD, FORWARD, INPUT, STATE, Size, Storage, Tape
-from autopar.torch_private import pytree, symbolic_sizes
+from autopar.torch_private import in_python_dispatcher, pytree, symbolic_sizes
 
 Marks = Sequence[Mapping[int, str]]
 """For each flattened input the names of its dynamic dims."""
@@ -53,12 +54,22 @@ def record(
     The model is copied, tensors replaced by shapes. Blocks that turn out to differ, or to do more than compute results, are
     all run. Raises TraceError for code that needs data, or that fixes a dynamic dim.
     """
-    kinds = repeated(model)
+    kinds, in_python = repeated(model), False
     while True:
+        step = _Step(model, marks, kinds, training, device, progress)
         try:
-            return _Step(model, marks, kinds, training, device, progress).run(args, kwargs)
+            with in_python_dispatcher() if in_python else nullcontext():
+                return step.run(args, kwargs)
         except NotFoldable as error:
             kinds = [kind for kind in kinds if kind is not error.block]
+        except FixedDim:
+            if in_python:
+                raise
+            in_python = True
+
+
+class FixedDim(TraceError):
+    """Code fixes a dynamic dim. Some of torch's C++ does where its Python equal does not."""
 
 
 class _Step:
@@ -73,6 +84,7 @@ class _Step:
     ) -> None:
         self.original, self.marks, self.kinds, self.training, self.progress = model, marks, kinds, training, progress
         self.device = device
+        self.watched: set[nn.Module] = set()
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recording:
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
@@ -84,7 +96,12 @@ class _Step:
         self.names = {size.node.expr: self.symbols[name] for name, size in sizes.sizes.items()}
         self.recorder = recorder = Recorder(sizes, self.rename, self.device)
         forward, backward = Tape(FORWARD), Tape(BACKWARD) if self.training else None
-        with recorder, torch.set_grad_enabled(self.training), saved_tensors_hooks(self.note_saved, lambda tensor: tensor):
+        with (
+            recorder,
+            OpenSizes(),
+            torch.set_grad_enabled(self.training),
+            saved_tensors_hooks(self.note_saved, lambda tensor: tensor),
+        ):
             self.state = self.make_state()
             model = self.copy()
             if not self.training:
@@ -139,8 +156,9 @@ class _Step:
         memo: dict[int, Any] = dict(self.state)
         for kind in self.kinds:
             path, first = kind.members[0]
-            block = Block(kind, copy.deepcopy(first, memo), self.recorder, self.inside)
-            self.watch(block.module, path)
+            member = copy.deepcopy(first, memo)
+            self.watch(member, path)
+            block = Block(kind, member, self.recorder, self.inside)
             memo |= {id(member): StandIn(block, path) for path, member in kind.members}
         try:
             model = copy.deepcopy(self.original, memo)
@@ -153,8 +171,9 @@ class _Step:
         """Tell the recorder which module is running."""
         for name, child in module.named_modules():
             path = f"{prefix}.{name}" if prefix and name else prefix or name
-            if isinstance(child, StandIn):
+            if child in self.watched or type(child) is StandIn:
                 continue
+            self.watched.add(child)
             before: list[str] = []
             child.register_forward_pre_hook(self.entering(path, before), prepend=True)
             child.register_forward_hook(self.leaving(before), always_call=True)
@@ -200,7 +219,7 @@ class _Step:
     def check_fixed(self) -> None:
         for name, (value, where) in self.recorder.sizes.replaced().items():
             at = f" ({where})" if where else ""
-            raise TraceError(
+            raise FixedDim(
                 f"dim {name!r} cannot be dynamic: the model fixes it to {value}{at}; leave it out of `dynamic`, "
                 "or make the code work for any size"
             )

@@ -31,17 +31,17 @@ class Storage:
 class Kernel:
     """One op that runs (a view does not): FLOPs, bytes read and written, dtype name.
 
-    `flops` are those of matmul-like ops, as torch's `FlopCounterMode` counts them; `other_flops` the arithmetic of all other
-    ops, where torch counts none. `counted`: torch counts it too (it leaves out the CPU's fused attention).
+    `flops` are those of products (matmuls, convolutions, attention), `torch_flops` what `FlopCounterMode` counts for the op;
+    the two differ where docs/profile-accuracy.md says. `other_flops` is the arithmetic of ops without products.
     """
 
     op: str
     path: str
     flops: Size
+    torch_flops: Size
     other_flops: Size
     bytes: Size
     dtype: str
-    counted: bool
 
 
 @dataclass(frozen=True)

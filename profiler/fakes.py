@@ -1,0 +1,84 @@
+"""Ops that refuse shapes alone, or sizes that are symbols, where the real op takes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
+
+
+def grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: Any = None) -> Tensor:
+    """In any dtype; the fake kernel wants bfloat16, as the first GPU kernels did (torch 2.11 to 2.13)."""
+    groups = len(offs) if offs is not None else b.shape[0]
+    if a.ndim == 2 and b.ndim == 2:
+        shape = (groups, a.shape[0], b.shape[1])
+    elif a.ndim == 2:
+        shape = (a.shape[0], b.shape[-1])
+    elif b.ndim == 2:
+        shape = (a.shape[1], b.shape[1])
+    else:
+        shape = (a.shape[0], a.shape[1], b.shape[-1])
+    return a.new_empty(shape, dtype=out_dtype or a.dtype)
+
+
+class OpenSizes(TorchFunctionMode):  # type: ignore[no-untyped-call]
+    """While on, `interpolate` computes its output size in Python: torch's C++ would fix the symbolic sizes that it reads."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is interpolate and (result := upsample(*args, **(kwargs or {}))) is not None:
+            return result
+        return func(*args, **(kwargs or {}))
+
+
+def upsample(
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor | None:
+    """What `torch.nn.functional.interpolate` does, by the op that it ends in; None for modes that it does otherwise."""
+    dims = input.ndim - 2
+    op = None if antialias else UPSAMPLING.get((mode, dims))
+    if op is None:
+        return None
+    spread = lambda value: list(value) if isinstance(value, list | tuple) else [value] * dims  # noqa: E731
+    factors = [None] * dims if scale_factor is None else spread(scale_factor)
+    sizes = spread(size) if scale_factor is None else [scaled(n, f) for n, f in zip(input.shape[2:], factors, strict=True)]
+    scales = [None] * dims if recompute_scale_factor else factors
+    aligned = [] if mode == "nearest" else [bool(align_corners)]
+    return op(input, sizes, *aligned, *scales)  # type: ignore[no-any-return]
+
+
+def scaled(size: Any, factor: float) -> Any:
+    """floor(size * factor), in whole numbers where the factor is one."""
+    return size * int(factor) if factor == int(factor) else math.floor(size * factor)
+
+
+UPSAMPLING: Mapping[tuple[str, int], Any] = {
+    ("nearest", 1): aten.upsample_nearest1d.default,
+    ("nearest", 2): aten.upsample_nearest2d.default,
+    ("nearest", 3): aten.upsample_nearest3d.default,
+    ("linear", 1): aten.upsample_linear1d.default,
+    ("bilinear", 2): aten.upsample_bilinear2d.default,
+    ("bicubic", 2): aten.upsample_bicubic2d.default,
+    ("trilinear", 3): aten.upsample_trilinear3d.default,
+}
+
+
+def upsample_backward(gradient: Tensor, output_size: Any, input_size: Any, *_: Any) -> Tensor:
+    return gradient.new_empty(list(input_size))
+
+
+SHAPES: Mapping[Any, Callable[..., Any]] = {aten._grouped_mm.default: grouped_mm} | {
+    getattr(aten, f"{op.overloadpacket.__name__}_backward").default: upsample_backward for op in UPSAMPLING.values()
+}
