@@ -23,14 +23,16 @@ from autopar.ir.program import Program
 from autopar.ops.strategies import PASS_PARTIAL
 from autopar.ops.units import random_places
 from autopar.profiler.model_cost import ModelCost, measure
-from autopar.profiler.profile import Profile
-from autopar.profiler.profile import profile as profile_program
+from autopar.profiler.precision import Precision
+from autopar.profiler.profile import Profile, profile_model
 from autopar.solver.baselines import solve_baselines
 from autopar.solver.build import Builder, Setting
 from autopar.solver.problem import Problem
 from autopar.solver.search import solve
 from autopar.solver.to_plan import to_plan
 from autopar.tracer import trace
+from autopar.tracer.capture import check_signature
+from autopar.tracer.dynamic import Dynamic
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -228,12 +230,30 @@ def profile(
     *,
     dynamic: Mapping[str, int | Mapping[str, int]] | None = None,
     hardware: str | Hardware = "cpu",
+    optimizer: str = "adamw",
+    precision: str | Precision | None = None,
+    name: str | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> Profile:
-    """What a model costs: FLOPs, bytes kept for backward and peak memory, closed forms in the dynamic dims.
+    """What a model costs on one device: FLOPs, bytes and seconds, closed forms in the dynamic dims.
 
-    `dynamic` names dims of the inputs, for example {"batch": 0, "seq": 1}. No weights and no run are needed.
+    Its code runs once on shapes alone, forward and backward: no weights, no data and no device are needed, and figures are
+    those of an eager run. `dynamic` names dims of the inputs, {"batch": 0, "seq": 1} or {"batch": {"input_ids": 0}}.
+    `optimizer`: adam, adamw, adam8bit, adafactor, momentum or sgd. `precision`: as in
+    "parameters=float32,compute=bfloat16,reduce=float32". Raises TraceError for code that needs data or fixes a dynamic dim.
 
-    >>> # profile = autopar.profile(model, kwargs=batch, dynamic={"batch": 0}); profile.at(batch=64).forward_flops
+    >>> # profile = autopar.profile(model, kwargs=batch, dynamic={"batch": 0}); profile.at(batch=64).peak_bytes
     """
-    program = trace(model, args, dict(kwargs or {}), dynamic=dynamic)
-    return profile_program(program, hardware if isinstance(hardware, Hardware) else load(hardware))
+    kwargs = dict(kwargs or {})
+    check_signature(model, args, kwargs)
+    return profile_model(
+        model,
+        args,
+        kwargs,
+        Dynamic(dynamic or {}).marks(model, args, kwargs),
+        name=name or type(model).__name__,
+        hardware=hardware if isinstance(hardware, Hardware) else load(hardware),
+        optimizer=optimizer,
+        precision=Precision.parse(precision) if isinstance(precision, str) else precision,
+        progress=progress,
+    )

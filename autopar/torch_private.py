@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import sympy
@@ -231,9 +232,15 @@ class SymbolicSizes:
                 found[name] = env.replacements[symbol], where[0] if where else ""
         return found
 
-    def guards(self) -> list[tuple[sympy.Basic, str]]:
-        """(condition on the symbols, where) of each branch that the code took by a size."""
-        return [(guard.expr, str(guard.sloc)) for guard in self.mode.shape_env.guards]
+    def guards_of_the_model(self) -> list[sympy.Basic]:
+        """Conditions on the symbols of branches that the model's code took by a size (torch's own code left out)."""
+        return [guard.expr for guard in self.mode.shape_env.guards if not _is_of_torch(str(guard.sloc))]
+
+
+def _is_of_torch(where: str) -> bool:
+    """Whether a guard's `sloc`, as "(nn/functional.py:12 in f)", is in a file of torch's."""
+    file = where.strip("(").partition(":")[0]
+    return (Path(torch.__file__).parent / file).exists()
 
 
 def symbolic_sizes(examples: Mapping[str, int]) -> SymbolicSizes:

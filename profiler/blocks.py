@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,14 +27,28 @@ HOOKS = tuple(name for name in BOOKKEEPING if name.endswith("_hooks"))
 
 @dataclass(frozen=True, eq=False)
 class BlockType:
-    """Equal modules in order, by path; `container` is the path of what holds them."""
+    """Equal modules in order, by path; `container` is the path of what holds them and others, `size` in all."""
 
     container: str
+    size: int
     members: tuple[tuple[str, nn.Module], ...]
 
     @property
     def path(self) -> str:
-        return f"{self.container}.*" if self.container else "*"
+        """`layers.*` for all members of a container, `layers.[0-10:2]` for some of them."""
+        return f"{self.container}.{self.selection}" if self.container else self.selection
+
+    @property
+    def selection(self) -> str:
+        names = [path.rpartition(".")[2] for path, _ in self.members]
+        if len(names) == self.size:
+            return "*"
+        numbers = [int(name) for name in names if name.isdigit()]
+        steps = {b - a for a, b in pairwise(numbers)}
+        if len(numbers) < len(names) or len(steps) != 1:
+            return f"[{','.join(names)}]"
+        step = steps.pop()
+        return f"[{numbers[0]}-{numbers[-1]}{f':{step}' if step > 1 else ''}]"
 
 
 def repeated(model: nn.Module) -> list[BlockType]:
@@ -55,7 +70,7 @@ def _repeated(module: nn.Module, path: str, once: set[int]) -> Iterator[BlockTyp
     taken: set[int] = set()
     for group in groups:
         if len(group) >= FEWEST and all(_is_own(member, once) for _, _, member in group):
-            yield BlockType(path, tuple((name, member) for _, name, member in group))
+            yield BlockType(path, len(children), tuple((name, member) for _, name, member in group))
             taken |= {index for index, _, _ in group}
     for index, name, child in children:
         if index not in taken:

@@ -1,12 +1,9 @@
-"""The profile of a model: FLOPs, bytes and seconds of one training step on one device, in closed form.
+"""The profile of a model: what one training step costs on one device, in closed form.
 
-Figures are sums over region types, each weighted by the number of its calls, and expressions in the program's dynamic dims.
-Memory that backward needs is counted once per storage: the tensor that two ops save, or one op saves and the next region's
-first op too, is one tensor.
+The model's own code runs once on shapes alone (`autopar.profiler.step`), with its backward; figures are sums over the kernels
+that ran and over the memory that was made and let go. Nothing is fitted: sizes are symbols of torch's own.
 
-    peak = state + gradients + optimizer state + saved + the largest working set of one unit
-
-which is exact up to gradients that wait between units (a residual stream's, say) while others are computed.
+    peak = what rests (parameters, buffers, inputs, optimizer state) + the highest level of everything else over time
 """
 
 from __future__ import annotations
@@ -16,256 +13,343 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import sympy
 import torch
+from torch import nn
 
 from autopar.errors import InputError
-from autopar.hardware import Hardware, load
-from autopar.ir.optimizer import STATE_COPIES
-from autopar.ir.program import Program, Region, Size
-from autopar.ops.units import is_size, needs_grad
-from autopar.profiler.unit_figures import INPUT, Kernel, RegionFigures, Storage, Tracing
-
-"""Tensors of AdamW's state per parameter, each of the parameter's own size and dtype."""
-
-INPUTS = "inputs"
-"""The row of what backward reads of the model's own inputs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegionRow:
-    """One region type, all its `calls` together."""
-
-    region: str
-    calls: int
-    forward_flops: sympy.Expr
-    backward_flops: sympy.Expr
-    saved_bytes: sympy.Expr
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnitRow:
-    """One unit of a region type, in all calls together; `saved_bytes` of what it makes (not: of what it reads)."""
-
-    region: str
-    unit: str
-    kind: str
-    calls: int
-    forward_flops: sympy.Expr
-    backward_flops: sympy.Expr
-    saved_bytes: sympy.Expr
+from autopar.hardware import Hardware
+from autopar.profiler.closed_form import largest
+from autopar.profiler.memory import MemoryAt, memory_at
+from autopar.profiler.optimizers import OPTIMIZERS, OptimizerBytes, default_implementation, optimizer_bytes
+from autopar.profiler.precision import Precision
+from autopar.profiler.rows import ModuleRow, OpRow, RegionRow, module_rows, op_rows, region_rows
+from autopar.profiler.solve import largest_size
+from autopar.profiler.step import Marks, Recording, record
+from autopar.profiler.tape import BACKWARD, FORWARD, GRADIENT, Size, Storage
+from autopar.profiler.timeline import Timeline, timeline, total
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileAt:
-    """A profile at one size: numbers. Times are None without hardware."""
+    """A profile at one size: numbers, in bytes, FLOPs and seconds. Times are None without hardware."""
 
     parameter_count: int
     parameter_bytes: int
     buffer_bytes: int
-    forward_flops: int
-    backward_flops: int
+    input_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
     saved_bytes: int
     peak_bytes: int
+    inference_peak_bytes: int
+    forward_flops: int
+    backward_flops: int
+    torch_forward_flops: int
+    torch_backward_flops: int
+    other_forward_flops: int
+    other_backward_flops: int
+    moved_bytes: int
     forward_s: float | None
     backward_s: float | None
+    optimizer_s: float | None
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of a whole training step by the roofline."""
+        if self.forward_s is None or self.backward_s is None or self.optimizer_s is None:
+            return None
+        return self.forward_s + self.backward_s + self.optimizer_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Expected by the roofline: seconds per step, tokens (or samples) per second, model-FLOPs utilization in [0, 1].
+
+    Utilization is (forward + backward FLOPs) / (step seconds * the device's peak FLOP/s in the dtype of most FLOPs).
+    """
+
+    step_s: float
+    tokens_per_s: float
+    unit: str
+    mfu: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Of one training step on one device: sympy expressions in the dynamic dims, sympy Integers where there are none.
 
-    A multiply-add is two FLOPs. `saved_bytes`: what backward reads of the values of forward and of the inputs, parameters
-    and buffers excluded. `peak_bytes`: parameters, gradients, AdamW state, buffers, saved, and the largest working set.
-    `kernels` are (kernel, how often it runs) for times on `hardware`.
+    `forward_flops`, `backward_flops`: of products (matmuls, convolutions, attention), a multiply-add is two. `torch_*`: what
+    torch's `FlopCounterMode` counts of them. `other_*`: arithmetic of all other ops, where torch counts nothing.
+    `moved_bytes`: read and written by all kernels of forward and backward. `saved_bytes`: what backward needs of what forward
+    made (parameters, buffers and inputs excluded), each storage once. `peak_bytes`: of a whole training step, optimizer
+    included; `inference_peak_bytes`: of a forward in eval mode without gradients. `assumptions` are conditions on the dims
+    under which the model's code does the same as at the example sizes.
 
-    >>> # figures = autopar.profile(model, kwargs=batch, dynamic={"batch": 0, "seq": 1})
-    >>> # figures.forward_flops, figures.at(batch=8, seq=4096).peak_bytes
+    >>> # profile = autopar.profile(model, kwargs=batch, dynamic={"batch": 0, "seq": 1}, hardware="h100-sxm")
+    >>> # profile.peak_bytes, profile.at(batch=8, seq=4096).peak_bytes, profile.max_batch("80GiB", seq=4096)
     """
 
     name: str
     symbols: Mapping[str, sympy.Symbol]
+    assumptions: tuple[sympy.Basic, ...]
+    optimizer: str
+    precision: Precision
     parameter_count: sympy.Expr
     parameter_bytes: sympy.Expr
     buffer_bytes: sympy.Expr
-    forward_flops: sympy.Expr
-    backward_flops: sympy.Expr
+    input_bytes: sympy.Expr
+    gradient_bytes: sympy.Expr
+    optimizer_bytes: sympy.Expr
     saved_bytes: sympy.Expr
     peak_bytes: sympy.Expr
-    regions: tuple[RegionRow, ...]
-    units: tuple[UnitRow, ...]
-    hardware: Hardware | None
-    forward_kernels: tuple[tuple[Kernel, int], ...] = field(repr=False)
-    backward_kernels: tuple[tuple[Kernel, int], ...] = field(repr=False)
+    inference_peak_bytes: sympy.Expr
+    forward_flops: sympy.Expr
+    backward_flops: sympy.Expr
+    torch_forward_flops: sympy.Expr
+    torch_backward_flops: sympy.Expr
+    other_forward_flops: sympy.Expr
+    other_backward_flops: sympy.Expr
+    moved_bytes: sympy.Expr
+    tokens: sympy.Expr
+    unit: str
+    ops: tuple[OpRow, ...] = field(repr=False)
+    modules: tuple[ModuleRow, ...] = field(repr=False)
+    regions: tuple[RegionRow, ...] = field(repr=False)
+    hardware: Hardware | None = field(repr=False)
+    _memory: Memory = field(repr=False)
 
     def at(self, **sizes: int) -> ProfileAt:
-        """Numbers at these sizes of all dynamic dims; raises InputError for a dim too many or too few."""
-        if set(sizes) != set(self.symbols):
-            raise InputError(
-                f"the profile of {self.name} has the dynamic dims {sorted(self.symbols)}, "
-                f"and sizes were given for {sorted(sizes)}"
-            )
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise InputError(f"dynamic dim {name!r} of {self.name} must be a positive int, not {size!r}")
+        """Numbers at these sizes of all dynamic dims; raises InputError for a dim too many or too few, or out of bounds."""
+        self.check(sizes)
         figures, forward, backward = self._evaluate(*(sizes[name] for name in self.symbols))
         numbers = dict(zip(self._names, map(int, figures), strict=True))
         return ProfileAt(
             **numbers,
-            forward_s=self._seconds(self.forward_kernels, forward),
-            backward_s=self._seconds(self.backward_kernels, backward),
+            forward_s=self._seconds(forward, FORWARD),
+            backward_s=self._seconds(backward, BACKWARD),
+            optimizer_s=self._optimizer_s(),
         )
 
-    def _seconds(self, kernels: Sequence[tuple[Kernel, int]], numbers: Sequence[tuple[float, float]]) -> float | None:
+    def memory(self, **sizes: int) -> MemoryAt:
+        """The memory of a step over time at these sizes: each change, the peak, and what is alive there."""
+        self.check(sizes)
+        values = self.values(sizes)
+        return memory_at(self._memory.timeline, self._memory.resting(values), self._memory.step_bytes, values)
+
+    def max_batch(self, memory: int | str, **sizes: int) -> int:
+        """The largest `batch` whose training step peaks within `memory` ("80GiB" or bytes), at these other sizes; 0 if none."""
+        return self.largest("batch", memory, **sizes)
+
+    def max_seq(self, memory: int | str, **sizes: int) -> int:
+        """The largest `seq` whose training step peaks within `memory`, at these other sizes; 0 if none."""
+        return self.largest("seq", memory, **sizes)
+
+    def largest(self, dim: str, memory: int | str, **sizes: int) -> int:
+        """The largest size of a dynamic dim whose step peaks within `memory`: one solve per term of the closed form.
+
+        0 if not even one fits; at most what `assumptions` allow. Raises InputError if no size exceeds the budget.
+        """
+        from autopar.bytes import parse_bytes
+
+        if dim not in self.symbols:
+            raise InputError(
+                f"{self.name} has no dynamic dim {dim!r}; it has {self._dims}: profile with dynamic={{{dim!r}: ...}}"
+            )
+        self.check(sizes, without=dim)
+        fixed = self.values(sizes)
+        budget = parse_bytes(memory) if isinstance(memory, str) else memory
+        return largest_size(self.symbols[dim], self.peaks, budget, fixed, self.assumptions, f"{dim!r} of {self.name}")
+
+    def throughput(self, **sizes: int) -> Throughput:
+        """Tokens per second and utilization expected on the profile's hardware; raises InputError without hardware."""
+        found = self.at(**sizes)
+        if self.hardware is None or found.step_s is None:
+            raise InputError(f"the profile of {self.name} has no hardware: profile with hardware=...")
+        flops = found.forward_flops + found.backward_flops
+        by_dtype: Counter[str] = Counter()
+        for row in self.ops:
+            by_dtype[row.dtype] += int(row.flops.xreplace(self.values(sizes)))
+        dtype = by_dtype.most_common(1)[0][0] if by_dtype else "float32"
+        peaks = self.hardware.peak_flops_per_s
+        tokens = int(self.tokens.xreplace(self.values(sizes)))
+        return Throughput(
+            step_s=found.step_s,
+            tokens_per_s=tokens / found.step_s,
+            unit=self.unit,
+            mfu=flops / found.step_s / peaks.get(dtype, peaks["float32"]),
+        )
+
+    def values(self, sizes: Mapping[str, int]) -> dict[sympy.Symbol, int]:
+        return {self.symbols[name]: size for name, size in sizes.items()}
+
+    @property
+    def peaks(self) -> tuple[sympy.Expr, ...]:
+        """The terms whose maximum is `peak_bytes`."""
+        return self._memory.peaks
+
+    def check(self, sizes: Mapping[str, int], without: str = "") -> None:
+        if set(sizes) != set(self.symbols) - {without}:
+            raise InputError(
+                f"the profile of {self.name} has the dynamic dims {self._dims}, and sizes were given for {sorted(sizes)}"
+            )
+        for name, size in sizes.items():
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise InputError(f"dynamic dim {name!r} of {self.name} must be a positive int, not {size!r}")
+        values = self.values(sizes)
+        for assumption in self.assumptions:
+            if assumption.free_symbols <= values.keys() and not bool(assumption.xreplace(values)):
+                raise InputError(
+                    f"the profile of {self.name} holds while {assumption}, and sizes are {dict(sizes)}: "
+                    "profile again with example inputs of such sizes"
+                )
+
+    @property
+    def _dims(self) -> list[str]:
+        return sorted(self.symbols)
+
+    def _seconds(self, numbers: Sequence[tuple[float, float, float]], phase: str) -> float | None:
         if self.hardware is None:
             return None
-        timed = zip(kernels, numbers, strict=True)
-        return math.fsum(count * self.hardware.time_s(flops, moved, k.dtype) for (k, count), (flops, moved) in timed)
+        rows = [row for row in self.ops if row.phase == phase]
+        return math.fsum(
+            row.calls * self.hardware.time_s(flops + other, moved, row.dtype)
+            for row, (flops, other, moved) in zip(rows, numbers, strict=True)
+        )
+
+    def _optimizer_s(self) -> float | None:
+        """Bound by memory: parameters, state and gradients are read, parameters and state written."""
+        if self.hardware is None:
+            return None
+        moved = 2 * (self.parameter_bytes + self.optimizer_bytes) + self.gradient_bytes
+        return float(moved) / self.hardware.bytes_per_s
 
     @property
     def _names(self) -> tuple[str, ...]:
         return tuple(name for name in ProfileAt.__dataclass_fields__ if not name.endswith("_s"))
 
     @cached_property
-    def _evaluate(self) -> Callable[..., tuple[list[int], list[tuple[float, float]], list[tuple[float, float]]]]:
+    def _evaluate(self) -> Callable[..., Any]:
         """All figures from numbers, compiled once."""
-        kernels = [[(k.flops, k.bytes) for k, _ in found] for found in (self.forward_kernels, self.backward_kernels)]
+        kernels = [
+            [(row.one.flops, row.one.other_flops, row.one.bytes) for row in self.ops if row.phase == phase]
+            for phase in (FORWARD, BACKWARD)
+        ]
         figures = [getattr(self, name) for name in self._names]
         return sympy.lambdify(list(self.symbols.values()), (figures, *kernels), modules="math", cse=True)  # type: ignore[no-any-return]
 
 
-def profile(program: Program, hardware: Hardware | str | None = None, device: str | None = None) -> Profile:
-    """The profile of a traced program; `hardware` (a Hardware, or the name or path of one) adds times.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Memory:
+    """What `Profile.memory` and the peaks are made of; `rests` by name, `step_bytes` temporaries of the optimizer."""
+
+    timeline: Timeline
+    step_bytes: int
+    rests: Mapping[str, sympy.Expr]
+    peaks: tuple[sympy.Expr, ...]
+
+    def resting(self, values: Mapping[sympy.Symbol, int]) -> dict[str, int]:
+        return {name: int(size.xreplace(dict(values))) for name, size in self.rests.items()}
+
+
+def profile_model(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    marks: Marks,
+    *,
+    name: str,
+    hardware: Hardware | None = None,
+    device: str | None = None,
+    optimizer: str = "adamw",
+    precision: Precision | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Profile:
+    """The profile of a module as its own code runs it; `marks` names the dynamic dims of each flattened input.
 
     Kernels are those that the device type runs. Default: the hardware's if this machine has such devices, else "cpu"
-    (autograd needs the device's own support, on fake tensors too; attention may save a few bytes more or less elsewhere).
+    (autograd needs the device's own support, on shapes alone too).
     """
-    hardware = load(hardware) if isinstance(hardware, str) else hardware
+    if optimizer not in OPTIMIZERS:
+        raise InputError(f"unknown optimizer {optimizer!r}: use one of {', '.join(sorted(OPTIMIZERS))}")
+    precision = precision or Precision()
     device = device or ("cuda" if hardware and hardware.device_type == "cuda" and torch.cuda.is_available() else "cpu")
-    live = differentiated(program)
-    regions = {name: Tracing(r, live[name], program.symbols, device).figures() for name, r in program.regions.items()}
-    calls = {name: len(program.calls_of(name)) for name in program.regions}
-    saved = saved_storages(program, regions)
-    state = state_bytes(program)
-    rows = [
-        unit_row(name, i, figures, calls[name], saved) for name, figures in regions.items() for i in range(len(figures.units))
-    ]
-    by_region = [region_row(name, count, rows, saved) for name, count in {**calls, INPUTS: 1}.items()]
-    resting = state["parameter"] + state["buffer"] + (1 + STATE_COPIES["adamw"]) * state["trained"]
-    total_saved = plus(row.saved_bytes for row in by_region)
-    working = largest(w for figures in regions.values() for unit in figures.units for w in unit.working)
-    return Profile(
-        name=program.name,
-        symbols=dict(program.symbols),
-        parameter_count=expression(program.parameter_count),
-        parameter_bytes=state["parameter"],
-        buffer_bytes=state["buffer"],
-        forward_flops=plus(row.forward_flops for row in by_region),
-        backward_flops=plus(row.backward_flops for row in by_region),
-        saved_bytes=total_saved,
-        peak_bytes=resting + total_saved + working,
-        regions=tuple(by_region),
-        units=tuple(rows),
-        hardware=hardware,
-        forward_kernels=counted((k, calls[n]) for n, f in regions.items() for u in f.units for k in u.forward),
-        backward_kernels=counted((k, calls[n]) for n, f in regions.items() for u in f.units for k in u.backward),
-    )
-
-
-def differentiated(program: Program) -> dict[str, set[torch.fx.Node]]:
-    """Per region the nodes through which a gradient of the loss flows (in some call); of all outputs if there is no loss."""
-    wanted = {program.loss} if program.loss else {v for v in program.outputs if v is not None and program.values[v].needs_grad}
-    found: dict[str, set[torch.fx.Node]] = {name: set() for name in program.regions}
-    known: dict[tuple[str, tuple[int, ...]], tuple[set[torch.fx.Node], list[int]]] = {}
-    for call in reversed(program.calls):
-        ends = tuple(j for j, value in enumerate(call.outputs) if value in wanted)
-        if (call.region, ends) not in known:
-            region = program.regions[call.region]
-            reached = reaches(region, [region.outputs[j] for j in ends])
-            known[call.region, ends] = reached, [i for i, slot in enumerate(region.inputs) if region.nodes[slot] in reached]
-        reached, inputs = known[call.region, ends]
-        found[call.region] |= reached
-        wanted |= {call.inputs[i] for i in inputs}
-    return found
-
-
-def reaches(region: Region, ends: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
-    """Nodes with a gradient that some end depends on, the ends included."""
-    waiting, found = list(ends), set[torch.fx.Node]()
-    while waiting:
-        node = waiting.pop()
-        if node not in found and not is_size(node) and needs_grad(node):
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
-
-
-def saved_storages(program: Program, regions: Mapping[str, RegionFigures]) -> Counter[tuple[str, Storage]]:
-    """(region that makes it, storage) -> how many of them backward needs, over all calls; inputs of the model are of INPUTS."""
-    instances: set[tuple[int, str, Storage]] = set()
-    for index, call in enumerate(program.calls):
-        for storage in {s for unit in regions[call.region].units for s in unit.saved}:
-            if (home := resolve(program, regions, index, storage)) is not None:
-                instances.add(home)
-    return Counter((region, storage) for _, region, storage in instances)
-
-
-def resolve(
-    program: Program, regions: Mapping[str, RegionFigures], index: int, storage: Storage
-) -> tuple[int, str, Storage] | None:
-    """(call, region, storage) where the memory that a call sees as `storage` is made; None for state."""
-    while storage.kind == INPUT:
-        call = program.calls[index]
-        value = call.inputs[program.regions[call.region].inputs.index(storage.owner)]
-        source = program.producer(value)
-        if source is None:
-            return -1, INPUTS, Storage(INPUT, value, "", storage.bytes)
-        index, position = source
-        storage = regions[program.calls[index].region].outputs[position]
-    return None if storage.kind != "made" else (index, program.calls[index].region, storage)
-
-
-def unit_row(region: str, i: int, figures: RegionFigures, calls: int, saved: Mapping[tuple[str, Storage], int]) -> UnitRow:
-    found = figures.units[i]
-    return UnitRow(
-        region=region,
-        unit=found.unit.name,
-        kind=found.unit.kind,
-        calls=calls,
-        forward_flops=plus(calls * k.flops for k in found.forward),
-        backward_flops=plus(calls * k.flops for k in found.backward),
-        saved_bytes=plus(n * s.bytes for (r, s), n in saved.items() if r == region and s.owner == found.unit.name),
-    )
-
-
-def region_row(name: str, calls: int, rows: Iterable[UnitRow], saved: Mapping[tuple[str, Storage], int]) -> RegionRow:
-    mine = [row for row in rows if row.region == name]
-    return RegionRow(
-        region=name,
-        calls=calls,
-        forward_flops=plus(row.forward_flops for row in mine),
-        backward_flops=plus(row.backward_flops for row in mine),
-        saved_bytes=plus(n * s.bytes for (r, s), n in saved.items() if r == name),
-    )
-
-
-def state_bytes(program: Program) -> dict[str, sympy.Expr]:
-    """Bytes of parameters, of those that are trained, and of buffers (constants of the code among them)."""
-    parameters = [s for s in program.state.values() if s.kind == "parameter"]
-    return {
-        "parameter": plus(s.spec.bytes for s in parameters),
-        "trained": plus(s.spec.bytes for s in parameters if s.spec.needs_grad),
-        "buffer": plus(s.spec.bytes for s in program.state.values() if s.kind != "parameter"),
+    cast = precision.cast_of(model)
+    step = record(model, args, kwargs, marks, device=device, dtypes=cast, progress=progress)
+    progress("inference")
+    inference = record(model, args, kwargs, marks, training=False, device=device, dtypes=cast, progress=progress)
+    progress("adding up")
+    implementation = default_implementation(optimizer, hardware.device_type if hardware else "cpu")
+    own = precision.parameters_of(model)
+    trained = [parameter for parameter, needs_grad in own if needs_grad]
+    held = optimizer_bytes(optimizer, trained, implementation=implementation)
+    changes = timeline(step, precision.has_gradient_buffer(model))
+    rests = {
+        "parameters": expression(sum(bytes_of(p) for p, _ in own)),
+        "compute copies": expression(precision.copies_bytes(model)),
+        "gradient buffers": expression(precision.gradient_buffer_bytes(model)),
+        "optimizer": expression(held.state_bytes + held.counter_bytes),
+        "buffers": expression(sum(b.numel() * b.dtype.itemsize for b in model.buffers())),
+        "inputs": plus(s.bytes for s in step.inputs),
     }
+    peaks = all_peaks(changes, rests, held)
+    ops = op_rows(step)
+    by_phase = {phase: [row for row in ops if row.phase == phase] for phase in (FORWARD, BACKWARD)}
+    flops = {
+        f"{prefix}{phase}_flops": plus(row.calls * getattr(row.one, f"{prefix}flops") for row in rows)
+        for prefix in ("", "torch_", "other_")
+        for phase, rows in by_phase.items()
+    }
+    return Profile(
+        name=name,
+        symbols=step.symbols,
+        assumptions=tuple(dict.fromkeys((*step.assumptions, *inference.assumptions))),
+        optimizer=optimizer,
+        precision=precision,
+        parameter_count=expression(sum(math.prod(shape) for (shape, _), _ in own)),
+        parameter_bytes=rests["parameters"] + rests["compute copies"],
+        buffer_bytes=rests["buffers"],
+        input_bytes=rests["inputs"],
+        gradient_bytes=rests["gradient buffers"] or plus(s.bytes for s in made(changes, GRADIENT)),
+        optimizer_bytes=rests["optimizer"],
+        saved_bytes=total(changes.saved),
+        peak_bytes=largest(peaks),
+        inference_peak_bytes=inference_peak(inference, rests),
+        **flops,
+        moved_bytes=plus(row.calls * row.one.bytes for row in ops),
+        tokens=step.tokens,
+        unit=step.unit,
+        ops=tuple(ops),
+        modules=tuple(module_rows(step, ops, changes, model)),
+        regions=tuple(region_rows(step, ops, changes, model)),
+        hardware=hardware,
+        _memory=Memory(timeline=changes, step_bytes=held.step_bytes, rests=rests, peaks=peaks),
+    )
 
 
-def counted(kernels: Iterable[tuple[Kernel, int]]) -> tuple[tuple[Kernel, int], ...]:
-    """Equal kernels once, with how often they run in all."""
-    found: Counter[Kernel] = Counter()
-    for kernel, count in kernels:
-        found[kernel] += count
-    return tuple(found.items())
+def all_peaks(changes: Timeline, rests: Mapping[str, sympy.Expr], held: OptimizerBytes) -> tuple[sympy.Expr, ...]:
+    """Of forward and backward, and of the optimizer's step, when only gradients and what outlives backward are left."""
+    resting = sum(rests.values(), sympy.Integer(0))
+    after = total(changes.alive(len(changes.changes)), kinds=None)
+    options = [peak + resting for peak in changes.peaks()] + [resting + after + held.step_bytes]
+    return tuple(dict.fromkeys(sympy.expand(option) for option in options))
+
+
+def inference_peak(recording: Recording, rests: Mapping[str, sympy.Expr]) -> sympy.Expr:
+    resting = rests["compute copies"] or rests["parameters"]
+    resting = resting + rests["buffers"] + rests["inputs"]
+    return largest([sympy.expand(peak + resting) for peak in timeline(recording).peaks()] or [resting])
+
+
+def made(changes: Timeline, kind: str) -> Iterable[Storage]:
+    return (c.storage for c in changes.changes if c.sign > 0 and c.storage.kind == kind)
+
+
+def bytes_of(parameter: tuple[tuple[int, ...], torch.dtype]) -> int:
+    shape, dtype = parameter
+    return math.prod(shape) * dtype.itemsize
 
 
 def expression(size: Size) -> sympy.Expr:
@@ -273,21 +357,5 @@ def expression(size: Size) -> sympy.Expr:
 
 
 def plus(sizes: Iterable[Size]) -> sympy.Expr:
-    return sympy.Add(*map(expression, sizes))
-
-
-def largest(sizes: Iterable[Size]) -> sympy.Expr:
-    """The maximum, less those that another is at least as large as, term by term (symbols are positive)."""
-    terms = {e: e.expand().as_coefficients_dict() for e in map(expression, sizes)}
-    kept: dict[sympy.Expr, dict[sympy.Expr, sympy.Expr]] = {}
-    for candidate, mine in sorted(terms.items(), key=lambda item: -sum(abs(c) for c in item[1].values())):
-        if not any(at_most(mine, other) for other in kept.values()):
-            kept = {e: t for e, t in kept.items() if not at_most(t, mine)} | {candidate: mine}
-    options = list(kept)
-    if len(options) < 2:
-        return options[0] if options else sympy.Integer(0)
-    return sympy.Max(*options, evaluate=False)
-
-
-def at_most(small: Mapping[sympy.Expr, sympy.Expr], large: Mapping[sympy.Expr, sympy.Expr]) -> bool:
-    return all(small.get(term, 0) <= large.get(term, 0) for term in {*small, *large})
+    counts: Counter[Size] = Counter(sizes)
+    return sympy.Add(*(expression(size * count) for size, count in counts.items()))

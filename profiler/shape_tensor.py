@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopar.errors import TraceError
-from autopar.profiler.kernels import kernel, stored_bytes
 from autopar.profiler.fakes import SHAPES
+from autopar.profiler.kernels import kernel, stored_bytes
 from autopar.profiler.known import Known, Unknown, is_function, part
 from autopar.profiler.tape import BACKWARD, MADE, Event, Freed, Made, Size, Storage, Tape
 from autopar.torch_private import (

@@ -20,7 +20,7 @@ from autopar.profiler.fakes import OpenSizes
 from autopar.profiler.known import Known
 from autopar.profiler.shape_tensor import Recorder, ShapeTensor
 from autopar.profiler.tape import BACKWARD, FORWARD, INPUT, STATE, Size, Storage, Tape
-from autopar.torch_private import in_python_dispatcher, pytree, symbolic_sizes
+from autopar.torch_private import in_python_dispatcher, pytree, size_of, symbolic_sizes
 
 Marks = Sequence[Mapping[int, str]]
 """For each flattened input the names of its dynamic dims."""
@@ -37,6 +37,8 @@ class Recording:
     blocks: tuple[BlockType, ...]
     symbols: Mapping[str, sympy.Symbol]
     assumptions: tuple[sympy.Basic, ...]
+    tokens: sympy.Expr
+    unit: str
 
 
 def record(
@@ -47,16 +49,17 @@ def record(
     *,
     training: bool = True,
     device: str = "cpu",
+    dtypes: Mapping[torch.dtype, torch.dtype] | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Recording:
     """Run forward and backward of `model` (forward only, without gradients and in eval mode, if not `training`).
 
-    The model is copied, tensors replaced by shapes. Blocks that turn out to differ, or to do more than compute results, are
+    `dtypes` says which dtypes of parameters, buffers and inputs become which. The model is copied, tensors replaced by shapes. Blocks that turn out to differ, or to do more than compute results, are
     all run. Raises TraceError for code that needs data, or that fixes a dynamic dim.
     """
     kinds, in_python = repeated(model), False
     while True:
-        step = _Step(model, marks, kinds, training, device, progress)
+        step = _Step(model, marks, kinds, training, device, dtypes or {}, progress)
         try:
             with in_python_dispatcher() if in_python else nullcontext():
                 return step.run(args, kwargs)
@@ -80,10 +83,11 @@ class _Step:
         kinds: list[BlockType],
         training: bool,
         device: str,
+        dtypes: Mapping[torch.dtype, torch.dtype],
         progress: Callable[[str], None],
     ) -> None:
         self.original, self.marks, self.kinds, self.training, self.progress = model, marks, kinds, training, progress
-        self.device = device
+        self.device, self.dtypes = device, dtypes
         self.watched: set[nn.Module] = set()
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recording:
@@ -108,6 +112,7 @@ class _Step:
                 model.eval()
             given = [self.enter(leaf, mark, sizes.sizes) for leaf, mark in zip(leaves, self.marks, strict=True)]
             inputs = tuple({recorder.storage(t): None for t in given if isinstance(t, ShapeTensor)})
+            tokens, unit = self.tokens(given)
             own_args, own_kwargs = pytree.tree_unflatten(given, spec)
             self.progress("forward")
             with recorder.writing(forward), self.errors():
@@ -127,11 +132,21 @@ class _Step:
             inputs=inputs,
             blocks=tuple(self.kinds),
             symbols=self.symbols,
-            assumptions=tuple(dict.fromkeys(guard.xreplace(self.names) for guard, _ in sizes.guards())),
+            assumptions=tuple(dict.fromkeys(guard.xreplace(self.names) for guard in sizes.guards_of_the_model())),
+            tokens=sympy.sympify(tokens),
+            unit=unit,
         )
 
     def rename(self, size: Size) -> Size:
         return size if isinstance(size, int) else sympy.sympify(size).xreplace(self.names)
+
+    def tokens(self, given: list[Any]) -> tuple[Size, str]:
+        """How much a step takes in: elements of the first input of integers with two dims, else rows of the first tensor."""
+        tensors = [t for t in given if isinstance(t, ShapeTensor) and t.ndim]
+        for t in tensors:
+            if t.ndim == 2 and not t.is_floating_point():
+                return self.rename(size_of(t.shape[0]) * size_of(t.shape[1])), "tokens"
+        return (self.rename(size_of(tensors[0].shape[0])), "samples") if tensors else (1, "steps")
 
     def note_saved(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, ShapeTensor):
@@ -143,7 +158,7 @@ class _Step:
         found: dict[int, ShapeTensor] = {}
         for kind, tensors in (("parameter", self.original.parameters()), ("buffer", self.original.buffers())):
             for tensor in tensors:
-                fake = self.recorder.empty(tensor.shape, tensor.stride(), tensor.dtype)
+                fake = self.recorder.empty(tensor.shape, tensor.stride(), self.dtypes.get(tensor.dtype, tensor.dtype))
                 self.recorder.adopt(fake, Storage(self.recorder.bytes(fake), STATE, op=kind))
                 known = Known(value=tensor) if kind == "buffer" and tensor.device.type != "meta" else None
                 found[id(tensor)] = ShapeTensor(fake, known, requires_grad=tensor.requires_grad)
@@ -201,7 +216,7 @@ class _Step:
             return leaf
         shape = [sizes[mark[dim]] if dim in mark else size for dim, size in enumerate(leaf.shape)]
         stride = dense(shape) if mark or leaf.is_contiguous() else leaf.stride()
-        fake = self.recorder.empty(shape, stride, leaf.dtype)
+        fake = self.recorder.empty(shape, stride, self.dtypes.get(leaf.dtype, leaf.dtype))
         self.recorder.adopt(fake, Storage(self.recorder.bytes(fake), INPUT))
         known = None if leaf.device.type == "meta" or isinstance(leaf, ShapeTensor) else Known(value=leaf)
         return ShapeTensor(fake, known, requires_grad=leaf.requires_grad)

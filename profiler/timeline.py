@@ -16,7 +16,7 @@ import sympy
 
 from autopar.profiler.closed_form import Forms, candidates
 from autopar.profiler.step import Recording
-from autopar.profiler.tape import BACKWARD, MADE, BlockCall, Event, Freed, Kernel, Made, Size, Storage, Tape
+from autopar.profiler.tape import BACKWARD, GRADIENT, MADE, BlockCall, Event, Freed, Kernel, Made, Size, Storage, Tape
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class _Kept:
 
 
 class _Writer:
-    def __init__(self) -> None:
+    def __init__(self, gradients_leave: bool) -> None:
+        self.gradients_leave = gradients_leave
         self.changes: list[Change] = []
         self.exists: set[Storage] = set()
         self.holders: Counter[Storage] = Counter()
@@ -94,6 +95,8 @@ class _Writer:
             self.unique += 1
             place = (-1, self.unique)
         self.changes.append(Change(storage, sign, path, place))
+        if self.gradients_leave and storage.kind == GRADIENT:
+            self.changes.append(Change(storage, -sign, path, place))
 
     def make(self, storage: Storage, place: tuple[int, int] | None = None) -> None:
         self.exists.add(storage)
@@ -181,15 +184,18 @@ def following(events: list[Event], i: int) -> set[Storage]:
     return found
 
 
-def timeline(recording: Recording) -> Timeline:
-    """All changes of memory in a step, beside state and inputs, in order."""
+def timeline(recording: Recording, gradients_leave: bool = False) -> Timeline:
+    """All changes of memory in a step, beside state and inputs, in order.
+
+    With `gradients_leave` a parameter's gradient is let go at once, for it is added to a buffer that rests.
+    """
     for call in calls(recording):
         for slot, storage in call.tape.enters.items():
             if storage.saved and (outer := call.enters[slot]) is not None:
                 outer.saved = True
         for slot, storage in call.tape.leaves.items():
             call.leaves[slot].saved |= storage.saved
-    writer = _Writer()
+    writer = _Writer(gradients_leave)
     writer.write(recording.forward)
     forward_end = len(writer.changes)
     if recording.backward is not None:
@@ -204,10 +210,10 @@ def calls(recording: Recording) -> Iterator[BlockCall]:
                 yield event
 
 
-def total(storages: Counter[Storage], kinds: tuple[str, ...] = (MADE,)) -> Size:
-    """Bytes of those of these kinds."""
+def total(storages: Counter[Storage], kinds: tuple[str, ...] | None = (MADE,)) -> Size:
+    """Bytes of those of these kinds, of all if None."""
     by_size: Counter[Size] = Counter()
     for storage, count in storages.items():
-        if storage.kind in kinds:
+        if kinds is None or storage.kind in kinds:
             by_size[storage.bytes] += count
     return sympy.Add(*(size * count for size, count in by_size.items()))
