@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,12 @@ from autopar.errors import TraceError
 from autopar.ir.program import State, TensorSpec
 from autopar.torch_private import pytree
 from autopar.tracer.dynamic import Dynamic
+from autopar.tracer.expand import check_writes, expand
 from autopar.tracer.failures import explain
 from autopar.tracer.gradients import mark_gradient_stops
+from autopar.tracer.once import Once, Unrepeatable
+
+logger = logging.getLogger("autopar")
 
 KEEP = frozenset(
     [
@@ -107,20 +111,80 @@ class Captured:
         return returned[: len(self.mutated)], returned[len(self.mutated) :]
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic) -> Captured:
-    """Export the model; raises TraceError with the source line of what cannot be traced."""
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic: Dynamic,
+    *,
+    blocks_once: bool = True,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Captured:
+    """Export the model; raises TraceError with the source line of what cannot be traced.
+
+    With `blocks_once`, of blocks that are the same the first call is traced and copied for the others; the graph is that of
+    a full trace, which remains the way for models where this is in doubt. `progress` is told which block is being traced.
+    """
     check_signature(model, args, kwargs)
     args, kwargs = on_device_of(model, args, kwargs)
+    shapes = dynamic.shapes(model, args, kwargs)
     with _quiet():
+        if blocks_once and (captured := _captured_once(model, args, kwargs, shapes, progress)):
+            return captured
         try:
-            exported = torch.export.export(
-                model, args, kwargs, strict=False, dynamic_shapes=dynamic.shapes(model, args, kwargs)
-            )
-            mark_gradient_stops(exported.graph_module)
+            exported = _export(model, args, kwargs, shapes)
             exported = exported.run_decompositions(decompositions())
         except Exception as error:
             raise explain(error, dynamic) from error
     return read(model, exported, pytree.tree_leaves((args, kwargs)))
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
+    exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
+    mark_gradient_stops(exported.graph_module)
+    return exported
+
+
+def _captured_once(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, progress: Callable[[str], None]
+) -> Captured | None:
+    """The same as a full trace, or None if tracing each kind of block once does not work for this model, for any reason."""
+    try:
+        once = Once(model, progress)
+        exported = _export(once.model, args, kwargs, shapes)
+        check_writes(exported.graph, once)
+        drop_unused_state(exported)
+        exported = exported.run_decompositions(decompositions())
+        captured = read(model, exported, pytree.tree_leaves((args, kwargs)))
+        check_constants(exported, model)
+        expand(captured, once, state_of(model)[1])
+    except Exception as error:
+        logger.debug("%s is traced in full: %s", type(model).__name__, error, exc_info=True)
+        return None
+    return captured
+
+
+def drop_unused_state(exported: ExportedProgram) -> None:
+    """Leave out parameters and buffers that no node uses: torch spends a millisecond on each in every later step."""
+    from torch.export.graph_signature import InputKind
+
+    unused = {node.name: node for node in exported.graph.find_nodes(op="placeholder") if not node.users}
+    specs = exported.graph_signature.input_specs
+    for spec in list(specs):
+        kept = spec.kind is InputKind.BUFFER and not spec.persistent
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.arg.name in unused and not kept:
+            specs.remove(spec)
+            exported.state_dict.pop(str(spec.target))
+            exported.graph.erase_node(unused[spec.arg.name])
+    exported.graph_module.recompile()
+
+
+def check_constants(exported: ExportedProgram, model: nn.Module) -> None:
+    """Raise Unrepeatable if code reached the original's tensors past the replica that was traced."""
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    names = [spec.target for spec in exported.graph_signature.input_specs if spec.kind.name == "CONSTANT_TENSOR"]
+    if any(id(exported.constants[str(name)]) in own for name in names):
+        raise Unrepeatable("the model's code holds on to the model's tensors in a way of its own")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ def trace(
     *,
     dynamic: DynamicLike | None = None,
     name: str | None = None,
+    blocks_once: bool = True,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> Program:
     """The model as a Program; the model itself stays as it is, and may be on "meta".
 
@@ -31,12 +34,15 @@ def trace(
     `dynamic` names dims that may change, as `{"batch": 0, "seq": 1}` for that dim of every input that has it, or
     `{"batch": {"input_ids": 0}}`; each becomes a symbol in `Program.symbols`.
 
+    Of blocks that are the same one is traced and the others are copies of it, unless `blocks_once` is False: the program is
+    the same, the time grows with depth. `progress` is called with the block that is being traced.
+
     Raises TraceError if the model cannot be captured as one graph, InputError if `dynamic` names what does not exist.
     """
     kwargs = dict(kwargs or {})
     dims = Dynamic(dynamic or {})
     marks = dims.marks(model, args, kwargs) if dims.names else []
-    captured = capture(model, args, kwargs, dims)
+    captured = capture(model, args, kwargs, dims, blocks_once=blocks_once, progress=progress)
     symbols = dims.apply(captured, marks) if dims.names else {}
     clean(captured.graph)
     check_no_data_dependent_sizes(captured.graph)

@@ -1,0 +1,178 @@
+"""Tracing each kind of block once.
+
+While the model's code runs, the first call of a block is traced as it is, between two markers. A later call of a block that
+its code cannot tell from the first (same class, same parameters and buffers by shape, same arguments by shape, equal values of
+every attribute that was read) is not traced: one op stands for it, with results of the known shapes. Afterwards `expand` puts
+copies of the traced nodes there, so nobody can see the difference. The rest of the model's code, between blocks, always runs.
+
+Where anything is in doubt (hooks, caches, written buffers, closures over tensors, side effects) the block is traced in full.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph
+
+from autopar.torch_private import graph_if_traced
+from autopar.tracer.appearance import Unclear
+from autopar.tracer.blocks import EVERYTHING, Block, become, differing_parts, find, own, record_reads
+from autopar.tracer.markers import markers, repeatable
+from autopar.tracer.replica import replicate
+from autopar.tracer.views import Result, View, look_of, result_of
+
+Progress = Callable[[str], None]
+
+
+class Unrepeatable(Exception):
+    """What stands in for a block turned out not to be like it: the model has to be traced in full."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A traced call of a block; `reads` are attributes that its code read, of those in which blocks of its kind differ."""
+
+    index: int
+    block: Block
+    view: View
+    result: Result
+    reads: frozenset[tuple[str, str]]
+    graph: Graph
+
+    def fits(self, view: View) -> bool:
+        differing = self.view.differing(view)
+        return differing is not None and not any(key in self.reads or (key[0], EVERYTHING) in self.reads for key in differing)
+
+
+@dataclass
+class Once:
+    """One trace of a model: `model` is to be exported in the place of the original, `expand` its graph afterwards."""
+
+    original: nn.Module
+    progress: Progress = lambda stage: None
+    templates: dict[int, Template] = field(default_factory=dict)
+    calls: list[tuple[Template, Block]] = field(default_factory=list)
+    refused: set[Hashable] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.model = replicate(self.original)
+        self.blocks = find(self.model)
+        self.kinds: dict[Hashable, list[Block]] = {}
+        for block in self.blocks:
+            self.kinds.setdefault(block.kind, []).append(block)
+        self.recorded: dict[Hashable, frozenset[str]] = {}
+        self.reading: list[set[tuple[int, str]]] = []
+        self.always: set[tuple[int, str]] = set()
+        self.entered = 0
+        watched: set[int] = set()
+        for kind, members in self.kinds.items():
+            try:
+                self.recorded[kind] = frozenset(differing_parts(members))
+            except Unclear:
+                self.refused.add(kind)
+                continue
+            for part in (block.parts[path] for block in members for path in self.recorded[kind]):
+                if id(part) not in watched:
+                    watched.add(id(part))
+                    record_reads(part, self._note)
+        for block in self.blocks:
+            self._stand_in(block)
+
+    def _note(self, owner: int, name: str) -> None:
+        for reads in self.reading:
+            reads.add((owner, name))
+        if name == EVERYTHING and not self.reading:
+            self.always.add((owner, name))
+
+    def _stand_in(self, block: Block) -> None:
+        once, kind = self, type(block.module)
+
+        @functools.wraps(kind.forward)
+        def stand_in(this: Any, *args: Any, **kwargs: Any) -> Any:
+            return once.call(block, functools.partial(kind.forward, this), args, kwargs)
+
+        become(block.module, {"forward": stand_in})
+
+    def call(self, block: Block, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the block returns for these arguments; a placeholder of it if an equal call has been traced."""
+        if block.kind in self.refused:
+            return forward(*args, **kwargs)
+        graph = graph_if_traced()
+        if graph is None:
+            return forward(*args, **kwargs)
+        try:
+            view = View.of(block, args, kwargs)
+        except Unclear:
+            return forward(*args, **kwargs)
+        for template in self.templates.values():
+            if template.block.kind == block.kind and template.graph is graph and template.fits(view) and _intact(template):
+                return self._again(template, block, view)
+        return self._first(block, view, graph, forward, args, kwargs)
+
+    def _again(self, template: Template, block: Block, view: View) -> Any:
+        for path, name in template.reads:
+            self._note(id(own(block.parts[path])), name)
+        self.calls.append((template, block))
+        new = list(markers().again(view.tensors, template.result.tensors, len(self.calls) - 1))
+        if tuple(map(look_of, new)) != template.result.looks:
+            raise Unrepeatable(f"{block.path} is not like {template.block.path}")
+        return template.result.rebuilt(new, view.leaves)
+
+    def _first(
+        self, block: Block, view: View, graph: Graph, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.progress(f"tracing {block.path}")
+        index = self.entered
+        self.entered += 1
+        dice = _dice()
+        markers().enter(view.tensors, view.state, index)
+        enter = next(iter(reversed(graph.nodes)))
+        self.reading.append(set())
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            reads = self.reading.pop()
+        result = result_of(output, view, block.containers(args, kwargs))
+        if result is not None:
+            markers().leave(result.tensors, index)
+            leave = next(iter(reversed(graph.nodes)))
+            same = dice == _dice() and _unchanged(block, view, args, kwargs)
+            if same and enter.target is markers().enter and repeatable(enter, leave):
+                self.templates[index] = Template(
+                    index=index, block=block, view=view, result=result, reads=self._named(reads, block), graph=graph
+                )
+                return output
+        self.refused.add(block.kind)
+        return output
+
+    def _named(self, reads: set[tuple[int, str]], block: Block) -> frozenset[tuple[str, str]]:
+        """What was read, by paths within the block; everything of modules where reading leaves no trace."""
+        owners = {id(own(part)): path for path, part in block.parts.items()}
+        seen = {(owners[owner], name) for owner, name in reads | self.always if owner in owners}
+        return frozenset(seen | {(path, EVERYTHING) for path in block.parts.keys() - self.recorded[block.kind]})
+
+
+def _unchanged(block: Block, view: View, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        return view.unchanged(View.of(block, args, kwargs))
+    except Unclear:
+        return False
+
+
+def _intact(template: Template) -> bool:
+    """Whether the traced outputs still have their shapes: later code may have changed them in place."""
+    return tuple(map(look_of, template.result.tensors)) == template.result.looks
+
+
+def _dice() -> Any:
+    """The state of Python's and numpy's random numbers."""
+    numpy = sys.modules.get("numpy")
+    return random.getstate(), [
+        getattr(part, "tolist", lambda p=part: p)() for part in numpy.random.get_state()
+    ] if numpy else []

@@ -1,0 +1,146 @@
+"""What the code of a block sees at a call, and what it returns: comparable, so that equal calls can be told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autopar.torch_private import active_modes, is_plain_fake, pytree, size_of, storage_key
+from autopar.tracer.appearance import Look, Looks, Same, Unclear
+from autopar.tracer.blocks import Block, Key, containers
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """All that the code of a block can see at a call. Two calls with equal views are traced alike."""
+
+    attributes: dict[Key, Look]
+    around: tuple[Look, ...]
+    arguments: tuple[Look, ...]
+    shared: tuple[int, ...]
+    leaves: list[Any] = field(compare=False)
+    spec: pytree.TreeSpec = field(compare=False)
+    state: list[Tensor] = field(compare=False)
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> View:
+        """Raises Unclear where something is seen that cannot be compared."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        if not all(kind in (tuple, list, dict, None) for kind in _kinds(spec)):
+            raise Unclear(f"arguments {spec}")
+        if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+            raise Unclear("autocast")
+        state = block.state()
+        looks = Looks()
+        globals_ = tuple(looks.of(space[name]) for space, name in block.surroundings if name in space)
+        return cls(
+            attributes=block.attributes(),
+            around=(torch.is_grad_enabled(), torch.get_default_dtype(), *map(Same, active_modes()), *globals_),
+            arguments=(str(spec), *(look_of(leaf) for leaf in leaves)),
+            shared=_pattern([*leaves, *state.values()]),
+            leaves=leaves,
+            spec=spec,
+            state=list(state.values()),
+            names=tuple(state),
+        )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    def differing(self, other: View) -> set[Key] | None:
+        """The attributes in which two views differ; None if they differ in anything else."""
+        if (self.around, self.arguments, self.shared, self.names) != (other.around, other.arguments, other.shared, other.names):
+            return None
+        if self.attributes.keys() != other.attributes.keys():
+            return None
+        return {key for key, look in self.attributes.items() if look != other.attributes[key]}
+
+    def unchanged(self, later: View) -> bool:
+        """Whether running the block left everything as it was, arguments and state included."""
+        same = all(a is b for a, b in zip((*self.leaves, *self.state), (*later.leaves, *later.state), strict=False))
+        return same and len(self.leaves) == len(later.leaves) and self.spec == later.spec and self.differing(later) == set()
+
+
+def look_of(leaf: Any) -> Look:
+    """How an argument or a result looks; raises Unclear for what is neither a fake tensor nor a plain constant."""
+    if isinstance(leaf, Tensor):
+        if not is_plain_fake(leaf) or leaf.layout is not torch.strided or leaf.is_conj() or leaf.is_neg():
+            raise Unclear(f"a {type(leaf).__name__}")
+        sizes = (*map(size_of, leaf.shape), *map(size_of, leaf.stride()), size_of(leaf.storage_offset()))
+        return leaf.dtype, leaf.device, leaf.requires_grad, isinstance(leaf, nn.Parameter), leaf.is_inference(), *sizes
+    if isinstance(leaf, type(None) | bool | int | float | str | torch.SymInt | torch.dtype | torch.device):
+        return Looks().of(leaf)
+    raise Unclear(f"a {type(leaf).__name__}")
+
+
+def _pattern(values: list[Any]) -> tuple[int, ...]:
+    """For each tensor the position at which the same one occurs first."""
+    first: dict[int, int] = {}
+    return tuple(first.setdefault(id(v), i) for i, v in enumerate(values) if isinstance(v, Tensor))
+
+
+def _kinds(spec: pytree.TreeSpec) -> Iterator[Any]:
+    yield spec.type
+    for child in spec.children():
+        yield from _kinds(child)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a block returns: per leaf ("new", which of `tensors`), ("input", which argument) or ("value", a constant)."""
+
+    leaves: tuple[tuple[str, Any], ...]
+    tensors: list[Tensor]
+    looks: tuple[Look, ...]
+    spec: pytree.TreeSpec
+
+    def rebuilt(self, new: list[Tensor], inputs: list[Any]) -> Any:
+        """The same structure with other tensors, and with the arguments of another call."""
+        sources: dict[str, Any] = {"new": new, "input": inputs}
+        return pytree.tree_unflatten([w if kind == "value" else sources[kind][w] for kind, w in self.leaves], self.spec)
+
+
+def result_of(output: Any, view: View, known: set[int]) -> Result | None:
+    """None if the output is of a kind, or shares memory or one of the `known` containers, as a stand-in could not."""
+    leaves, spec = pytree.tree_flatten(output)
+    positions = {id(leaf): i for i, leaf in enumerate(view.leaves) if isinstance(leaf, Tensor)}
+    new = list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) not in positions}.values())
+    numbers = {id(tensor): i for i, tensor in enumerate(new)}
+
+    def place(leaf: Any) -> tuple[str, Any]:
+        if id(leaf) in numbers:
+            return "new", numbers[id(leaf)]
+        return ("input", positions[id(leaf)]) if isinstance(leaf, Tensor) else ("value", leaf)
+
+    try:
+        looks = tuple(map(look_of, new))
+        tuple(look_of(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
+    except Unclear:
+        return None
+    plain = all(
+        kind is None or issubclass(kind, tuple | list | dict) or dataclasses.is_dataclass(kind) for kind in _kinds(spec)
+    )
+    if not new or not plain or containers([output]) & known or not _fresh(new, view) or not _alike(new, view):
+        return None
+    return Result(leaves=tuple(map(place, leaves)), tensors=new, looks=looks, spec=spec)
+
+
+def _fresh(tensors: list[Tensor], view: View) -> bool:
+    """Whether each has memory of its own, from its start on."""
+    memory = {storage_key(t) for t in tensors}
+    shared = memory & {storage_key(t) for t in (*view.state, *view.tensors)}
+    return len(memory) == len(tensors) and not shared and all(t.storage_offset() == 0 for t in tensors)
+
+
+def _alike(tensors: list[Tensor], view: View) -> bool:
+    """Whether each requires a gradient just where results of an op on these tensors do."""
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (*view.tensors, *tensors))
+    floating = [t for t in tensors if t.dtype.is_floating_point or t.dtype.is_complex]
+    return all(t.requires_grad == wanted for t in floating) and not any(isinstance(t, nn.Parameter) for t in tensors)
