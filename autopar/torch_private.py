@@ -15,11 +15,13 @@ import sympy
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils import _pytree, _python_dispatch
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+TorchDispatchMode = _python_dispatch.TorchDispatchMode
+"""Sees each op below autograd (torch 2.11 to 2.13)."""
 
 pytree = _pytree
 TreeSpec = _pytree.TreeSpec
@@ -267,7 +269,10 @@ def example_of(size: Any) -> Any:
 
 
 def wrapper_like(cls: type, fake: Tensor, requires_grad: bool) -> Any:
-    """A tensor of a subclass with the shape, strides, dtype and device of another (`_make_wrapper_subclass`: torch 2.11 to 2.13)."""
+    """A tensor of a subclass, like another in shape, strides, dtype and device.
+
+    `Tensor._make_wrapper_subclass`: torch 2.11 to 2.13.
+    """
     return Tensor._make_wrapper_subclass(
         cls,
         fake.shape,
@@ -281,25 +286,25 @@ def wrapper_like(cls: type, fake: Tensor, requires_grad: bool) -> Any:
 
 def storage_key(tensor: Tensor) -> int:
     """What tells one memory from another while both exist (`UntypedStorage._cdata`: torch 2.11 to 2.13)."""
-    return tensor.untyped_storage()._cdata
+    return cast(int, tensor.untyped_storage()._cdata)
 
 
 def next_sequence_number() -> int:
     """Of the next autograd node of this thread (`torch._C._autograd._get_sequence_nr`: torch 2.11 to 2.13)."""
-    return cast(int, torch._C._autograd._get_sequence_nr())
+    return torch._C._autograd._get_sequence_nr()
 
 
 def running_sequence_number() -> int | None:
     """Of the autograd node that is running backward (`torch._C._current_autograd_node`, `_sequence_nr`: torch 2.11 to 2.13)."""
     node = torch._C._current_autograd_node()
-    return None if node is None else cast(int, node._sequence_nr())
+    return None if node is None else node._sequence_nr()
 
 
 def correct_aliasing(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """For subclasses: the result as autograd expects it (`return_and_correct_aliasing`: torch 2.11 to 2.13)."""
     from torch.utils._python_dispatch import return_and_correct_aliasing
 
-    return return_and_correct_aliasing(func, args, kwargs, result)
+    return return_and_correct_aliasing(func, args, kwargs, result)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

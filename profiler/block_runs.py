@@ -85,19 +85,17 @@ class Block:
             raise NotFoldable(self.kind)
         self.called.add(path)
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if not all(isinstance(t, ShapeTensor) for t in tensors):
-            raise NotFoldable(self.kind)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, ShapeTensor)]
         likes, storages = self._likes(tensors)
-        constants = tuple(None if isinstance(leaf, Tensor) else self._constant(leaf) for leaf in leaves)
+        constants = tuple(None if isinstance(leaf, ShapeTensor) else self._constant(leaf) for leaf in leaves)
         key = (str(spec), constants, tuple(like.key for like in likes), torch.is_grad_enabled())
         if key not in self.templates:
-            marked = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            marked = [_TENSOR if isinstance(leaf, ShapeTensor) else leaf for leaf in leaves]
             again = partial(self._trace, likes, marked, spec, [t.known for t in tensors], torch.is_grad_enabled())
             self.templates[key] = again()
             self.templates[key].again = again
         template = self.templates[key]
-        results = _Call.apply(self, template, path, storages, self.anchor, *tensors)
+        results = _Call.apply(self, template, path, storages, self.anchor, *tensors)  # type: ignore[no-untyped-call]
         flat = iter(results)
         return pytree.tree_unflatten([next(flat) if c is _TENSOR else c for c in template.constants], template.spec)
 
@@ -131,7 +129,7 @@ class Block:
         recorder = self.recorder
         template = Template(likes, Tape(FORWARD), (), None, (), None, [])
         with recorder.writing(template.forward), torch.set_grad_enabled(differentiates):
-            entered = _Enter.apply(self, template, known, self.anchor) if likes else ()
+            entered = _Enter.apply(self, template, known, self.anchor) if likes else ()  # type: ignore[no-untyped-call]
             flat = iter(entered)
             arguments = [next(flat) if leaf is _TENSOR else leaf for leaf in leaves]
             slots = {storage_key(t.fake): likes[i].slot for i, t in enumerate(entered)}
@@ -147,9 +145,8 @@ class Block:
             tensors = [r for r in flat_results if isinstance(r, Tensor)]
             del flat_results
             template.results = self._results(tensors, slots)
-            template.roots = [
-                _Root.apply(self, template, i, t) for i, t in enumerate(tensors) if template.results[i].requires_grad
-            ]
+            wanted = [i for i, result in enumerate(template.results) if result.requires_grad]
+            template.roots = [_Root.apply(self, template, i, tensors[i]) for i in wanted]  # type: ignore[no-untyped-call]
             del tensors
         return template
 
@@ -265,8 +262,8 @@ class StandIn(nn.Module):
         object.__setattr__(self, "_path", path)
         self._modules = block.module._modules
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return type(self._block.module)
 
     def train(self, mode: bool = True) -> StandIn:

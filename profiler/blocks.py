@@ -60,13 +60,13 @@ def _repeated(module: nn.Module, path: str, once: set[int]) -> Iterator[BlockTyp
     groups: list[list[tuple[int, str, nn.Module]]] = []
     children = [(i, f"{path}.{name}" if path else name, child) for i, (name, child) in enumerate(module.named_children())]
     if isinstance(module, nn.ModuleList | nn.Sequential):
-        for child in children:
+        for member in children:
             for group in groups:
-                if equal(group[0][2], group[0][0], child[2], child[0]):
-                    group.append(child)
+                if equal(group[0][2], group[0][0], member[2], member[0]):
+                    group.append(member)
                     break
             else:
-                groups.append([child])
+                groups.append([member])
     taken: set[int] = set()
     for group in groups:
         if len(group) >= FEWEST and all(_is_own(member, once) for _, _, member in group):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ aten = torch.ops.aten
 def grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: Any = None) -> Tensor:
     """In any dtype; the fake kernel wants bfloat16, as the first GPU kernels did (torch 2.11 to 2.13)."""
     groups = len(offs) if offs is not None else b.shape[0]
+    shape: tuple[Any, ...]
     if a.ndim == 2 and b.ndim == 2:
         shape = (groups, a.shape[0], b.shape[1])
     elif a.ndim == 2:
@@ -28,7 +29,7 @@ def grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | 
     return a.new_empty(shape, dtype=out_dtype or a.dtype)
 
 
-class OpenSizes(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class OpenSizes(TorchFunctionMode):
     """While on, `interpolate` computes its output size in Python: torch's C++ would fix the symbolic sizes that it reads."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -51,12 +52,15 @@ def upsample(
     op = None if antialias else UPSAMPLING.get((mode, dims))
     if op is None:
         return None
-    spread = lambda value: list(value) if isinstance(value, list | tuple) else [value] * dims  # noqa: E731
-    factors = [None] * dims if scale_factor is None else spread(scale_factor)
+
+    def spread(value: Any) -> list[Any]:
+        return list(value) if isinstance(value, list | tuple) else [value] * dims
+
+    factors: list[Any] = [None] * dims if scale_factor is None else spread(scale_factor)
     sizes = spread(size) if scale_factor is None else [scaled(n, f) for n, f in zip(input.shape[2:], factors, strict=True)]
-    scales = [None] * dims if recompute_scale_factor else factors
+    scales: list[Any] = [None] * dims if recompute_scale_factor else factors
     aligned = [] if mode == "nearest" else [bool(align_corners)]
-    return op(input, sizes, *aligned, *scales)  # type: ignore[no-any-return]
+    return cast(Tensor, op(input, sizes, *aligned, *scales))
 
 
 def scaled(size: Any, factor: float) -> Any:

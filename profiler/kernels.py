@@ -16,11 +16,12 @@ aten = torch.ops.aten
 
 MOVES_ONLY = frozenset(
     [
-        aten.clone, aten.copy_, aten._to_copy, aten.cat, aten.stack, aten.index, aten.index_select, aten.index_put_, aten.index_put,
-        aten.gather, aten.scatter, aten.embedding, aten.fill_, aten.zero_, aten.full, aten.full_like, aten.zeros, aten.zeros_like,
-        aten.ones, aten.ones_like, aten.new_zeros, aten.new_full, aten.new_ones, aten.new_empty_strided, aten.empty,
-        aten.empty_like, aten.empty_strided, aten.arange, aten.constant_pad_nd, aten.slice_backward, aten.select_backward,
-        aten.repeat, aten.tril, aten.triu, aten.flip, aten.roll, aten.masked_fill, aten.masked_fill_, aten.where,
+        aten._to_copy, aten.arange, aten.cat, aten.clone, aten.constant_pad_nd, aten.copy_, aten.embedding, aten.empty,
+        aten.empty_like, aten.empty_strided, aten.fill_, aten.flip, aten.full, aten.full_like, aten.gather, aten.index,
+        aten.index_put, aten.index_put_, aten.index_select, aten.masked_fill, aten.masked_fill_, aten.new_empty_strided,
+        aten.new_full, aten.new_ones, aten.new_zeros, aten.ones, aten.ones_like, aten.repeat, aten.roll, aten.scatter,
+        aten.select_backward, aten.slice_backward, aten.stack, aten.tril, aten.triu, aten.where, aten.zero_, aten.zeros,
+        aten.zeros_like,
     ]
 )  # fmt: skip
 """Ops that compute nothing: no FLOPs of any kind."""
@@ -53,7 +54,7 @@ MEMORY_OF_ELEMENTWISE = frozenset({aten.mse_loss, aten.smooth_l1_loss, aten.bina
 def stored_bytes(func: Any, args: Any, bytes: Size) -> Size:
     """Of the memory of an op's result that has `bytes` of elements."""
     if func.overloadpacket in MEMORY_OF_ELEMENTWISE:
-        broadcast = torch.broadcast_shapes(args[0].shape, args[1].shape)
+        broadcast = torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call]
         return product(size_of(n) for n in broadcast) * args[0].dtype.itemsize
     return bytes
 

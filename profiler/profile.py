@@ -19,6 +19,7 @@ import sympy
 import torch
 from torch import nn
 
+from autopar.bytes import parse_bytes
 from autopar.errors import InputError
 from autopar.hardware import Hardware
 from autopar.profiler.closed_form import largest
@@ -152,8 +153,6 @@ class Profile:
 
         0 if not even one fits; at most what `assumptions` allow. Raises InputError if no size exceeds the budget.
         """
-        from autopar.bytes import parse_bytes
-
         if dim not in self.symbols:
             raise InputError(
                 f"{self.name} has no dynamic dim {dim!r}; it has {self._dims}: profile with dynamic={{{dim!r}: ...}}"

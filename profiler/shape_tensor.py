@@ -10,11 +10,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopar.errors import TraceError
 from autopar.profiler.fakes import SHAPES
@@ -23,6 +22,7 @@ from autopar.profiler.known import Known, Unknown, is_function, part
 from autopar.profiler.tape import BACKWARD, MADE, Event, Freed, Made, Size, Storage, Tape
 from autopar.torch_private import (
     SymbolicSizes,
+    TorchDispatchMode,
     correct_aliasing,
     next_sequence_number,
     pytree,
@@ -49,11 +49,11 @@ class ShapeTensor(Tensor):
         made.fake, made.known = fake, known
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"ShapeTensor({list(self.shape)}, {self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise AssertionError(f"{func} of a ShapeTensor outside of its recorder")
 
 
@@ -162,8 +162,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value = known.compute()
         except Unknown:
             raise TraceError(
-                f"{self.here or 'the model'} asks for the data of a tensor ({func}), which depends on weights or on inputs that came "
-                "without data; give example inputs with data, or make the code independent of it"
+                f"{self.here or 'the model'} asks for the data of a tensor ({func}), which depends on weights or on inputs "
+                "that came without data; give example inputs with data, or make the code independent of it"
             ) from None
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
             return value
@@ -218,4 +218,4 @@ def written_by(func: Any, args: Any, kwargs: Any) -> list[ShapeTensor]:
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[i] if i < len(args) else kwargs.get(argument.name)
             found += [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, ShapeTensor)]
-    return cast(list[ShapeTensor], found)
+    return found

@@ -49,7 +49,9 @@ def root(difference: sympy.Expr, symbol: sympy.Symbol) -> float:
     if polynomial.degree() == 1:
         slope, offset = polynomial.all_coeffs()
         return math.floor(-offset / slope) if slope > 0 else math.inf
-    real = [r.real for r in np.roots([float(c) for c in polynomial.all_coeffs()]) if abs(r.imag) < 1e-9 * max(1.0, abs(r))]
+    real = [
+        r.real for r in np.roots(np.array([float(c) for c in polynomial.all_coeffs()])) if abs(r.imag) < 1e-9 * max(1.0, abs(r))
+    ]
     above = [r for r in real if r > 0]
     return math.floor(max(above)) + 1 if above else (math.inf if polynomial.LC() < 0 else 0)
 

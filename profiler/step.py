@@ -54,8 +54,9 @@ def record(
 ) -> Recording:
     """Run forward and backward of `model` (forward only, without gradients and in eval mode, if not `training`).
 
-    `dtypes` says which dtypes of parameters, buffers and inputs become which. The model is copied, tensors replaced by shapes. Blocks that turn out to differ, or to do more than compute results, are
-    all run. Raises TraceError for code that needs data, or that fixes a dynamic dim.
+    `dtypes` says which dtypes of parameters, buffers and inputs become which. The model is copied, tensors replaced by
+    shapes. Blocks that turn out to differ, or to do more than compute results, are all run. Raises TraceError for code that
+    needs data, or that fixes a dynamic dim.
     """
     kinds, in_python = repeated(model), False
     while True:
@@ -163,7 +164,7 @@ class _Step:
                 known = Known(value=tensor) if kind == "buffer" and tensor.device.type != "meta" else None
                 found[id(tensor)] = ShapeTensor(fake, known, requires_grad=tensor.requires_grad)
                 if kind == "parameter":
-                    found[id(tensor)]._is_param = True  # type: ignore[attr-defined]
+                    found[id(tensor)]._is_param = True
         return found
 
     def copy(self) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import sympy
 
@@ -61,7 +61,7 @@ class BlockCall:
     tape: Tape
     path: str
     enters: tuple[Storage | None, ...]
-    leaves: tuple[Storage | None, ...]
+    leaves: tuple[Storage, ...]
 
 
 Event: TypeAlias = Made | Freed | Kernel | BlockCall
@@ -69,7 +69,7 @@ Event: TypeAlias = Made | Freed | Kernel | BlockCall
 
 @dataclass(eq=False)
 class Tape:
-    phase: Literal["forward", "backward"]
+    phase: str
     events: list[Event] = field(default_factory=list)
     enters: dict[int, Storage] = field(default_factory=dict)
     leaves: dict[int, Storage] = field(default_factory=dict)

@@ -144,7 +144,7 @@ class _Writer:
             elif isinstance(event, Freed) and own[event.storage]:
                 own[event.storage] -= 1
                 self.add(event.storage, -1, call.path)
-        shared = {s: outer for s, outer in leaves.items() if s not in freed}
+        shared: dict[Storage, Storage] = {s: outer for s, outer in leaves.items() if s not in freed}
         shared |= {s: outer for slot, s in tape.enters.items() if s not in freed and (outer := call.enters[slot]) is not None}
         for outer in shared.values():
             self.holders[outer] += 1

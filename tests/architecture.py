@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-STAGES = ("errors", "ir", "hardware", "torch_private", "ops", "tracer", "profiler", "solver", "codegen")
+STAGES = ("errors", "bytes", "ir", "hardware", "torch_private", "ops", "tracer", "profiler", "solver", "codegen")
 """Parts of `autopar` with a place in the import order. All other modules are the API: they may use every stage."""
 
-BASE = frozenset({"errors", "ir"})
+BASE = frozenset({"errors", "bytes", "ir"})
 MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
+    "bytes": frozenset({"errors"}),
     "ir": frozenset({"errors", "torch_private"}),
     "hardware": BASE,
     "torch_private": frozenset(),

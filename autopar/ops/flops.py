@@ -17,7 +17,7 @@ from autopar.torch_private import OpOverload, size_of
 aten = torch.ops.aten
 
 # torch 2.11 to 2.13 count nothing for the CPU's flash attention; it does the same products as the GPU's.
-SAME_COUNT_AS = {
+SAME_COUNT_AS: Mapping[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
 }
@@ -43,7 +43,7 @@ def added_matrix_vector_flops(bias: Sequence[Any], a: Sequence[Any], b: Sequence
 
 
 CORRECTED: Mapping[Any, Callable[..., Any]] = {
-    op: shape_wrapper(count)
+    op: shape_wrapper(count)  # type: ignore[no-untyped-call]
     for op, count in {
         aten._grouped_mm: grouped_mm_flops,
         aten.convolution_backward: convolution_backward_flops,
@@ -61,8 +61,9 @@ def op_flops(op: Any, args: Any, kwargs: Any, result: Any) -> tuple[Size, Size]:
     Of products: pointwise ops, norms and softmax do none, and torch counts none. Expressions where sizes are symbolic.
     """
     packet = op.overloadpacket if isinstance(op, OpOverload) else None
-    torchs = flop_registry.get(packet)
-    ours = CORRECTED.get(packet) or flop_registry.get(SAME_COUNT_AS.get(packet, packet))
+    registry: Mapping[Any, Any] = flop_registry
+    torchs = registry.get(packet)
+    ours = CORRECTED.get(packet) or registry.get(SAME_COUNT_AS.get(packet, packet))
     counted = 0 if torchs is None else size_of(torchs(*args, **kwargs, out_val=result))
     done = counted if ours is torchs else size_of(ours(*args, **kwargs, out_val=result)) if ours is not None else 0
     return done, counted
