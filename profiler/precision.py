@@ -36,7 +36,7 @@ class Precision:
         """From "parameters=float32,compute=bfloat16,reduce=float32", any part left out, or one dtype to compute in."""
         parts = [part.strip() for part in text.split(",") if part.strip()]
         split = [part.partition("=") for part in parts]
-        pairs = {key: name for key, name in ((head, tail) if equals else ("compute", head) for head, equals, tail in split)}
+        pairs = dict(((head, tail) if equals else ("compute", head) for head, equals, tail in split))
         if unknown := sorted(set(pairs) - {"parameters", "compute", "reduce"}):
             raise InputError(f"precision {text!r}: {unknown[0]!r} is none of parameters, compute, reduce")
         return Precision(**pairs)
