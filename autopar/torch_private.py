@@ -284,6 +284,10 @@ def wrapper_like(cls: type, fake: Tensor, requires_grad: bool) -> Any:
     )
 
 
+no_torch_function = torch._C._disabled_torch_function_impl
+"""For subclasses that only care for what happens below autograd (torch 2.11 to 2.13)."""
+
+
 def storage_key(tensor: Tensor) -> int:
     """What tells one memory from another while both exist (`UntypedStorage._cdata`: torch 2.11 to 2.13)."""
     return cast(int, tensor.untyped_storage()._cdata)

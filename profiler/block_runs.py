@@ -9,9 +9,10 @@ on the model's tape that the block's tape runs here. Memory that enters or leave
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -46,6 +47,11 @@ class Like:
     requires_grad: bool
     slot: int
     enters: bool = True
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether it has no offset and is all of its memory, as a contiguous tensor is."""
+        return isinstance(self.offset, int) and self.offset == 0 and [*map(str, self.stride)] == [*map(str, dense(self.shape))]
 
     @property
     def key(self) -> Any:
@@ -228,6 +234,7 @@ class Block:
     ) -> list[Any]:
         """Tensors like those, in new memory or (what enters) that of a tensor in `given`; writes the call on the tape."""
         leaves: dict[int, tuple[Storage, Tensor]] = {}
+        views = Counter(wanted.slot for wanted in likes if wanted is not None and not wanted.enters)
         found: list[Any] = []
         for wanted in likes:
             if wanted is None:
@@ -238,12 +245,17 @@ class Block:
                 assert storage is not None
                 base = given[storage]
             else:
+                whole = views[wanted.slot] == 1 and wanted.is_whole
                 if wanted.slot not in leaves:
-                    fake = self.recorder.empty((extent(wanted),), (1,), wanted.dtype)
+                    layout = (wanted.shape, wanted.stride) if whole else ((extent(wanted),), (1,))
+                    fake = self.recorder.empty(*layout, wanted.dtype)
                     inner = tape.leaves[wanted.slot]
                     storage = Storage(inner.bytes, MADE, path, inner.op)
                     leaves[wanted.slot] = self.recorder.adopt(fake, storage), fake
                 base = leaves[wanted.slot][1]
+                if whole:
+                    found.append(ShapeTensor(base))
+                    continue
             found.append(view(self.recorder, base, wanted))
         left = tuple(leaves[i][0] for i in sorted(leaves))
         self.recorder.write(BlockCall(tape, path, tuple(enters), left))

@@ -26,7 +26,7 @@ from autopar.profiler.closed_form import largest
 from autopar.profiler.memory import MemoryAt, memory_at
 from autopar.profiler.optimizers import OPTIMIZERS, OptimizerBytes, default_implementation, optimizer_bytes
 from autopar.profiler.precision import Precision
-from autopar.profiler.rows import ModuleRow, OpRow, RegionRow, module_rows, op_rows, region_rows
+from autopar.profiler.rows import ModuleRow, OpAt, OpRow, Paths, RegionRow, module_rows, op_at, op_rows, region_rows
 from autopar.profiler.solve import largest_size
 from autopar.profiler.step import Marks, Recording, record
 from autopar.profiler.tape import BACKWARD, FORWARD, GRADIENT, Size, Storage
@@ -138,7 +138,15 @@ class Profile:
         """The memory of a step over time at these sizes: each change, the peak, and what is alive there."""
         self.check(sizes)
         values = self.values(sizes)
-        return memory_at(self._memory.timeline, self._memory.resting(values), self._memory.step_bytes, values)
+        found = self._memory
+        return memory_at(found.timeline, found.rests, found.step_bytes, values, found.starred)
+
+    def ops_at(self, **sizes: int) -> tuple[OpAt, ...]:
+        """The rows of `ops` in numbers, with roofline seconds and what bounds them, in the same order."""
+        self.check(sizes)
+        _, *phases = self._evaluate(*(sizes[name] for name in self.symbols))
+        numbers = dict(zip((FORWARD, BACKWARD), map(iter, phases), strict=True))
+        return tuple(op_at(row, next(numbers[row.phase]), self.hardware) for row in self.ops)
 
     def max_batch(self, memory: int | str, **sizes: int) -> int:
         """The largest `batch` whose training step peaks within `memory` ("80GiB" or bytes), at these other sizes; 0 if none."""
@@ -242,15 +250,16 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Memory:
-    """What `Profile.memory` and the peaks are made of; `rests` by name, `step_bytes` temporaries of the optimizer."""
+    """What `Profile.memory` and the peaks are made of; `rests` by name, `step_bytes` temporaries of the optimizer.
+
+    `starred` gives a module's path with the index of a repeated block as a star.
+    """
 
     timeline: Timeline
     step_bytes: int
     rests: Mapping[str, sympy.Expr]
     peaks: tuple[sympy.Expr, ...]
-
-    def resting(self, values: Mapping[sympy.Symbol, int]) -> dict[str, int]:
-        return {name: int(size.xreplace(dict(values))) for name, size in self.rests.items()}
+    starred: Callable[[str], str]
 
 
 def profile_model(
@@ -324,7 +333,7 @@ def profile_model(
         modules=tuple(module_rows(step, ops, changes, model)),
         regions=tuple(region_rows(step, ops, changes, model)),
         hardware=hardware,
-        _memory=Memory(timeline=changes, step_bytes=held.step_bytes, rests=rests, peaks=peaks),
+        _memory=Memory(timeline=changes, step_bytes=held.step_bytes, rests=rests, peaks=peaks, starred=Paths(step).starred),
     )
 
 

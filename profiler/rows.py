@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import sympy
 from torch import nn
 
+from autopar.hardware import Hardware
 from autopar.profiler.step import Recording
 from autopar.profiler.tape import MADE, BlockCall, Kernel, Size, Tape
 from autopar.profiler.timeline import Timeline
@@ -46,6 +48,45 @@ class OpRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpAt:
+    """A row of ops at one size, all its calls together. `seconds` and what `bound` them are None without hardware."""
+
+    row: OpRow
+    flops: int
+    other_flops: int
+    bytes: int
+    seconds: float | None
+    bound: Literal["compute", "memory", "launch"] | None
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs of any kind per byte moved."""
+        return (self.flops + self.other_flops) / self.bytes if self.bytes else 0.0
+
+
+def op_at(row: OpRow, one: tuple[float, float, float], hardware: Hardware | None) -> OpAt:
+    """`one` call's FLOPs of products, other FLOPs and bytes."""
+    flops, other, moved = one
+    seconds, bound = None, None
+    if hardware is not None:
+        seconds = row.calls * hardware.time_s(flops + other, moved, row.dtype)
+        parts = {
+            "compute": hardware.matmul_s(flops + other, row.dtype),
+            "memory": moved / hardware.bytes_per_s,
+            "launch": hardware.launch_s,
+        }
+        bound = max(parts, key=parts.__getitem__)
+    return OpAt(
+        row=row,
+        flops=row.calls * int(flops),
+        other_flops=row.calls * int(other),
+        bytes=row.calls * int(moved),
+        seconds=seconds,
+        bound=bound,  # type: ignore[arg-type]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     parameters: int
     forward_flops: sympy.Expr
@@ -56,9 +97,13 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleRow(Figures):
-    """A module with all that it holds; equal members of a repeated block together, their index a star. "" is the model."""
+    """A module with all that it holds; equal members of a repeated block together, their index a star. "" is the model.
+
+    `calls`: how many modules this row stands for.
+    """
 
     path: str
+    calls: int
 
     @property
     def depth(self) -> int:
@@ -78,6 +123,7 @@ class Paths:
 
     def __init__(self, recording: Recording) -> None:
         self.blocks = {path: kind.path for kind in recording.blocks for path, _ in kind.members}
+        self.members = {kind.path: len(kind.members) for kind in recording.blocks}
         self.known: dict[str, tuple[str, str]] = {}
 
     def region(self, path: str) -> str:
@@ -85,6 +131,10 @@ class Paths:
 
     def starred(self, path: str) -> str:
         return self._find(path)[1]
+
+    def calls(self, starred: str) -> int:
+        """How many modules have this path with a star."""
+        return next((self.members[p] for p in prefixes(starred) if p in self.members), 1)
 
     def _find(self, path: str) -> tuple[str, str]:
         if path not in self.known:
@@ -134,7 +184,7 @@ def module_rows(recording: Recording, ops: Iterable[OpRow], changes: Timeline, m
     order = dict.fromkeys(paths.starred(name) for name, _ in model.named_modules())
     table = _Table(lambda path: [p for p in prefixes(path) if p in order])
     table.fill(paths, ops, changes, model, lambda path: path)
-    return [ModuleRow(path=path, **table.figures(path)) for path in order if path in table.rows]
+    return [ModuleRow(path=path, calls=paths.calls(path), **table.figures(path)) for path in order if path in table.rows]
 
 
 def region_rows(recording: Recording, ops: Iterable[OpRow], changes: Timeline, model: nn.Module) -> list[RegionRow]:

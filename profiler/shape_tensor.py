@@ -25,6 +25,7 @@ from autopar.torch_private import (
     TorchDispatchMode,
     correct_aliasing,
     next_sequence_number,
+    no_torch_function,
     pytree,
     running_sequence_number,
     size_of,
@@ -42,6 +43,7 @@ class ShapeTensor(Tensor):
 
     fake: Tensor
     known: Known | None
+    __torch_function__ = no_torch_function
 
     @staticmethod
     def __new__(cls, fake: Tensor, known: Known | None = None, requires_grad: bool = False) -> ShapeTensor:
