@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
+from autopar.profiler.indexing import getitem
+
 aten = torch.ops.aten
 
 
@@ -30,10 +32,15 @@ def grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | 
 
 
 class OpenSizes(TorchFunctionMode):
-    """While on, `interpolate` computes its output size in Python: torch's C++ would fix the symbolic sizes that it reads."""
+    """While on, `interpolate` computes its output size in Python: torch's C++ would fix the symbolic sizes that it reads.
+
+    So does `x[...]`, which in C++ runs other ops on symbolic sizes.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is interpolate and (result := upsample(*args, **(kwargs or {}))) is not None:
+            return result
+        if func is Tensor.__getitem__ and (result := getitem(*args)) is not None:
             return result
         return func(*args, **(kwargs or {}))
 

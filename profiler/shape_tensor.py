@@ -199,7 +199,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _path(self) -> str:
         if self.tape.phase == BACKWARD:
-            return self.paths.get(running_sequence_number() or 0, self.here)
+            number = running_sequence_number()
+            return self.here if number is None else self.paths.get(number, self.here)
         self.paths[next_sequence_number() - 1] = self.here
         return self.here
 
