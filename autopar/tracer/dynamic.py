@@ -92,9 +92,15 @@ class Dynamic:
                     )
                 renamed[expression] = symbols[name]
         if renamed:
+            known: dict[
+                int, tuple[Any, Any]
+            ] = {}  # copies of a block share their values; the old ones are kept, so ids are safe
             for node in captured.graph.nodes:
                 if "val" in node.meta:
-                    node.meta["val"] = rename_symbols(node.meta["val"], renamed)
+                    val = node.meta["val"]
+                    if id(val) not in known:
+                        known[id(val)] = val, rename_symbols(val, renamed)
+                    node.meta["val"] = known[id(val)][1]
         return symbols
 
 

@@ -57,8 +57,12 @@ def explain(error: Exception, dynamic: Dynamic) -> TraceError:
 
 def check_no_data_dependent_sizes(graph: Graph) -> None:
     """Raise TraceError at the first value whose size, or which itself, is read from a tensor's data when the model runs."""
+    fine: set[int] = set()
     for node in graph.nodes:
         val = node.meta.get("val")
+        if id(val) in fine:  # copies of a block share their values
+            continue
+        fine.add(id(val))
         vals = val if isinstance(val, tuple | list) else [val]
         if any(isinstance(v, DATA_TYPES) and free_unbacked_symbols(v) for v in vals):
             place = source_of(node)

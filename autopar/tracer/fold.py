@@ -6,7 +6,7 @@ every value, the kind of all state, and which nodes leave. The text is the proof
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,12 +41,34 @@ class Part:
 def fold(captured: Captured) -> list[Part]:
     """Cut the graph so that what repeats becomes parts of equal text; in execution order."""
     nodes = compute_nodes(captured.graph)
-    cut = _merged(_deepened(_completed(segments(nodes), captured), captured), captured)
-    return [describe(segment, captured) for segment in cut]
+    parts = Parts(captured)
+    cut = _merged(_deepened(_completed(segments(nodes), parts), parts), parts)
+    return [parts[segment] for segment in cut]
 
 
-def describe(segment: Segment, captured: Captured) -> Part:
+class Parts(dict[Segment, Part]):
+    """The part that each segment is, described once."""
+
+    def __init__(self, captured: Captured) -> None:
+        super().__init__()
+        self.captured = captured
+        self.values: dict[tuple[int, Any], str] = {}
+
+    def __missing__(self, segment: Segment) -> Part:
+        part = self[segment] = describe(segment, self.captured, self.value)
+        return part
+
+    def value(self, node: Node) -> str:
+        """As `_value`; nodes of copied blocks share their value."""
+        key = id(node.meta["val"]), node.meta["needs_grad"]
+        if key not in self.values:
+            self.values[key] = _value(node)
+        return self.values[key]
+
+
+def describe(segment: Segment, captured: Captured, value: Callable[[Node], str] | None = None) -> Part:
     """The boundary of a segment and its canonical text; linear in its size."""
+    value = value or _value
     inside = {node: f"%{i}" for i, node in enumerate(segment.nodes)}
     inputs: dict[Node, str] = {}
     state: dict[str, str] = {}
@@ -61,18 +83,18 @@ def describe(segment: Segment, captured: Captured) -> Part:
             fqn = captured.state_of[node.name]
             if fqn not in state:
                 state[fqn] = f"s{len(state)}"
-                header.append(f"{state[fqn]} = {captured.state[fqn].kind} {_value(node)}")
+                header.append(f"{state[fqn]} = {captured.state[fqn].kind} {value(node)}")
             return state[fqn]
         if node not in inputs:
             inputs[node] = f"i{len(inputs)}"
-            header.append(f"{inputs[node]} = input {_value(node)}")
+            header.append(f"{inputs[node]} = input {value(node)}")
         return inputs[node]
 
     lines = []
     for node in segment.nodes:
         args = [_text(arg, name) for arg in node.args]
         args += [f"{key}={_text(arg, name)}" for key, arg in sorted(node.kwargs.items()) if key not in ("device", "pin_memory")]
-        lines.append(f"{inside[node]} = {node.target}({', '.join(args)}) {_value(node)}")
+        lines.append(f"{inside[node]} = {node.target}({', '.join(args)}) {value(node)}")
     outputs = tuple(n for n in segment.nodes if not _is_tuple(n) and any(u not in inside and not is_size(u) for u in n.users))
     lines.append("return " + ", ".join(inside[node] for node in outputs))
     return Part(segment, tuple(inputs), tuple(state), outputs, "\n".join(header + lines))
@@ -99,7 +121,7 @@ def _is_tuple(node: Node) -> bool:
     return isinstance(node.meta["val"], tuple | list)
 
 
-def _completed(cut: list[Segment], captured: Captured) -> list[Segment]:
+def _completed(cut: list[Segment], parts: Parts) -> list[Segment]:
     """Give the last block of a stack the nodes after it that complete it to the block before.
 
     The residual add of `x = x + block(x)` is traced outside the block: between blocks it was given to the first, after the
@@ -113,29 +135,29 @@ def _completed(cut: list[Segment], captured: Captured) -> list[Segment]:
         if not ends or not 0 < missing <= len(after.nodes) or after.stack is not None:
             continue
         grown = Segment(last.nodes + after.nodes[:missing], last.stack, last.index)
-        if describe(grown, captured).text == describe(before, captured).text:
+        if parts[grown].text == parts[before].text:
             done[i], done[i + 1] = grown, Segment(after.nodes[missing:])
     return [segment for segment in done if segment.nodes]
 
 
-def _deepened(cut: list[Segment], captured: Captured) -> list[Segment]:
+def _deepened(cut: list[Segment], parts: Parts) -> list[Segment]:
     """Cut blocks that nothing equals at the stacks inside them, where that shows repeats."""
-    counts = _counts(describe(segment, captured).text for segment in cut)
+    counts = _counts(parts[segment].text for segment in cut)
     out: list[Segment] = []
     for segment in cut:
         inner = [segment]
-        if counts[describe(segment, captured).text] == 1:
-            inner = _completed(segments(segment.nodes), captured)
+        if counts[parts[segment].text] == 1:
+            inner = _completed(segments(segment.nodes), parts)
             if segment.stack is not None and len(inner) == 1:
-                inner = _completed(segments(segment.nodes, 1), captured)
-        repeats = _counts(describe(s, captured).text for s in inner)
-        out += _deepened(inner, captured) if len(inner) > 1 and len(repeats) < len(inner) else [segment]
+                inner = _completed(segments(segment.nodes, 1), parts)
+        repeats = _counts(parts[s].text for s in inner)
+        out += _deepened(inner, parts) if len(inner) > 1 and len(repeats) < len(inner) else [segment]
     return out
 
 
-def _merged(cut: list[Segment], captured: Captured) -> list[Segment]:
+def _merged(cut: list[Segment], parts: Parts) -> list[Segment]:
     """Join small neighbours that nothing equals."""
-    texts = [describe(segment, captured).text for segment in cut]
+    texts = [parts[segment].text for segment in cut]
     counts = _counts(texts)
     out: list[Segment] = []
     single = False
