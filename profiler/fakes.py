@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.functional import einsum
+from torch.nn.functional import interpolate, linear
 from torch.overrides import TorchFunctionMode
 
 from autopar.profiler.indexing import getitem
+from autopar.torch_private import in_python_dispatcher
 
 aten = torch.ops.aten
+
+PRODUCTS = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, linear, einsum})
 
 
 def grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: Any = None) -> Tensor:
@@ -32,17 +37,23 @@ def grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | 
 
 
 class OpenSizes(TorchFunctionMode):
-    """While on, `interpolate` computes its output size in Python: torch's C++ would fix the symbolic sizes that it reads.
+    """While on, functions whose C++ would fix the symbolic sizes that it reads are done in Python.
 
-    So does `x[...]`, which in C++ runs other ops on symbolic sizes.
+    `interpolate` always, and `x[...]`, which in C++ runs other ops on symbolic sizes; with `products` also `PRODUCTS`
+    (torch 2.11 reads the sizes of operands that are not contiguous).
     """
+
+    def __init__(self, products: bool) -> None:
+        super().__init__()
+        self.products = products
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is interpolate and (result := upsample(*args, **(kwargs or {}))) is not None:
             return result
         if func is Tensor.__getitem__ and (result := getitem(*args)) is not None:
             return result
-        return func(*args, **(kwargs or {}))
+        with in_python_dispatcher() if self.products and func in PRODUCTS else nullcontext():
+            return func(*args, **(kwargs or {}))
 
 
 def upsample(

@@ -58,22 +58,25 @@ def record(
     shapes. Blocks that turn out to differ, or to do more than compute results, are all run. Raises TraceError for code that
     needs data, or that fixes a dynamic dim.
     """
-    kinds, in_python = repeated(model), False
+    kinds, in_python = repeated(model), 0
     while True:
         step = _Step(model, marks, kinds, training, device, dtypes or {}, progress)
         try:
-            with in_python_dispatcher() if in_python else nullcontext():
-                return step.run(args, kwargs)
+            with in_python_dispatcher() if in_python > 1 else nullcontext():
+                return step.run(args, kwargs, OpenSizes(products=in_python > 0))
         except NotFoldable as error:
             kinds = [kind for kind in kinds if kind is not error.block]
         except FixedDim:
-            if in_python:
+            if in_python > 1:
                 raise
-            in_python = True
+            in_python += 1
 
 
 class FixedDim(TraceError):
-    """Code fixes a dynamic dim. Some of torch's C++ does where its Python equal does not."""
+    """Code fixes a dynamic dim. Some of torch's C++ does where its Python equal does not (products in torch 2.11, first of all).
+
+    With all of it in Python, a few fused ops save other bytes than they do.
+    """
 
 
 class _Step:
@@ -91,7 +94,7 @@ class _Step:
         self.device, self.dtypes = device, dtypes
         self.watched: set[nn.Module] = set()
 
-    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recording:
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], open_sizes: OpenSizes) -> Recording:
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
         examples = {
             name: int(leaf.shape[dim]) for mark, leaf in zip(self.marks, leaves, strict=True) for dim, name in mark.items()
@@ -103,7 +106,7 @@ class _Step:
         forward, backward = Tape(FORWARD), Tape(BACKWARD) if self.training else None
         with (
             recorder,
-            OpenSizes(),
+            open_sizes,
             torch.set_grad_enabled(self.training),
             saved_tensors_hooks(self.note_saved, lambda tensor: tensor),
         ):

@@ -16,12 +16,6 @@ from autopar.torch_private import OpOverload, size_of
 
 aten = torch.ops.aten
 
-# torch 2.11 to 2.13 count nothing for the CPU's flash attention; it does the same products as the GPU's.
-SAME_COUNT_AS: Mapping[Any, Any] = {
-    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
-}
-
 
 def grouped_mm_flops(a: Sequence[Any], b: Sequence[Any], *_: Any, **__: Any) -> Any:
     """Each row (or column) of all groups once; both 3-d is a plain bmm."""
@@ -32,6 +26,18 @@ def convolution_backward_flops(*args: Any, **_: Any) -> Any:
     """A product of forward's size for each gradient that is wanted, of input and of weight; groups as in forward."""
     grad_out, x, weight, _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = args
     return sum(wanted[:2]) * conv_flop_count(x, weight, grad_out, transposed)
+
+
+def attention_flops(query: Sequence[Any], key: Sequence[Any], value: Sequence[Any], *_: Any, **__: Any) -> Any:
+    """Scores and their product with the values, for each head of the queries: [..., rows, head dim]."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def attention_backward_flops(
+    gradient: Sequence[Any], query: Sequence[Any], key: Sequence[Any], value: Sequence[Any], *_: Any, **__: Any
+) -> Any:
+    """Scores again, gradients of the scores and values, of queries and keys: five products."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (3 * query[-1] + 2 * value[-1])
 
 
 def matrix_vector_flops(a: Sequence[Any], b: Sequence[Any], *_: Any, **__: Any) -> Any:
@@ -45,6 +51,8 @@ def added_matrix_vector_flops(bias: Sequence[Any], a: Sequence[Any], b: Sequence
 CORRECTED: Mapping[Any, Callable[..., Any]] = {
     op: shape_wrapper(count)  # type: ignore[no-untyped-call]
     for op, count in {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
         aten._grouped_mm: grouped_mm_flops,
         aten.convolution_backward: convolution_backward_flops,
         aten.mv: matrix_vector_flops,
@@ -63,7 +71,7 @@ def op_flops(op: Any, args: Any, kwargs: Any, result: Any) -> tuple[Size, Size]:
     packet = op.overloadpacket if isinstance(op, OpOverload) else None
     registry: Mapping[Any, Any] = flop_registry
     torchs = registry.get(packet)
-    ours = CORRECTED.get(packet) or registry.get(SAME_COUNT_AS.get(packet, packet))
+    ours = CORRECTED.get(packet) or torchs
     counted = 0 if torchs is None else size_of(torchs(*args, **kwargs, out_val=result))
     done = counted if ours is torchs else size_of(ours(*args, **kwargs, out_val=result)) if ours is not None else 0
     return done, counted

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry
 
-from autopar.ops.flops import SAME_COUNT_AS
+
+aten = torch.ops.aten
+SAME_COUNT_AS = {
+    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+}
+"""torch 2.11 to 2.13 count nothing for the CPU's flash attention; it does the same products as the GPU's."""
 
 Counts = Mapping[Any, Callable[..., int]]
 
