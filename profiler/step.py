@@ -73,7 +73,7 @@ def record(
 
 
 class FixedDim(TraceError):
-    """Code fixes a dynamic dim. Some of torch's C++ does where its Python equal does not (products in torch 2.11, first of all).
+    """Code fixes a dynamic dim. Some of torch's C++ does where its Python equal does not (in torch 2.11 products).
 
     With all of it in Python, a few fused ops save other bytes than they do.
     """

@@ -264,19 +264,3 @@ def monomial(value: float, grown: float, *, growth: Mapping[Factor, int], unit: 
 
 def constants(figures: Iterable[int]) -> tuple[Monomial, ...]:
     return tuple(map(Monomial, figures))
-
-
-def cost_of_strategy(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str = "cpu") -> UnitCost:
-    """For strategies with a sharded implementation: traced at exactly these local sizes."""
-    trace = figures(trace_unit(unit, chosen, mesh, device), len(unit.operands))
-    return UnitCost(
-        forward=tuple(NodeCost(Monomial(f), constants(moved), dtype) for f, moved, dtype in trace.forward),
-        backward=tuple(NodeCost(Monomial(f), constants(moved), dtype) for f, moved, dtype in trace.backward),
-        reads=trace.reads,
-        internals=constants(trace.internals),
-        forward_live=tuple(map(constants, trace.forward_live)),
-        backward_live=tuple(map(constants, trace.backward_live)),
-        aliases=trace.aliases,
-        forward_collectives=tuple(collectives_of(trace.joint.forward)),
-        backward_collectives=tuple(collectives_of(trace.joint.backward)),
-    )

@@ -132,11 +132,6 @@ def cuts_of(
     return found
 
 
-def needs_implementation(unit: Unit, strategy: Strategy) -> bool:
-    """Whether some node runs another op than its own (its cost is then measured for that strategy by itself)."""
-    return any(factor in unit.sharded for factor in strategy.factors if factor is not None)
-
-
 def _embedding(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     weight, ids = call.args[:2]
     padding = argument(call.node, "padding_idx", -1)

@@ -8,14 +8,14 @@ results P. Units of linear ops may also pass partial sums through.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from autopar.ir.conversion import in_mesh_order
 from autopar.ir.placement import INVARIANT, PARTIAL, REPLICATE, Placement, State
-from autopar.ops.factors import Dims, Factor
+from autopar.ops.factors import Factor
 from autopar.ops.rule import INVARIANT as REDUCED_INSIDE
 from autopar.ops.units import Unit, needs_grad
 
@@ -54,77 +54,75 @@ def strategies(unit: Unit, axis_sizes: Sequence[int]) -> tuple[Strategy, ...]:
 
 def strategy(unit: Unit, choice: Sequence[Factor | None], axis_sizes: Sequence[int]) -> Strategy | None:
     """The strategy of this choice; None if it cuts unevenly, or a tensor would have no placement."""
-    cut: dict[Factor, list[int]] = {}
-    for axis, factor in enumerate(choice):
-        if factor is not None and factor != PASS_PARTIAL:
-            cut.setdefault(factor, []).append(axis)
-    local = {f: int(n) for f, n in unit.sizes.items()}
-    for factor, axes in cut.items():
-        for axis in axes:
+    cut = _Cut.of(unit, tuple(choice), axis_sizes)
+    if cut is None:
+        return None
+    operands = [cut.placed(node, cut.operand_without) for node in unit.operands]
+    results = [cut.placed(node, cut.result_without) for node in unit.results]
+    found = tuple(p for p in operands if p is not None), tuple(p for p in results if p is not None)
+    if (len(found[0]), len(found[1])) != (len(operands), len(results)):
+        return None
+    return Strategy(factors=cut.choice, operands=found[0], results=found[1])
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One choice for a unit: the mesh axes that cut each factor, and what is left of the factors on one device."""
+
+    unit: Unit
+    choice: tuple[Factor | None, ...]
+    axes: Mapping[Factor, Sequence[int]]
+    local: Mapping[Factor, int]
+
+    @staticmethod
+    def of(unit: Unit, choice: tuple[Factor | None, ...], axis_sizes: Sequence[int]) -> _Cut | None:
+        """None if it cuts unevenly."""
+        cut: dict[Factor, list[int]] = {}
+        local = {f: int(n) for f, n in unit.sizes.items()}
+        for axis, factor in enumerate(choice):
+            if factor is None or factor == PASS_PARTIAL:
+                continue
             if local[factor] % axis_sizes[axis]:
                 return None
             local[factor] //= axis_sizes[axis]
-    operands = [operand_placement(unit, node, choice, cut, local) for node in unit.operands]
-    results = [result_placement(unit, node, choice, cut, local) for node in unit.results]
-    if any(p is None for p in (*operands, *results)):
-        return None
-    return Strategy(factors=tuple(choice), operands=tuple(operands), results=tuple(results))  # type: ignore[arg-type]
+            cut.setdefault(factor, []).append(axis)
+        return _Cut(unit, choice, cut, local)
 
-
-def operand_placement(
-    unit: Unit,
-    node: torch.fx.Node,
-    choice: Sequence[Factor | None],
-    cut: Mapping[Factor, list[int]],
-    local: Mapping[Factor, int],
-) -> Placement | None:
-    def absent(factor: Factor | None) -> State | None:
+    def operand_without(self, node: torch.fx.Node, factor: Factor | None) -> State | None:
+        """On an axis that cuts a factor which this operand does not have."""
         if factor is None or not needs_grad(node):
             return INVARIANT
         return PARTIAL if factor == PASS_PARTIAL else REPLICATE
 
-    return placed(unit.dims[node], choice, cut, local, absent)
-
-
-def result_placement(
-    unit: Unit,
-    node: torch.fx.Node,
-    choice: Sequence[Factor | None],
-    cut: Mapping[Factor, list[int]],
-    local: Mapping[Factor, int],
-) -> Placement | None:
-    def absent(factor: Factor | None) -> State | None:
+    def result_without(self, node: torch.fx.Node, factor: Factor | None) -> State | None:
+        """On an axis that cuts a factor which this result does not have; None if there is no such placement."""
         if factor is None:
             return INVARIANT
         if factor == PASS_PARTIAL:
             return PARTIAL
-        if factor in unit.reduced_at[node]:
-            if REDUCED_INSIDE in unit.marks[factor]:
+        if factor in self.unit.reduced_at[node]:
+            if REDUCED_INSIDE in self.unit.marks[factor]:
                 return INVARIANT
             return PARTIAL if needs_grad(node) else None
         # the value does not depend on the factor: every device would compute it, and its gradient would be counted often
         return None if needs_grad(node) else INVARIANT
 
-    return placed(unit.dims[node], choice, cut, local, absent)
-
-
-def placed(
-    dims: Dims, choice: Sequence[Factor | None], cut: Mapping[Factor, list[int]], local: Mapping[Factor, int], absent: object
-) -> Placement | None:
-    """The placement of a tensor with these dims; None where a dim would be cut by an inner factor only."""
-    states: list[State | None] = [absent(factor) for factor in choice]  # type: ignore[operator]
-    order: list[int] = []
-    for d, factors in enumerate(dims):
-        outer_is_whole = False
-        for factor in factors:
-            axes = cut.get(factor, [])
-            if axes and outer_is_whole:
-                return None
-            for axis in axes:
-                states[axis] = d
-            order += axes
-            outer_is_whole = outer_is_whole or local[factor] > 1
-    if any(state is None for state in states):
-        return None
-    placement = Placement(tuple(states), tuple(order))  # type: ignore[arg-type]
-    return placement if in_mesh_order(placement) else None
+    def placed(self, node: torch.fx.Node, without: Callable[[torch.fx.Node, Factor | None], State | None]) -> Placement | None:
+        """The placement of a tensor; None where a dim would be cut by an inner factor only, or `without` has none."""
+        states = [without(node, factor) for factor in self.choice]
+        order: list[int] = []
+        for d, factors in enumerate(self.unit.dims[node]):
+            outer_is_whole = False
+            for factor in factors:
+                axes = self.axes.get(factor, ())
+                if axes and outer_is_whole:
+                    return None
+                for axis in axes:
+                    states[axis] = d
+                order += axes
+                outer_is_whole = outer_is_whole or self.local[factor] > 1
+        known = tuple(state for state in states if state is not None)
+        if len(known) < len(states):
+            return None
+        placement = Placement(known, tuple(order))
+        return placement if in_mesh_order(placement) else None

@@ -10,12 +10,35 @@ import pytest
 
 import tests.models
 from autopar.ir.mesh import MeshSpec
-from autopar.ops.lower import needs_implementation
+from autopar.ops.flops import collectives_of
 from autopar.ops.strategies import Strategy, strategies
+from autopar.ops.units import Unit
 from autopar.profiler.model_cost import Measured, ModelCost, measure
 from autopar.profiler.strategy_cost import StrategyCosts
-from autopar.profiler.unit_cost import NodeCost, cost_of_strategy
+from autopar.profiler.unit_cost import Monomial, NodeCost, UnitCost, constants, trace_unit
+from autopar.profiler.unit_cost import figures as trace_figures
 from autopar.tracer import trace
+
+
+def needs_implementation(unit: Unit, strategy: Strategy) -> bool:
+    """Whether some node runs another op than its own (its cost is then measured for that strategy by itself)."""
+    return any(factor in unit.sharded for factor in strategy.factors if factor is not None)
+
+
+def cost_of_strategy(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str = "cpu") -> UnitCost:
+    """For strategies with a sharded implementation: traced at exactly these local sizes."""
+    trace = trace_figures(trace_unit(unit, chosen, mesh, device), len(unit.operands))
+    return UnitCost(
+        forward=tuple(NodeCost(Monomial(f), constants(moved), dtype) for f, moved, dtype in trace.forward),
+        backward=tuple(NodeCost(Monomial(f), constants(moved), dtype) for f, moved, dtype in trace.backward),
+        reads=trace.reads,
+        internals=constants(trace.internals),
+        forward_live=tuple(map(constants, trace.forward_live)),
+        backward_live=tuple(map(constants, trace.backward_live)),
+        aliases=trace.aliases,
+        forward_collectives=tuple(collectives_of(trace.joint.forward)),
+        backward_collectives=tuple(collectives_of(trace.joint.backward)),
+    )
 
 
 @functools.cache
