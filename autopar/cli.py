@@ -6,19 +6,27 @@ Every error that a user can mend is one message on stderr and exit code 2; 1 mea
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from autopar.cli_hardware import hardware_app
+from autopar.cli_options import (
+    BatchOption,
+    DtypeOption,
+    HardwareOption,
+    MemoryOption,
+    MeshOption,
+    ModelArgument,
+    SeqOption,
+    check_arguments,
+    load_model,
+    stages,
+)
+from autopar.cli_profile import profile
 from autopar.errors import AutoparError, InputError
-
-if TYPE_CHECKING:
-    from autopar.models import Loaded
 
 WRONG, INTERRUPTED = 2, 130
 
@@ -41,20 +49,6 @@ class Commands(TyperGroup):
 HELP = {"no_args_is_help": True, "context_settings": {"help_option_names": ["-h", "--help"]}, "rich_markup_mode": None}
 app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, **HELP)  # type: ignore[arg-type]
 app.add_typer(hardware_app, name="hardware")
-
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="package.module:function, path/file.py:function, or a Hugging Face config.json.")
-]
-MeshOption = Annotated[
-    str, typer.Option("--mesh", help="Devices per axis, slowest link first: 8, 2x4, data=2,tensor=4@pcie-4.")
-]
-HardwareOption = Annotated[str, typer.Option("--hardware", help="A name from `autopar hardware list`, or a JSON file.")]
-MemoryOption = Annotated[str | None, typer.Option("--memory", help="Budget per device, as 70GiB; no limit if left out.")]
-BatchOption = Annotated[int | None, typer.Option("--batch", help="Global batch size of the example inputs.")]
-SeqOption = Annotated[int | None, typer.Option("--seq", help="Sequence length of the example inputs.")]
-DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="Of the weights of a config.json; bfloat16 on GPUs, else float32.")
-]
 
 
 def version(asked: bool) -> None:
@@ -155,26 +149,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
-def profile(
-    model: ModelArgument,
-    batch: BatchOption = None,
-    seq: SeqOption = None,
-    dtype: DtypeOption = None,
-    dynamic: Annotated[str | None, typer.Option(help="Dims to leave open: batch, or batch,seq (dims 0 and 1).")] = None,
-    hardware: HardwareOption = "cpu",
-) -> None:
-    """What a model costs on one device: FLOPs and bytes, as formulas in the dims that are left open."""
-    check_arguments(hardware=hardware)
-    dims = dynamic_dims(dynamic)
-    with stages() as stage:
-        loaded = load_model(model, hardware, batch, seq, dtype, stage)
-        stage("profiling")
-        import autopar
-
-        found = autopar.profile(loaded.model, loaded.args, dict(loaded.kwargs), dynamic=dims, hardware=hardware)
-    names = ("parameter_bytes", "forward_flops", "backward_flops", "saved_bytes", "peak_bytes")
-    print_pairs(loaded.name, [(name, str(getattr(found, name))) for name in names])
+app.command("profile")(profile)
 
 
 @app.command(
@@ -188,48 +163,6 @@ def demo(ctx: typer.Context) -> None:
         raise typer.Exit(code)
 
 
-def check_arguments(
-    *, mesh: str | None = None, memory: str | None = None, hardware: str | None = None, output: Path | None = None
-) -> None:
-    """Raise for what can be seen to be wrong before anything slow happens."""
-    import autopar
-    from autopar import hardware as devices
-    from autopar.bytes import parse_bytes
-
-    spec = None if mesh is None else autopar.MeshSpec.of(mesh)
-    if memory is not None:
-        parse_bytes(memory)
-    if hardware is not None:
-        device = devices.load(hardware)
-        _ = spec and device.axis_links(spec)
-    if output is not None and output.is_dir():
-        raise InputError(f"{output} is a folder: give a file for the plan, as {output / 'plan.json'}")
-
-
-def load_model(
-    spec: str, hardware: str, batch: int | None, seq: int | None, dtype: str | None, stage: Callable[[str], None]
-) -> Loaded:
-    """The model on the meta device; notices about it go to stderr."""
-    from autopar import hardware as devices
-    from autopar.models import Options, load
-
-    stage("building the model")
-    if dtype is None and (spec.endswith(".json") or Path(spec).is_dir()) and devices.load(hardware).device_type != "cpu":
-        dtype = "bfloat16"
-    loaded = load(spec, Options(batch=batch, seq=seq, dtype=dtype))
-    for notice in loaded.notices:
-        typer.echo(f"note: {notice}", err=True)
-    return loaded
-
-
-def dynamic_dims(text: str | None) -> dict[str, int] | None:
-    names = {"batch": 0, "seq": 1}
-    chosen = [name.strip() for name in (text or "").split(",") if name.strip()]
-    if unknown := [name for name in chosen if name not in names]:
-        raise InputError(f"--dynamic {text}: {unknown[0]!r} is none of {', '.join(names)}")
-    return {name: names[name] for name in chosen} or None
-
-
 def save(found: Any, output: Path) -> None:
     try:
         found.save(output)
@@ -237,32 +170,10 @@ def save(found: Any, output: Path) -> None:
         raise InputError(f"cannot write {output}: {error.strerror}: give another file with -o") from error
 
 
-@contextmanager
-def stages() -> Iterator[Callable[[str], None]]:
-    """A callable that shows what is being done, on a terminal only."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda stage: None
-        return
-    with console.status("starting") as status:
-        yield lambda stage: status.update(stage)
-
-
 def print_tables(found: Any) -> None:
     from autopar.render import print_plan
 
     print_plan(found)
-
-
-def print_pairs(title: str, pairs: list[tuple[str, str]]) -> None:
-    from autopar.render import new_console, new_table
-
-    table = new_table(title, "figure", "value")
-    for pair in pairs:
-        table.add_row(*pair)
-    new_console().print(table)
 
 
 def print_report(report: Any, model: str, mesh: str, steps: int, worst: int = 5) -> None:

@@ -50,7 +50,14 @@ def load_config(path: Path, options: Options) -> Loaded:
         except Exception as error:
             raise InputError(f"{path}: the model cannot be built: {type(error).__name__}: {error}") from error
     kwargs = example_inputs(config, task, options, dtype, path)
-    return Loaded(name=type(model).__name__, model=model.train(), kwargs=kwargs, notices=notices(dropped, options, kwargs))
+    longest = positions(config) if "input_ids" in kwargs else None
+    return Loaded(
+        name=type(model).__name__,
+        model=model.train(),
+        kwargs=kwargs,
+        notices=notices(dropped, options, kwargs),
+        limits={} if longest is None else {"seq": longest},
+    )
 
 
 def make_config(path: Path) -> tuple[Any, dict[str, float]]:

@@ -11,7 +11,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -49,13 +49,17 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model in train mode with example inputs; `notices` say what was chosen or changed on the way."""
+    """A model in train mode with example inputs; `notices` say what was chosen or changed on the way.
+
+    `limits` has the largest size of a dim of the inputs ("seq") that the model can take, where its shapes do not tell.
+    """
 
     name: str
     model: nn.Module
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any]
     notices: tuple[str, ...] = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
 
 
 def load(spec: str, options: Options | None = None) -> Loaded:

@@ -176,23 +176,6 @@ def test_verify_exits_with_1_and_names_the_worst(verified: Callable[[float], lis
     assert "fc.weight (weight)" in result.stdout
 
 
-def test_profile(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
-    @dataclass
-    class Profile:
-        parameter_bytes: str = "72"
-        forward_flops: str = "32*batch"
-        backward_flops: str = "64*batch"
-        saved_bytes: str = "32*batch"
-        peak_bytes: str = "100*batch"
-
-    asked: list[Any] = []
-    monkeypatch.setattr(autopar, "profile", lambda *a, **k: asked.append(k) or Profile(), raising=False)
-    result = run("profile", model, "--dynamic", "batch,seq")
-    assert result.exit_code == 0, result.output
-    assert "32*batch" in result.stdout
-    assert asked[0]["dynamic"] == {"batch": 0, "seq": 1}
-
-
 def test_demo_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     demo, got = ModuleType("autopar.demo"), []
     demo.main = lambda arguments: got.append(arguments) or 3  # type: ignore[attr-defined]
@@ -221,7 +204,6 @@ MISTAKES = {
     "byte syntax of verify": (["verify", "{model}", "--mesh", "2", "--memory", "-1"], "is no byte count: give bytes as 70GiB"),
     "dtype": (["plan", "{model}", "--mesh", "2", "--dtype", "int3"], "float64, float32, bfloat16, float16"),
     "option that the function lacks": (["plan", "{model}", "--mesh", "2", "--seq", "8"], "takes no 'seq': leave out --seq"),
-    "dynamic dims": (["profile", "{model}", "--dynamic", "width"], "'width' is none of batch, seq"),
     "missing plan": (["show", "no-plan.json"], "cannot read plan no-plan.json: No such file"),
     "missing plan to verify": (["verify", "{model}", "--mesh", "2", "--plan", "no-plan.json"], "cannot read plan no-plan.json"),
     "plan that is no JSON": (["show", "{torn}"], "is no JSON"),

@@ -1,0 +1,83 @@
+"""What the commands share: options, checks of them, loading a model, and saying what is being done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autopar.errors import InputError
+
+if TYPE_CHECKING:
+    from autopar.models import Loaded
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="package.module:function, path/file.py:function, or a Hugging Face config.json.")
+]
+MeshOption = Annotated[
+    str, typer.Option("--mesh", help="Devices per axis, slowest link first: 8, 2x4, data=2,tensor=4@pcie-4.")
+]
+HardwareOption = Annotated[str, typer.Option("--hardware", help="A name from `autopar hardware list`, or a JSON file.")]
+MemoryOption = Annotated[str | None, typer.Option("--memory", help="Budget per device, as 70GiB; no limit if left out.")]
+BatchOption = Annotated[int | None, typer.Option("--batch", help="Global batch size of the example inputs.")]
+SeqOption = Annotated[int | None, typer.Option("--seq", help="Sequence length of the example inputs.")]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="Of the weights of a config.json; bfloat16 on GPUs, else float32.")
+]
+
+
+def check_arguments(
+    *, mesh: str | None = None, memory: str | None = None, hardware: str | None = None, output: Path | None = None
+) -> None:
+    """Raise for what can be seen to be wrong before anything slow happens."""
+    import autopar
+    from autopar import hardware as devices
+    from autopar.bytes import parse_bytes
+
+    spec = None if mesh is None else autopar.MeshSpec.of(mesh)
+    if memory is not None:
+        parse_bytes(memory)
+    if hardware is not None:
+        device = devices.load(hardware)
+        _ = spec and device.axis_links(spec)
+    if output is not None and output.is_dir():
+        raise InputError(f"{output} is a folder: give a file for the plan, as {output / 'plan.json'}")
+
+
+def load_model(
+    spec: str,
+    hardware: str,
+    batch: int | None,
+    seq: int | None,
+    dtype: str | None,
+    stage: Callable[[str], None],
+    *,
+    quiet: bool = False,
+) -> Loaded:
+    """The model on the meta device; notices about it go to stderr unless `quiet`."""
+    from autopar import hardware as devices
+    from autopar.models import Options, load
+
+    stage("building the model")
+    if dtype is None and (spec.endswith(".json") or Path(spec).is_dir()) and devices.load(hardware).device_type != "cpu":
+        dtype = "bfloat16"
+    loaded = load(spec, Options(batch=batch, seq=seq, dtype=dtype))
+    for notice in () if quiet else loaded.notices:
+        typer.echo(f"note: {notice}", err=True)
+    return loaded
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """A callable that shows what is being done, on a terminal only."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda stage: None
+        return
+    with console.status("starting") as status:
+        yield lambda stage: status.update(stage)
