@@ -27,12 +27,17 @@ MOVES_ONLY = frozenset(
 """Ops that compute nothing: no FLOPs of any kind."""
 
 
+MAKES_MORE = frozenset(getattr(aten, f"upsample_{how}") for how in ["linear1d", "bilinear2d", "bicubic2d", "trilinear3d"])
+"""Ops whose arithmetic is one per element of the result; others than pointwise ones: of the largest tensor that they read."""
+
+
 def kernel(func: Any, args: Any, kwargs: Any, result: Any, path: str, rename: Callable[[Size], Size]) -> Kernel:
     """Of an op on tensors that have shapes; `rename` puts the program's symbols into sizes."""
     packet = func.overloadpacket
     flops, torch_flops = map(rename, op_flops(func, args, kwargs, result))
     read, made = tensors(args, kwargs), tensors(result)
-    largest = max(made + read, key=lambda t: product(example_of(n) for n in t.shape), default=None)
+    worked_on = read if read and packet not in MAKES_MORE else made
+    largest = max(worked_on, key=lambda t: product(example_of(n) for n in t.shape), default=None)
     counts_nothing = flops != 0 or packet in MOVES_ONLY or largest is None or not largest.is_floating_point()
     pointwise = torch.Tag.pointwise in func.tags
     other = 0 if counts_nothing else elements(made[0] if pointwise and made else largest)
