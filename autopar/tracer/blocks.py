@@ -31,24 +31,31 @@ Key = tuple[str, str]
 
 @dataclass(kw_only=True)
 class Block:
-    """A module that may be the same as others of its `kind`; `parts` are the modules in it by path, "" being itself."""
+    """A module that may be the same as others of its `kind`; `parts` are the modules in it by path, "" being itself.
+
+    `originals` are its parameters and buffers by name, aliases too, as they are outside of a trace. The tables of parameters
+    of a `sealed` block are empty.
+    """
 
     module: nn.Module
     path: str
     kind: Hashable
     parts: dict[str, nn.Module] = field(init=False)
     classes: dict[str, type] = field(init=False)
+    originals: dict[str, Tensor] = field(init=False)
+    sealed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.parts = dict(self.module.named_modules(remove_duplicate=False))
         self.classes = {path: type(part) for path, part in self.parts.items()}
+        self.originals = self.state()
 
     @cached_property
     def surroundings(self) -> list[tuple[dict[str, Any], str]]:
         return surroundings(iter(set(self.classes.values())))
 
     def state(self) -> dict[str, Tensor]:
-        """Its parameters and buffers as they are now, by name within the block, aliases too."""
+        """Its parameters and buffers as they are now, by name within the block, aliases too; in a trace these are fake."""
         return {
             f"{path}.{name}".removeprefix("."): tensor
             for path, part in self.parts.items()
@@ -72,7 +79,8 @@ class Block:
 
     def containers(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
         """The ids of the lists and dicts that its arguments and attributes are or hold."""
-        return containers([args, kwargs, *(own(part) for part in self.parts.values())])
+        tables = [value for part in self.parts.values() for name, value in own(part).items() if name not in OWN_TABLES]
+        return containers([args, kwargs, *tables])
 
 
 def find(root: nn.Module) -> list[Block]:
@@ -125,12 +133,26 @@ def become(module: nn.Module, methods: dict[str, Any]) -> type:
     return derived
 
 
-def differing_parts(blocks: list[Block]) -> set[str]:
-    """Paths of the modules within blocks of one kind that differ in some attribute."""
-    if len(blocks) < 2:
-        return set()
-    first, *others = (block.attributes() for block in blocks)
-    return {key[0] for other in others for key in first.keys() | other.keys() if first.get(key) != other.get(key)}
+@dataclass(frozen=True)
+class Differences:
+    """In what the attributes of blocks of one kind differ: `parts` are the paths of the modules that do.
+
+    `groups` (by id of the block) are equal for blocks that differ at most in what is different in each, such as a number.
+    """
+
+    parts: frozenset[str]
+    groups: dict[int, Hashable]
+
+    @classmethod
+    def among(cls, blocks: list[Block]) -> Differences:
+        """Raises Unclear."""
+        looks = [block.attributes() for block in blocks]
+        keys = {key: None for look in looks for key in look}
+        values = {key: [look.get(key) for look in looks] for key in keys}
+        several = {key: len(set(found)) for key, found in values.items() if any(look != found[0] for look in found)}
+        telling = [key for key, count in several.items() if count < len(blocks)]
+        groups = {id(block): tuple(values[key][i] for key in telling) for i, block in enumerate(blocks)}
+        return cls(frozenset(path for path, _ in several), groups)
 
 
 def record_reads(module: nn.Module, note: Callable[[int, str], None]) -> None:

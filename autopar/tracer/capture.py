@@ -26,8 +26,12 @@ from autopar.tracer.expand import check_writes, expand
 from autopar.tracer.failures import explain
 from autopar.tracer.gradients import mark_gradient_stops
 from autopar.tracer.once import Once, Unrepeatable
+from autopar.tracer.runs import contract
+from autopar.tracer.sealed import Unsealed
 
 logger = logging.getLogger("autopar")
+RETRIES = 4
+"""How often a trace begins again with a block that had been taken for a repetition of another; the last time with all."""
 
 KEEP = frozenset(
     [
@@ -149,19 +153,29 @@ def _captured_once(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, progress: Callable[[str], None]
 ) -> Captured | None:
     """The same as a full trace, or None if tracing each kind of block once does not work for this model, for any reason."""
-    try:
-        once = Once(model, progress)
-        exported = _export(once.model, args, kwargs, shapes)
-        check_writes(exported.graph, once)
-        drop_unused_state(exported)
-        exported = exported.run_decompositions(decompositions())
-        captured = read(model, exported, pytree.tree_leaves((args, kwargs)))
-        check_constants(exported, model)
-        expand(captured, once, state_of(model)[1])
-    except Exception as error:
-        logger.debug("%s is traced in full: %s", type(model).__name__, error, exc_info=True)
-        return None
-    return captured
+    opened: set[str] = set()
+    for _ in range(RETRIES):
+        try:
+            once = Once(model, progress, opened, sealing=len(opened) < RETRIES - 1)
+            exported = _export(once.model, args, kwargs, shapes)
+            if once.seal.broken:
+                raise Unsealed(once.seal.broken)
+            check_writes(exported.graph, once)
+            steps = contract(exported.graph)
+            drop_unused_state(exported)
+            exported = exported.run_decompositions(decompositions())
+            captured = read(model, exported, pytree.tree_leaves((args, kwargs)))
+            check_constants(exported, model)
+            expand(captured, once, steps, state_of(model)[1])
+        except Unsealed as missing:
+            logger.debug("%s: %s", type(model).__name__, missing)
+            opened.add(missing.path)
+        except Exception as error:
+            logger.debug("%s is traced in full: %s", type(model).__name__, error, exc_info=True)
+            return None
+        else:
+            return captured
+    return None
 
 
 def drop_unused_state(exported: ExportedProgram) -> None:

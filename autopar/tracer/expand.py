@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 from autopar.torch_private import OpOverload
 from autopar.tracer.markers import between, is_number, markers, mutated
 from autopar.tracer.once import Once, Template, Unrepeatable
-from autopar.tracer.segments import module_path
+from autopar.tracer.runs import Step
 
 if TYPE_CHECKING:
     from autopar.tracer.capture import Captured
@@ -30,12 +30,14 @@ def check_writes(graph: Graph, once: Once) -> None:
             raise Unrepeatable(f"{node.name} writes into a view that a block returned")
 
 
-def expand(captured: Captured, once: Once, names: Mapping[str, str]) -> None:
-    """Replace every `same_block` by a copy of the nodes that it stands for; in place. `names`: any name of state to canonical.
+def expand(captured: Captured, once: Once, steps: Mapping[int, list[Step]], names: Mapping[str, str]) -> None:
+    """Replace every `same_block` by copies of the nodes of the blocks that it stands for; in place.
+
+    `steps` is what `contract` returned; `names` maps every name of a parameter or buffer to its canonical one.
 
     Raises Unrepeatable if a traced block uses a tensor that is neither its argument nor its state.
     """
-    copier = Copier(captured, once, names)
+    copier = Copier(captured, once, steps, names)
     marks = markers()
     for node in list(captured.graph.nodes):
         if node.target is marks.enter:
@@ -50,8 +52,10 @@ def expand(captured: Captured, once: Once, names: Mapping[str, str]) -> None:
 
 
 class Copier:
-    def __init__(self, captured: Captured, once: Once, names: Mapping[str, str]) -> None:
-        self.captured, self.once, self.names = captured, once, names
+    """Knows the traced blocks of a graph and copies them."""
+
+    def __init__(self, captured: Captured, once: Once, steps: Mapping[int, list[Step]], names: Mapping[str, str]) -> None:
+        self.captured, self.once, self.steps, self.names = captured, once, steps, names
         self.graph = captured.graph
         self.enters: dict[Any, Node] = {}
         self.leaves: dict[Any, Node] = {}
@@ -60,11 +64,23 @@ class Copier:
         }
 
     def copy(self, call: Node) -> None:
-        template, block = self.once.calls[call.args[2]]  # type: ignore[index]
+        results: list[list[Node]] = []
+        inputs: Any = call.args[0]
+        with self.graph.inserting_before(call):
+            for step in self.steps[call.args[2]]:  # type: ignore[index]
+                results.append(self._step(step, [inputs[j] if i < 0 else results[i][j] for i, j in step.sources]))
+        for user in list(call.users):
+            user.replace_all_uses_with(results[-1][user.args[1]])  # type: ignore[index]
+            self.graph.erase_node(user)
+        self.graph.erase_node(call)
+
+    def _step(self, step: Step, inputs: list[Node]) -> list[Node]:
+        """A copy of the block for these inputs; what it returns."""
+        template, block = self.once.calls[step.call]
         enter, leave = self.enters[template.index], self.leaves[template.index]
-        made = dict(zip(enter.args[0], call.args[0], strict=True))  # type: ignore[arg-type]
+        made = dict(zip(enter.args[0], inputs, strict=True))  # type: ignore[arg-type]
         state = self._state(template, block.path)
-        moved = Moved(enter, call)
+        moved = Moved(enter.meta, step.meta)
         skipped = (markers().enter, markers().leave)
 
         def placed(node: Node) -> Node:
@@ -76,16 +92,11 @@ class Copier:
                 return node
             raise Unrepeatable(f"{template.block.path} uses {node.name}, which is neither its argument nor its own")
 
-        with self.graph.inserting_before(call):
-            for node in between(enter):
-                if node.target not in skipped and not is_number(node):
-                    made[node] = copy = self.graph.node_copy(node, placed)
-                    copy.meta = moved.meta(node)
-        results = [made[node] for node in leave.args[0]]  # type: ignore[union-attr]
-        for user in list(call.users):
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
-            self.graph.erase_node(user)
-        self.graph.erase_node(call)
+        for node in between(enter):
+            if node.target not in skipped and not is_number(node):
+                made[node] = copy = self.graph.node_copy(node, placed)
+                copy.meta = moved.meta(node)
+        return [made[node] for node in leave.args[0]]  # type: ignore[union-attr]
 
     def _state(self, template: Template, path: str) -> dict[str, str]:
         """Canonical names of the block's state to those of the call's."""
@@ -106,9 +117,9 @@ class Copier:
 class Moved:
     """The meta of a copied node: module paths and source lines as if it had been traced at the call."""
 
-    def __init__(self, enter: Node, call: Node) -> None:
-        self.paths = (module_path(enter), module_path(call))
-        self.lines = (enter.meta.get("stack_trace") or "", call.meta.get("stack_trace") or "")
+    def __init__(self, enter: dict[str, Any], call: dict[str, Any]) -> None:
+        self.paths = (_path(enter), _path(call))
+        self.lines = (enter.get("stack_trace") or "", call.get("stack_trace") or "")
 
     def meta(self, node: Node) -> dict[str, Any]:
         meta = dict(node.meta)
@@ -122,6 +133,11 @@ class Moved:
     def _path(self, path: str) -> str:
         old, new = self.paths
         return new + path.removeprefix(old) if path == old or path.startswith(f"{old}.") else path
+
+
+def _path(meta: dict[str, Any]) -> str:
+    stack = meta.get("nn_module_stack")
+    return str(next(reversed(stack.values()))[0]) if stack else ""
 
 
 def _is_view(node: Node) -> bool:

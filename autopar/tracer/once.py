@@ -15,6 +15,7 @@ import random
 import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -22,9 +23,10 @@ from torch.fx import Graph
 
 from autopar.torch_private import graph_if_traced
 from autopar.tracer.appearance import Unclear
-from autopar.tracer.blocks import EVERYTHING, Block, become, differing_parts, find, own, record_reads
+from autopar.tracer.blocks import EVERYTHING, Block, Differences, become, find, own, record_reads
 from autopar.tracer.markers import markers, repeatable
 from autopar.tracer.replica import replicate
+from autopar.tracer.sealed import Seal, Sealed, seal_repetitions
 from autopar.tracer.views import Result, View, look_of, result_of
 
 Progress = Callable[[str], None]
@@ -52,37 +54,61 @@ class Template:
 
 @dataclass
 class Once:
-    """One trace of a model: `model` is to be exported in the place of the original, `expand` its graph afterwards."""
+    """One trace of a model: `model` is to be exported in the place of the original, `expand` its graph afterwards.
+
+    Raises Unsealed while it is traced if a block is needed that was taken for a repetition: make another with it `opened`.
+    """
 
     original: nn.Module
     progress: Progress = lambda stage: None
+    opened: set[str] = field(default_factory=set)
+    sealing: bool = True
     templates: dict[int, Template] = field(default_factory=dict)
     calls: list[tuple[Template, Block]] = field(default_factory=list)
     refused: set[Hashable] = field(default_factory=set)
+    reading: list[set[tuple[int, str]]] = field(default_factory=list)
+    always: set[tuple[int, str]] = field(default_factory=set)
+    differences: dict[Hashable, Differences] = field(default_factory=dict)
+    seal: Seal = field(default_factory=Seal)
+    entered: int = 0
 
     def __post_init__(self) -> None:
         self.model = replicate(self.original)
         self.blocks = find(self.model)
-        self.kinds: dict[Hashable, list[Block]] = {}
+        kinds: dict[Hashable, list[Block]] = {}
         for block in self.blocks:
-            self.kinds.setdefault(block.kind, []).append(block)
-        self.recorded: dict[Hashable, frozenset[str]] = {}
-        self.reading: list[set[tuple[int, str]]] = []
-        self.always: set[tuple[int, str]] = set()
-        self.entered = 0
-        watched: set[int] = set()
-        for kind, members in self.kinds.items():
+            kinds.setdefault(block.kind, []).append(block)
+        for kind, members in kinds.items():
             try:
-                self.recorded[kind] = frozenset(differing_parts(members))
+                self.differences[kind] = Differences.among(members)
             except Unclear:
                 self.refused.add(kind)
-                continue
-            for part in (block.parts[path] for block in members for path in self.recorded[kind]):
-                if id(part) not in watched:
-                    watched.add(id(part))
-                    record_reads(part, self._note)
+        if self.sealing:
+            alike = {kind: members for kind, members in kinds.items() if kind not in self.refused}
+            groups = {key: group for found in self.differences.values() for key, group in found.groups.items()}
+            sealed = seal_repetitions(self.model, alike, groups, self.opened, self.seal)
+            for block in self.blocks:
+                block.sealed = any(id(part) in sealed for part in block.parts.values())
+        watched: dict[int, nn.Module] = {}
+        for block in self.blocks:
+            found = self.differences.get(block.kind)
+            watched |= {id(part): part for path, part in block.parts.items() if found and path in found.parts}
+        for part in watched.values():
+            record_reads(part, self._note)
         for block in self.blocks:
             self._stand_in(block)
+
+    @cached_property
+    def owners(self) -> dict[int, int]:
+        """In a trace: id of each fake parameter or buffer of the model to that of the original."""
+        copies = dict(self.model.named_modules(remove_duplicate=False))
+        found = {}
+        for path, module in self.original.named_modules(remove_duplicate=False):
+            for table in ("_parameters", "_buffers"):
+                held, fakes = own(module)[table], own(copies[path])[table]
+                if not isinstance(fakes, Sealed):
+                    found |= {id(fakes[name]): id(tensor) for name, tensor in held.items() if tensor is not None}
+        return found
 
     def _note(self, owner: int, name: str) -> None:
         for reads in self.reading:
@@ -101,18 +127,18 @@ class Once:
 
     def call(self, block: Block, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the block returns for these arguments; a placeholder of it if an equal call has been traced."""
-        if block.kind in self.refused:
-            return forward(*args, **kwargs)
         graph = graph_if_traced()
-        if graph is None:
+        if graph is None or block.kind in self.refused:
             return forward(*args, **kwargs)
         try:
-            view = View.of(block, args, kwargs)
+            view = View.of(block, args, kwargs, self.owners)
         except Unclear:
             return forward(*args, **kwargs)
         for template in self.templates.values():
             if template.block.kind == block.kind and template.graph is graph and template.fits(view) and _intact(template):
                 return self._again(template, block, view)
+        if block.sealed:
+            self.seal.refuse(block.path)
         return self._first(block, view, graph, forward, args, kwargs)
 
     def _again(self, template: Template, block: Block, view: View) -> Any:
@@ -142,7 +168,7 @@ class Once:
         if result is not None:
             markers().leave(result.tensors, index)
             leave = next(iter(reversed(graph.nodes)))
-            same = dice == _dice() and _unchanged(block, view, args, kwargs)
+            same = dice == _dice() and self._unchanged(block, view, args, kwargs)
             if same and enter.target is markers().enter and repeatable(enter, leave):
                 self.templates[index] = Template(
                     index=index, block=block, view=view, result=result, reads=self._named(reads, block), graph=graph
@@ -155,14 +181,13 @@ class Once:
         """What was read, by paths within the block; everything of modules where reading leaves no trace."""
         owners = {id(own(part)): path for path, part in block.parts.items()}
         seen = {(owners[owner], name) for owner, name in reads | self.always if owner in owners}
-        return frozenset(seen | {(path, EVERYTHING) for path in block.parts.keys() - self.recorded[block.kind]})
+        return frozenset(seen | {(path, EVERYTHING) for path in block.parts.keys() - self.differences[block.kind].parts})
 
-
-def _unchanged(block: Block, view: View, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    try:
-        return view.unchanged(View.of(block, args, kwargs))
-    except Unclear:
-        return False
+    def _unchanged(self, block: Block, view: View, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        try:
+            return view.unchanged(View.of(block, args, kwargs, self.owners))
+        except Unclear:
+            return False
 
 
 def _intact(template: Template) -> bool:

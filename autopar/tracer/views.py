@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,25 +29,35 @@ class View:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> View:
-        """Raises Unclear where something is seen that cannot be compared."""
+    def of(cls, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any], owners: Mapping[int, int]) -> View:
+        """Raises Unclear where something is seen that cannot be compared.
+
+        `owners` maps the id of each fake parameter of this trace to that of the model's own.
+        """
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if not all(kind in (tuple, list, dict, None) for kind in _kinds(spec)):
             raise Unclear(f"arguments {spec}")
         if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
             raise Unclear("autocast")
-        state = block.state()
+        state = [] if block.sealed else list(block.state().values())
+        if not block.sealed and [owners.get(id(t)) for t in state] != [id(t) for t in block.originals.values()]:
+            raise Unclear(f"other parameters in {block.path}")
         looks = Looks()
         globals_ = tuple(looks.of(space[name]) for space, name in block.surroundings if name in space)
         return cls(
             attributes=block.attributes(),
             around=(torch.is_grad_enabled(), torch.get_default_dtype(), *map(Same, active_modes()), *globals_),
             arguments=(str(spec), *(look_of(leaf) for leaf in leaves)),
-            shared=_pattern([*leaves, *state.values()]),
+            shared=_pattern(
+                [
+                    *(owners.get(id(leaf), id(leaf)) if isinstance(leaf, Tensor) else -i for i, leaf in enumerate(leaves, 1)),
+                    *map(id, block.originals.values()),
+                ]
+            ),
             leaves=leaves,
             spec=spec,
-            state=list(state.values()),
-            names=tuple(state),
+            state=state,
+            names=tuple(block.originals),
         )
 
     @property
@@ -80,10 +90,10 @@ def look_of(leaf: Any) -> Look:
     raise Unclear(f"a {type(leaf).__name__}")
 
 
-def _pattern(values: list[Any]) -> tuple[int, ...]:
-    """For each tensor the position at which the same one occurs first."""
+def _pattern(ids: list[int]) -> tuple[int, ...]:
+    """For each the position at which the same one occurs first."""
     first: dict[int, int] = {}
-    return tuple(first.setdefault(id(v), i) for i, v in enumerate(values) if isinstance(v, Tensor))
+    return tuple(first.setdefault(one, i) for i, one in enumerate(ids))
 
 
 def _kinds(spec: pytree.TreeSpec) -> Iterator[Any]:
