@@ -45,21 +45,40 @@ class Forms:
         numbers = np.array([int(term.xreplace(dict(sizes))) for term in self.terms], dtype=np.int64)
         return self.matrix @ numbers
 
+    @property
+    def from_one(self) -> np.ndarray:
+        """Maps a row to coefficients over products of (dim - 1): a row without negative ones is positive at all sizes."""
+        index: dict[sympy.Expr, int] = {}
+        entries = []
+        for i, term in enumerate(self.terms):
+            shifted = term.xreplace({dim: dim + 1 for dim in term.free_symbols}) if term.is_polynomial() else term
+            for part, c in sympy.expand(shifted).as_coefficients_dict().items():
+                entries.append((i, index.setdefault(part, len(index)), int(c)))
+        made = np.zeros((len(self.terms), len(index)), dtype=np.int64)
+        for i, j, c in entries:
+            made[i, j] = c
+        return made
 
-def candidates(levels: np.ndarray, places: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Rows of `levels` of which one is the largest at every size; terms are positive.
 
-    Dropped are rows that another equals or exceeds in every term, and rows in the middle of an arithmetic sequence (the same
-    event in equal blocks: first or last is at least as large).
+def candidates(levels: np.ndarray, places: Sequence[tuple[int, int]], from_one: np.ndarray) -> np.ndarray:
+    """Rows of `levels` of which one is the largest at every size.
+
+    Dropped are rows that another equals or exceeds at all sizes from 1 on, as `Forms.from_one` shows, and rows in the middle
+    of an arithmetic sequence (the same event in equal blocks: first or last is at least as large).
     """
     rows = np.unique(_ends(levels, places), axis=0)
-    rows = rows[np.argsort(-rows.sum(axis=1))]
-    kept: list[np.ndarray] = []
-    while len(rows):
-        best, rest = rows[0], rows[1:]
-        kept.append(best)
-        rows = rest[~(rest <= best).all(axis=1)]
-    return np.array([row for i, row in enumerate(kept) if not any((row <= k).all() for k in kept[i + 1 :])])
+    return rows[undominated(rows @ from_one)]
+
+
+def undominated(rows: np.ndarray) -> list[int]:
+    """Indices of rows that no other one equals or exceeds in every column; of equal ones the first."""
+    waiting = np.argsort(-rows.sum(axis=1), kind="stable")
+    kept: list[int] = []
+    while len(waiting):
+        best, rest = waiting[0], waiting[1:]
+        kept.append(int(best))
+        waiting = rest[~(rows[rest] <= rows[best]).all(axis=1)]
+    return [k for i, k in enumerate(kept) if not any((rows[k] <= rows[other]).all() for other in kept[i + 1 :])]
 
 
 def _ends(levels: np.ndarray, places: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -76,8 +95,17 @@ def _ends(levels: np.ndarray, places: Sequence[tuple[int, int]]) -> np.ndarray:
     return levels[keep]
 
 
+def pruned(options: Sequence[sympy.Expr]) -> list[sympy.Expr]:
+    """Without those that another equals or exceeds at all sizes from 1 on."""
+    forms = Forms()
+    distinct = list(dict.fromkeys(options))
+    rows = [forms.add(option) for option in distinct]
+    return [distinct[i] for i in undominated(forms.matrix[rows] @ forms.from_one)] if distinct else []
+
+
 def largest(options: Sequence[sympy.Expr]) -> sympy.Expr:
-    """Their maximum as an expression."""
-    if not options:
+    """Their maximum as an expression, for sizes from 1 on."""
+    kept = pruned(options)
+    if not kept:
         return sympy.Integer(0)
-    return sympy.Max(*options, evaluate=False) if len(options) > 1 else options[0]
+    return sympy.Max(*kept, evaluate=False) if len(kept) > 1 else kept[0]

@@ -43,7 +43,7 @@ class OpenSizes(TorchFunctionMode):
     (torch 2.11 reads the sizes of operands that are not contiguous).
     """
 
-    def __init__(self, products: bool) -> None:
+    def __init__(self, products: bool = False) -> None:
         super().__init__()
         self.products = products
 

@@ -22,7 +22,8 @@ from torch import nn
 from autopar.bytes import parse_bytes
 from autopar.errors import InputError
 from autopar.hardware import Hardware
-from autopar.profiler.closed_form import largest
+from autopar.profiler.closed_form import largest, pruned
+from autopar.profiler.kept import KeptRow, kept_rows, temporary_bytes
 from autopar.profiler.memory import MemoryAt, memory_at
 from autopar.profiler.optimizers import OPTIMIZERS, OptimizerBytes, default_implementation, optimizer_bytes
 from autopar.profiler.precision import Precision
@@ -44,6 +45,7 @@ class ProfileAt:
     gradient_bytes: int
     optimizer_bytes: int
     saved_bytes: int
+    temporary_bytes: int
     peak_bytes: int
     inference_peak_bytes: int
     forward_flops: int
@@ -85,7 +87,8 @@ class Profile:
     `forward_flops`, `backward_flops`: of products (matmuls, convolutions, attention), a multiply-add is two. `torch_*`: what
     torch's `FlopCounterMode` counts of them. `other_*`: arithmetic of all other ops, where torch counts nothing.
     `moved_bytes`: read and written by all kernels of forward and backward. `saved_bytes`: what backward needs of what forward
-    made (parameters, buffers and inputs excluded), each storage once. `peak_bytes`: of a whole training step, optimizer
+    made (parameters, buffers and inputs excluded), each storage once; `kept` has it by op. `temporary_bytes`: the most that
+    exists at once beside that and the parameters' gradients. `peak_bytes`: of a whole training step, optimizer
     included; `inference_peak_bytes`: of a forward in eval mode without gradients. `assumptions` are conditions on the dims
     under which the model's code does the same as at the example sizes.
 
@@ -105,6 +108,7 @@ class Profile:
     gradient_bytes: sympy.Expr
     optimizer_bytes: sympy.Expr
     saved_bytes: sympy.Expr
+    temporary_bytes: sympy.Expr
     peak_bytes: sympy.Expr
     inference_peak_bytes: sympy.Expr
     forward_flops: sympy.Expr
@@ -117,6 +121,7 @@ class Profile:
     tokens: sympy.Expr
     unit: str
     ops: tuple[OpRow, ...] = field(repr=False)
+    kept: tuple[KeptRow, ...] = field(repr=False)
     modules: tuple[ModuleRow, ...] = field(repr=False)
     regions: tuple[RegionRow, ...] = field(repr=False)
     hardware: Hardware | None = field(repr=False)
@@ -323,6 +328,7 @@ def profile_model(
         gradient_bytes=rests["gradient buffers"] or plus(s.bytes for s in made(changes, GRADIENT)),
         optimizer_bytes=rests["optimizer"],
         saved_bytes=total(changes.saved),
+        temporary_bytes=temporary_bytes(changes),
         peak_bytes=largest(peaks),
         inference_peak_bytes=inference_peak(inference, rests),
         **flops,
@@ -330,6 +336,7 @@ def profile_model(
         tokens=step.tokens,
         unit=step.unit,
         ops=tuple(ops),
+        kept=tuple(kept_rows(step, changes)),
         modules=tuple(module_rows(step, ops, changes, model)),
         regions=tuple(region_rows(step, ops, changes, model)),
         hardware=hardware,
@@ -342,7 +349,7 @@ def all_peaks(changes: Timeline, rests: Mapping[str, sympy.Expr], held: Optimize
     resting = sum(rests.values(), sympy.Integer(0))
     after = total(changes.alive(len(changes.changes)), kinds=None)
     options = [peak + resting for peak in changes.peaks()] + [resting + after + held.step_bytes]
-    return tuple(dict.fromkeys(sympy.expand(option) for option in options))
+    return tuple(pruned([sympy.expand(option) for option in options]))
 
 
 def inference_peak(recording: Recording, rests: Mapping[str, sympy.Expr]) -> sympy.Expr:

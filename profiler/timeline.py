@@ -63,7 +63,7 @@ class Timeline:
         levels = np.cumsum(forms.matrix[index] * sign[:, None], axis=0)
         rising = sign > 0
         places = [change.place for change, up in zip(self.changes, rising, strict=True) if up]
-        return tuple(forms.expression(row) for row in candidates(levels[rising], places))
+        return tuple(forms.expression(row) for row in candidates(levels[rising], places, forms.from_one))
 
     def bytes(self, sizes: dict[sympy.Symbol, int]) -> np.ndarray:
         """Bytes after each change, at these sizes."""
