@@ -18,6 +18,7 @@ from autopar.profiler.block_runs import Block, NotFoldable, StandIn, mark_gradie
 from autopar.profiler.blocks import BlockType, repeated
 from autopar.profiler.fakes import OpenSizes
 from autopar.profiler.known import Known
+from autopar.profiler.like import dense
 from autopar.profiler.shape_tensor import Recorder, ShapeTensor
 from autopar.profiler.tape import BACKWARD, FORWARD, INPUT, STATE, Size, Storage, Tape
 from autopar.torch_private import in_python_dispatcher, pytree, size_of, symbolic_sizes
@@ -242,15 +243,6 @@ class _Step:
                 f"dim {name!r} cannot be dynamic: the model fixes it to {value}{at}; leave it out of `dynamic`, "
                 "or make the code work for any size"
             )
-
-
-def dense(shape: Sequence[Any]) -> tuple[Any, ...]:
-    strides: list[Any] = []
-    step: Any = 1
-    for size in reversed(shape):
-        strides.insert(0, step)
-        step = step * size
-    return tuple(strides)
 
 
 def losses(results: Any, training: bool) -> list[Any]:
