@@ -235,12 +235,18 @@ class SymbolicSizes:
         return found
 
     def guards_of_the_model(self) -> list[sympy.Basic]:
-        """Conditions on the symbols of branches that the model's code took by a size (torch's own code left out)."""
+        """Conditions on the symbols of branches that the model's code took by a size (torch's own code left out).
+
+        What a slice reaches counts too: where it ends within what is sliced, its size is another than where it does not
+        (`_compute_slice_index` of torch's fake tensors: torch 2.11 to 2.13).
+        """
         return [guard.expr for guard in self.mode.shape_env.guards if not _is_of_torch(str(guard.sloc))]
 
 
 def _is_of_torch(where: str) -> bool:
-    """Whether a guard's `sloc`, as "(nn/functional.py:12 in f)", is in a file of torch's."""
+    """Whether a guard's `sloc`, as "(nn/functional.py:12 in f)", is in a file of torch's, but for slices."""
+    if where.endswith(" in _compute_slice_index)"):
+        return False
     file = where.strip("(").partition(":")[0]
     return (Path(torch.__file__).parent / file).exists()
 
