@@ -65,7 +65,7 @@ class Block:
 
     def call(self, path: str, args: Any, kwargs: Any) -> Any:
         """What the member at `path` gives for these arguments."""
-        if path in self.called or self._hooks() != self.own_hooks:
+        if path in self.called or self._hooks() != self.own_hooks or self._is_cast():
             raise NotFoldable(self.kind)
         self.called.add(path)
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -82,6 +82,10 @@ class Block:
         results = _Call.apply(self, template, path, storages, self.anchor, *tensors)  # type: ignore[no-untyped-call]
         flat = iter(results)
         return pytree.tree_unflatten([next(flat) if c is _TENSOR else c for c in template.constants], template.spec)
+
+    def _is_cast(self) -> bool:
+        """Whether autocast is on around it: it keeps casts of parameters from one block's run to the next."""
+        return torch.is_autocast_enabled(self.recorder.device.type)
 
     def _hooks(self) -> list[int]:
         """How many hooks each module inside has: one that somebody adds sees each member run."""
@@ -159,7 +163,10 @@ class Block:
                 ran = template.again()
             template.backward[arrived] = self._run_backward(ran, arrived)
             if ran is not template:
-                renamed = dict(zip(storages_of(ran.forward), storages_of(template.forward), strict=True))
+                here, there = storages_of(ran.forward), storages_of(template.forward)
+                if [s.bytes for s in here] != [s.bytes for s in there]:
+                    raise NotFoldable(self.kind)
+                renamed = dict(zip(here, there, strict=True))
                 tape = template.backward[arrived][0]
                 tape.events = [
                     Freed(renamed.get(event.storage, event.storage)) if isinstance(event, Freed) else event

@@ -19,7 +19,8 @@ class Precision:
     """Names of dtypes ("bfloat16"); None leaves what the model has.
 
     parameters  how they rest and are stepped; default: as the model has them
-    compute     the model runs in it: a copy of the parameters if it is another dtype than theirs, kept for the whole step
+    compute     the model runs in it; default: the dtypes that it has. Parameters that rest in another one have a copy in it,
+                kept for the whole step
     reduce      gradients are added to buffers of it that rest; default: they stay as backward makes them
     """
 
@@ -65,11 +66,10 @@ class Precision:
 
     def copies_bytes(self, model: nn.Module) -> int:
         """Of the copies that the model computes with."""
-        compute = self.dtype("compute")
-        if compute is None:
-            return 0
-        pairs = self.parameters_of(model)
-        return sum(math.prod(shape) * compute.itemsize for (shape, rest), _ in pairs if rest != compute)
+        compute = self.cast_of(model)
+        pairs = zip(model.parameters(), self.parameters_of(model), strict=True)
+        runs = [(shape, rest, compute.get(p.dtype, p.dtype)) for p, ((shape, rest), _) in pairs]
+        return sum(math.prod(shape) * own.itemsize for shape, rest, own in runs if rest != own)
 
     def has_gradient_buffer(self, model: nn.Module) -> bool:
         reduce, computes = self.dtype("reduce"), set(self._computes(model))
