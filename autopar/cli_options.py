@@ -56,15 +56,16 @@ def load_model(
     stage: Callable[[str], None],
     *,
     quiet: bool = False,
+    values: bool = False,
 ) -> Loaded:
-    """The model on the meta device; notices about it go to stderr unless `quiet`."""
+    """The model on the meta device, inputs too unless they shall have `values`; notices go to stderr unless `quiet`."""
     from autopar import hardware as devices
     from autopar.models import Options, load
 
     stage("building the model")
     if dtype is None and (spec.endswith(".json") or Path(spec).is_dir()) and devices.load(hardware).device_type != "cpu":
         dtype = "bfloat16"
-    loaded = load(spec, Options(batch=batch, seq=seq, dtype=dtype))
+    loaded = load(spec, Options(batch=batch, seq=seq, dtype=dtype, values=values))
     for notice in () if quiet else loaded.notices:
         typer.echo(f"note: {notice}", err=True)
     return loaded

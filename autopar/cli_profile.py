@@ -56,14 +56,15 @@ def profile(
     asked = {name: size for name, size in (("batch", batch), ("seq", seq)) if size is not None}
     options = {"hardware": hardware or "cpu", "optimizer": optimizer, "precision": precision}
     with stages() as stage:
-        loaded = load_model(model, hardware or "cpu", batch, seq, dtype, stage)
+        loaded = load_model(model, hardware or "cpu", batch, seq, dtype, stage, values=True)
 
         def load(least: Mapping[str, int]) -> Loaded:
             """With example sizes of at least these."""
             sizes = {name: max(size, least.get(name, 1)) for name, size in asked.items()}
             if sizes == asked:
                 return loaded
-            return load_model(model, hardware or "cpu", sizes.get("batch"), sizes.get("seq"), dtype, stage, quiet=True)
+            given = (hardware or "cpu", sizes.get("batch"), sizes.get("seq"), dtype, stage)
+            return load_model(model, *given, quiet=True, values=True)
 
         found, notes = measure(load, openings(chosen, memory, loaded), options, stage)
         shown = view(found, loaded, asked, memory, on_named_hardware=hardware is not None)

@@ -133,12 +133,12 @@ def example_inputs(config: Any, task: str, options: Options, dtype: torch.dtype,
     """Inputs of the task: tokens `[batch, seq]` or pixels `[batch, channels, height, width]`, and labels."""
     import torch
 
-    batch = options.batch or BATCH
+    batch, device = options.batch or BATCH, "cpu" if options.values else options.device
 
     def integers(below: int, *shape: int) -> torch.Tensor:
-        if options.device == "meta":
+        if device == "meta":
             return torch.empty(shape, dtype=torch.int64, device="meta")
-        return torch.randint(below, shape, generator=torch.Generator().manual_seed(1)).to(options.device)
+        return torch.randint(below, shape, generator=torch.Generator().manual_seed(1)).to(device)
 
     if task == "pixels":
         if options.seq is not None:
@@ -146,8 +146,8 @@ def example_inputs(config: Any, task: str, options: Options, dtype: torch.dtype,
         size = getattr(config, "image_size", 224)
         height, width = size if isinstance(size, list | tuple) else (size, size)
         shape = (batch, getattr(config, "num_channels", 3), height, width)
-        pixels = torch.empty(shape, dtype=dtype, device=options.device)
-        if options.device != "meta":
+        pixels = torch.empty(shape, dtype=dtype, device=device)
+        if device != "meta":
             pixels.normal_(generator=torch.Generator().manual_seed(2))
         return {"pixel_values": pixels, "labels": integers(config.num_labels, batch)}
     limit = positions(config)

@@ -28,12 +28,17 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a user may say about the example inputs; None leaves it to the model. `device` is where all tensors are made."""
+    """What a user may say about the example inputs; None leaves it to the model.
+
+    `device` is where all tensors are made, but for the inputs of a `config.json` if they shall have `values`: code may look
+    at a mask.
+    """
 
     batch: int | None = None
     seq: int | None = None
     dtype: str | None = None
     device: str = "meta"
+    values: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("batch", self.batch), ("seq", self.seq)):

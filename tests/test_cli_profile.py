@@ -222,3 +222,14 @@ def test_help_imports_nothing_slow() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.startswith("Usage:")
     assert shown.splitlines()[-1] == ""
+
+
+def test_a_config_whose_code_looks_at_its_mask(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
+    path = tmp_path / "bert.json"
+    path.write_text(
+        json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"], "max_position_embeddings": 32} | sizes)
+    )
+    data = dumped(str(path), "--memory", "10MiB", "--seq", "8", "--batch", "2")
+    assert data["budget"]["largest"]["seq"]["size"] == 32
+    assert data["budget"]["largest"]["batch"]["size"] > 2
