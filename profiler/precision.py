@@ -66,14 +66,17 @@ class Precision:
 
     def copies_bytes(self, model: nn.Module) -> int:
         """Of the copies that the model computes with."""
-        compute = self.cast_of(model)
-        pairs = zip(model.parameters(), self.parameters_of(model), strict=True)
-        runs = [(shape, rest, compute.get(p.dtype, p.dtype)) for p, ((shape, rest), _) in pairs]
-        return sum(math.prod(shape) * own.itemsize for shape, rest, own in runs if rest != own)
+        runs = zip(self.parameters_of(model), self._computing(model), strict=True)
+        return sum(math.prod(shape) * own.itemsize for ((shape, rest), _), own in runs if rest != own)
+
+    def computing_bytes(self, model: nn.Module) -> int:
+        """Of the parameters that the model computes with, copies or not."""
+        return sum(p.numel() * own.itemsize for p, own in zip(model.parameters(), self._computing(model), strict=True))
 
     def has_gradient_buffer(self, model: nn.Module) -> bool:
-        reduce, computes = self.dtype("reduce"), set(self._computes(model))
-        return reduce is not None and computes != {reduce}
+        reduce = self.dtype("reduce")
+        runs = zip(model.parameters(), self._computing(model), strict=True)
+        return reduce is not None and {own for p, own in runs if p.requires_grad} != {reduce}
 
     def gradient_buffer_bytes(self, model: nn.Module) -> int:
         reduce = self.dtype("reduce")
@@ -81,6 +84,7 @@ class Precision:
             return 0
         return sum(p.numel() * reduce.itemsize for p in model.parameters() if p.requires_grad)
 
-    def _computes(self, model: nn.Module) -> list[torch.dtype]:
+    def _computing(self, model: nn.Module) -> list[torch.dtype]:
+        """The dtype in which the model runs, of each parameter."""
         cast: Mapping[torch.dtype, torch.dtype] = self.cast_of(model)
-        return [cast.get(p.dtype, p.dtype) for p in model.parameters() if p.requires_grad]
+        return [cast.get(p.dtype, p.dtype) for p in model.parameters()]

@@ -330,7 +330,7 @@ def profile_model(
         saved_bytes=total(changes.saved),
         temporary_bytes=temporary_bytes(changes),
         peak_bytes=largest(peaks),
-        inference_peak_bytes=inference_peak(inference, rests),
+        inference_peak_bytes=inference_peak(inference, expression(precision.computing_bytes(model)), rests),
         **flops,
         moved_bytes=plus(row.calls * row.one.bytes for row in ops),
         tokens=step.tokens,
@@ -352,9 +352,9 @@ def all_peaks(changes: Timeline, rests: Mapping[str, sympy.Expr], held: Optimize
     return tuple(pruned([sympy.expand(option) for option in options]))
 
 
-def inference_peak(recording: Recording, rests: Mapping[str, sympy.Expr]) -> sympy.Expr:
-    resting = rests["compute copies"] or rests["parameters"]
-    resting = resting + rests["buffers"] + rests["inputs"]
+def inference_peak(recording: Recording, parameters: sympy.Expr, rests: Mapping[str, sympy.Expr]) -> sympy.Expr:
+    """`parameters` in the dtypes that the model computes in are all that rest of them."""
+    resting = parameters + rests["buffers"] + rests["inputs"]
     return largest([sympy.expand(peak + resting) for peak in timeline(recording).peaks()] or [resting])
 
 
