@@ -15,7 +15,7 @@ import sympy
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils import _pytree, _python_dispatch
+from torch.utils import _python_dispatch, _pytree
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -346,3 +346,10 @@ def is_plain_fake(tensor: Tensor) -> bool:
     own = {"fake_mode", "constant", "pytype", "dispatch_keys", "real_tensor"}
     private = all(name in own or name.startswith("_") for name in vars(tensor))
     return type(tensor) is FakeTensor and tensor.constant is None and private
+
+
+def peak_tracker() -> Any:
+    """torch's own tracker of memory, which benchmarks compare with (`MemTracker`: torch 2.11 to 2.13)."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    return MemTracker()

@@ -80,9 +80,9 @@ def ours(options: argparse.Namespace, layers: int) -> dict[str, Any]:
 
 def fake(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     imported = timed(lambda: __import__("transformers").LlamaForCausalLM)
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from autopar.torch_private import fake_mode
 
-    with FakeTensorMode():
+    with fake_mode():
         built = timed(lambda: build(options.width, layers, "cpu", "bfloat16"))
         found = timed(lambda: step(built.result, tokens(options.batch, options.seq, "cpu")))
     return {"import_s": imported.seconds, "build_s": built.seconds, "profile_s": found.seconds, **found.result}
@@ -99,11 +99,12 @@ def eager(options: argparse.Namespace, layers: int) -> dict[str, Any]:
 def step(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """A training step under torch's own counters."""
     import torch
-    from torch.distributed._tools.mem_tracker import MemTracker
     from torch.utils.flop_counter import FlopCounterMode
 
+    from autopar.torch_private import peak_tracker
+
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
-    memory = MemTracker()
+    memory = peak_tracker()
     memory.track_external(model, optimizer, *batch.values())
     with memory:
         with FlopCounterMode(display=False) as flops:

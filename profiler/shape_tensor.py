@@ -201,7 +201,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.tape.phase == BACKWARD:
             number = running_sequence_number()
             return self.here if number is None else self.paths.get(number, self.here)
-        self.paths[next_sequence_number() - 1] = self.here
+        # the first op that runs under a number is the one that made the node; ops without a node see the number before
+        self.paths.setdefault(next_sequence_number() - 1, self.here)
         return self.here
 
 
