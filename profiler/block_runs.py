@@ -255,9 +255,15 @@ class StandIn(nn.Module):
 
     def __init__(self, block: Block, path: str) -> None:
         super().__init__()
+        self._modules = block.module._modules
         object.__setattr__(self, "_block", block)
         object.__setattr__(self, "_path", path)
-        self._modules = block.module._modules
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Code that sets an attribute of a member can tell it from others."""
+        if "_path" in self.__dict__:
+            raise NotFoldable(self._block.kind)
+        super().__setattr__(name, value)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:

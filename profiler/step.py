@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ class _Step:
         self.original, self.marks, self.kinds, self.training, self.progress = model, marks, kinds, training, progress
         self.device, self.dtypes = device, dtypes
         self.watched: set[nn.Module] = set()
+        self.failed: tuple[int, str] = 0, ""
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], open_sizes: OpenSizes) -> Recording:
         leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
@@ -173,7 +175,8 @@ class _Step:
 
     def copy(self) -> nn.Module:
         """The model on the state's stand-ins, with one member of each repeated block."""
-        memo: dict[int, Any] = dict(self.state)
+        held = (leaf for module in self.original.modules() for leaf in pytree.tree_leaves(vars(module)))
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in held if isinstance(tensor, Tensor)} | self.state
         for kind in self.kinds:
             path, first = kind.members[0]
             member = copy.deepcopy(first, memo)
@@ -196,7 +199,7 @@ class _Step:
             self.watched.add(child)
             before: list[str] = []
             child.register_forward_pre_hook(self.entering(path, before), prepend=True)
-            child.register_forward_hook(self.leaving(before), always_call=True)
+            child.register_forward_hook(self.leaving(path, before), always_call=True)
 
     def entering(self, path: str, before: list[str]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
@@ -205,8 +208,10 @@ class _Step:
 
         return hook
 
-    def leaving(self, before: list[str]) -> Callable[..., None]:
+    def leaving(self, path: str, before: list[str]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, result: Any) -> None:
+            if (error := sys.exception()) is not None and self.failed[0] != id(error):
+                self.failed = id(error), path
             self.recorder.here = before.pop()
 
         return hook
@@ -233,7 +238,7 @@ class _Step:
         except (NotFoldable, TraceError, InputError):
             raise
         except Exception as error:
-            where = self.recorder.here or type(self.original).__name__
+            where = (self.failed[1] if self.failed[0] == id(error) else self.recorder.here) or type(self.original).__name__
             raise TraceError(f"{where} cannot run on shapes alone: {type(error).__name__}: {error}") from error
 
     def check_fixed(self) -> None:
