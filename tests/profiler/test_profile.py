@@ -14,7 +14,7 @@ from autopar.profiler.tape import BACKWARD, FORWARD
 from tests.profiler.profiled import counted_by_torch, counted_right, dynamic, saved_by_autograd, static, zoo
 from tests.zoo import ZOO
 
-each_model = zoo(fast=("gpt2", "bert", "t5", "mixtral", "resnet", "batchnorm", "unet", "mlp"))
+each_model = zoo(fast=("gpt2", "bert", "mixtral", "resnet", "mlp"))
 each_open_model = zoo(fast=("gpt2", "resnet", "mlp"))
 SHARED = ("forward_flops", "backward_flops", "moved_bytes", "saved_bytes")
 """Figures that modules and regions have too."""

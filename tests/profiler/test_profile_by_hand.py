@@ -158,7 +158,7 @@ def test_the_memory_of_mixed_precision() -> None:
     assert max(memory.course["gradients"]) in (20, 120)
 
 
-@pytest.mark.parametrize("name", ["mlp", "llama", pytest.param("bert", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "bert"))])
 def test_computing_in_a_dtype_is_what_a_model_of_that_dtype_does(name: str) -> None:
     model, kwargs = ZOO[name].build(layers=4)
     cast = autopar.profile(model, kwargs=kwargs, precision=Precision(compute="bfloat16")).at()

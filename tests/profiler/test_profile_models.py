@@ -16,11 +16,15 @@ from tests.profiler.eager import CORRECTED, TORCH, saved_tensors, training_flops
 from tests.profiler.eager_memory import inference, training_steps
 from tests.profiler.unusual import FOLDED, MODELS, WIDTH, Layers, blocks, build, linear
 
-UNSEEN = pytest.mark.xfail(strict=True, reason="blocks that change what they share are taken for equal")
+FAST = {"plain", "checkpoint", "one twice", "by index", "told", "hooks", "frozen", "tied", "closure", "branches", "autocast"}
+each_model = pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in MODELS])
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=UNSEEN) if n == "sharing" else n for n in MODELS])
-def test_unusual_models_cost_what_eager_costs(name: str) -> None:
+@each_model
+def test_unusual_models_cost_what_eager_costs(name: str, request: pytest.FixtureRequest) -> None:
+    if name == "sharing":
+        reason = "blocks that change what they share are taken for equal"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     model, kwargs = build(name)
     figures = autopar.profile(model, kwargs=kwargs)
     got, memory = figures.at(), figures.memory()
@@ -35,7 +39,7 @@ def test_unusual_models_cost_what_eager_costs(name: str) -> None:
     assert got.inference_peak_bytes == inference(*build(name)).peak_bytes
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_model
 def test_closed_forms_of_unusual_models(name: str) -> None:
     if name == "branches":
         pytest.skip("what it does depends on the number of rows")
@@ -54,7 +58,7 @@ def test_equal_blocks_are_run_once(name: str) -> None:
     assert [row.calls for row in regions if row.region != REST] == [FOLDED[name]]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_model
 def test_a_model_is_left_as_it_was(name: str) -> None:
     model, kwargs = build(name)
     model.eval() if name == "dropout" else model.train()

@@ -20,7 +20,7 @@ from tests.zoo import ZOO
 SIZES = ((20, 24), (3, 9), (2, 31), (7, 2))
 """(batch, seq). From 16 samples on, torch may choose another convolution; that must not change bytes."""
 
-each_model = zoo(fast=("gpt2", "mlp", "resnet", "batchnorm"), cases=[(name, "default") for name in ZOO])
+each_model = zoo(fast=("gpt2", "mlp", "resnet"), cases=[(name, "default") for name in ZOO])
 
 
 def fresh(name: str, batch: int, seq: int) -> tuple[dict[str, int], Profile]:
@@ -51,7 +51,7 @@ def test_closed_forms_equal_a_fresh_profile(name: str, attention: str, batch: in
 
 
 @given(batch=st.integers(2, 70), seq=st.integers(2, 64))
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_closed_forms_at_random_sizes(batch: int, seq: int) -> None:
     """GPT-2 in both dims, by chance."""
     sizes, wanted = fresh("gpt2", batch, seq)
