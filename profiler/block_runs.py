@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autopar.profiler.blocks import BlockType
+from autopar.profiler.blocks import BOOKKEEPING, BlockType
 from autopar.profiler.known import Known
 from autopar.profiler.like import Like, dense, extent, like, view
 from autopar.profiler.shape_tensor import Recorder, ShapeTensor
@@ -91,6 +91,15 @@ class Block:
         """How many hooks each module inside has: one that somebody adds sees each member run."""
         return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in self.module.modules()]
 
+    def _containers(self) -> list[Any]:
+        """What lists, dicts and sets among its attributes hold: a block that writes into one may tell others something."""
+        held = [value for module in self.module.modules() for key, value in vars(module).items() if key not in BOOKKEEPING]
+        return [
+            [(key, id(item)) for key, item in value.items()] if isinstance(value, dict) else [id(item) for item in value]
+            for value in held
+            if isinstance(value, list | dict | set)
+        ]
+
     def _constant(self, leaf: Any) -> Any:
         if leaf is None or isinstance(
             leaf, bool | int | float | str | torch.dtype | torch.device | FunctionType | MethodType | type
@@ -124,8 +133,11 @@ class Block:
             del entered, flat
             args, kwargs = pytree.tree_unflatten(arguments, spec)
             del arguments
+            before = self._containers()
             with self.hooks(self.kind.members[0][0]):
                 results = self.module(*args, **kwargs)
+            if self._containers() != before:
+                raise NotFoldable(self.kind)
             del args, kwargs
             flat_results, template.spec = pytree.tree_flatten(results)
             del results

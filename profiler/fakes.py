@@ -46,8 +46,13 @@ class OpenSizes(TorchFunctionMode):
     def __init__(self, products: bool = False) -> None:
         super().__init__()
         self.products = products
+        self.stand_ins: Mapping[int, Tensor] = {}
+        """By id of a parameter or buffer of the user's model what runs in its place, where a closure leads to it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(id(argument) in self.stand_ins for argument in (*args, *(kwargs or {}).values())):
+            args = tuple(self.stand_ins.get(id(argument), argument) for argument in args)
+            kwargs = {key: self.stand_ins.get(id(value), value) for key, value in (kwargs or {}).items()}
         if func is interpolate and (result := upsample(*args, **(kwargs or {}))) is not None:
             return result
         if func is Tensor.__getitem__ and (result := getitem(*args)) is not None:

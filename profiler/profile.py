@@ -296,8 +296,9 @@ def profile_model(
     progress("adding up")
     implementation = default_implementation(optimizer, hardware.device_type if hardware else "cpu")
     own = precision.parameters_of(model)
-    trained = [parameter for parameter, needs_grad in own if needs_grad]
-    held = optimizer_bytes(optimizer, trained, implementation=implementation)
+    names = [name for name, _ in model.named_parameters()]
+    stepped = [p for name, (p, trains) in zip(names, own, strict=True) if trains and name not in step.unreached]
+    held = optimizer_bytes(optimizer, stepped, implementation=implementation)
     changes = timeline(step, precision.has_gradient_buffer(model))
     rests = {
         "parameters": expression(sum(bytes_of(p) for p, _ in own)),

@@ -37,6 +37,10 @@ from autopar.torch_private import (
 
 STATE_OF_CODE = "constant"
 
+aten = torch.ops.aten
+OF_ONE_DTYPE = frozenset({aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution})
+"""On shapes alone these take operands of different dtypes; real ones do not."""
+
 
 class ShapeTensor(Tensor):
     """Holds a fake tensor, whose memory stands for its own, and how its value is known, if it is."""
@@ -122,6 +126,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = self._known(func, args, kwargs, given)
         if asks_for_data(func, args):
             return self._answer(func, args, kwargs, known, given)
+        if func.overloadpacket in OF_ONE_DTYPE and len({t.dtype for t in given if t.is_floating_point() or t.ndim}) > 1:
+            dtypes = ", ".join(dict.fromkeys(str(t.dtype) for t in given))
+            raise TypeError(f"{func} of tensors of different dtypes: {dtypes}")
         fakes = self._run(func, args, kwargs)
         return self._wrap(func, args, kwargs, fakes, known, given)
 
@@ -137,6 +144,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return pytree.tree_map_only(Tensor, lambda t: t if isinstance(t, ShapeTensor) else self._foreign(t), (args, kwargs))
 
     def _foreign(self, tensor: Tensor) -> ShapeTensor:
+        if tensor.requires_grad:
+            raise TraceError(
+                f"{self.here or 'the model'} uses a tensor of shape {list(tensor.shape)} that is trained and that no module "
+                "has as a parameter: register it, as self.name = nn.Parameter(...)"
+            )
         if id(tensor) not in self.foreign:
             fake = self.empty(tensor.shape, tensor.stride(), tensor.dtype)
             self.adopt(fake, Storage(self.bytes(fake), STATE_OF_CODE))

@@ -41,6 +41,8 @@ class Recording:
     assumptions: tuple[sympy.Basic, ...]
     tokens: sympy.Expr
     unit: str
+    unreached: frozenset[str]
+    """Parameters that are trained and that no gradient reaches: an optimizer makes no state for them."""
 
 
 def record(
@@ -113,7 +115,7 @@ class _Step:
             torch.set_grad_enabled(self.training),
             saved_tensors_hooks(self.note_saved, lambda tensor: tensor),
         ):
-            self.state = self.make_state()
+            self.state = open_sizes.stand_ins = self.make_state()
             model = self.copy()
             if not self.training:
                 model.eval()
@@ -129,6 +131,7 @@ class _Step:
                 with recorder.writing(backward), self.errors():
                     run_backward(recorder, ends)
                     mark_gradients(recorder, self.state.values())
+            unreached = frozenset(self.unreached()) if self.training else frozenset()
             with recorder.writing(Tape(BACKWARD)):
                 del ends, model, given, own_args, own_kwargs
         self.check_fixed()
@@ -142,7 +145,18 @@ class _Step:
             assumptions=tuple(dict.fromkeys(guard.xreplace(self.names) for guard in sizes.guards_of_the_model())),
             tokens=sympy.sympify(tokens),
             unit=unit,
+            unreached=unreached,
         )
+
+    def unreached(self) -> Iterator[str]:
+        """Names of trained parameters without a gradient, in all members of a block where one has none."""
+        runs = {path: kind.members[0][0] for kind in self.kinds for path, _ in kind.members}
+        for name, parameter in self.original.named_parameters():
+            member = next((path for path in runs if name.startswith(f"{path}.")), None)
+            if member is not None:
+                parameter = self.original.get_parameter(runs[member] + name[len(member) :])
+            if parameter.requires_grad and self.state[id(parameter)].grad is None:
+                yield name
 
     def rename(self, size: Size) -> Size:
         return size if isinstance(size, int) else sympy.sympify(size).xreplace(self.names)

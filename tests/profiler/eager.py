@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry
 
-
 aten = torch.ops.aten
 SAME_COUNT_AS = {
     aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,

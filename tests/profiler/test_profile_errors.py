@@ -160,3 +160,22 @@ def test_a_profile_after_a_failure_is_as_before() -> None:
     with pytest.raises(TraceError):
         autopar.profile(model, (X[:, :5],))
     assert autopar.profile(model, (X,)).at() == wanted
+
+
+def test_operands_of_different_dtypes() -> None:
+    """On shapes alone they would multiply; for real they do not."""
+    with pytest.raises(TraceError, match=r"addmm.* of tensors of different dtypes: torch.float32, torch.int64"):
+        autopar.profile(nn.Linear(4, 2), (torch.ones(3, 4, dtype=torch.int64),))
+
+
+def test_a_trained_tensor_that_no_module_has() -> None:
+    """Its gradient would end up in the user's own tensor."""
+    stray = torch.ones(4, requires_grad=True)
+
+    class Stray(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (torch.cat([stray, x]) * 2).sum()
+
+    with pytest.raises(TraceError, match=r"uses a tensor of shape \[4\] that is trained and that no module has"):
+        autopar.profile(Stray(), (torch.ones(3),))
+    assert stray.grad is None

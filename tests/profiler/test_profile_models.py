@@ -16,15 +16,25 @@ from tests.profiler.eager import CORRECTED, TORCH, saved_tensors, training_flops
 from tests.profiler.eager_memory import inference, training_steps
 from tests.profiler.unusual import FOLDED, MODELS, WIDTH, Layers, blocks, build, linear
 
-FAST = {"plain", "checkpoint", "one twice", "by index", "told", "hooks", "frozen", "tied", "closure", "branches", "autocast"}
+FAST = {
+    "plain",
+    "checkpoint",
+    "one twice",
+    "by index",
+    "told",
+    "hooks",
+    "frozen",
+    "tied",
+    "closure",
+    "branches",
+    "autocast",
+    "sharing",
+}
 each_model = pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in MODELS])
 
 
 @each_model
-def test_unusual_models_cost_what_eager_costs(name: str, request: pytest.FixtureRequest) -> None:
-    if name == "sharing":
-        reason = "blocks that change what they share are taken for equal"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_unusual_models_cost_what_eager_costs(name: str) -> None:
     model, kwargs = build(name)
     figures = autopar.profile(model, kwargs=kwargs)
     got, memory = figures.at(), figures.memory()
