@@ -34,7 +34,6 @@ class Recording:
 
     forward: Tape
     backward: Tape | None
-    state: tuple[Storage, ...]
     inputs: tuple[Storage, ...]
     blocks: tuple[BlockType, ...]
     symbols: Mapping[str, sympy.Symbol]
@@ -138,7 +137,6 @@ class _Step:
         return Recording(
             forward=forward,
             backward=backward,
-            state=tuple(recorder.storage(t) for t in self.state.values()),
             inputs=inputs,
             blocks=tuple(self.kinds),
             symbols=self.symbols,
@@ -175,10 +173,11 @@ class _Step:
         return tensor
 
     def make_state(self) -> dict[int, ShapeTensor]:
-        """For each parameter and buffer, by id, its stand-in."""
+        """For each parameter and buffer, by id, its stand-in; not of members whose block is run once for all."""
         found: dict[int, ShapeTensor] = {}
+        spared = {id(t) for kind in self.kinds for _, m in kind.members[1:] for t in (*m.parameters(), *m.buffers())}
         for kind, tensors in (("parameter", self.original.parameters()), ("buffer", self.original.buffers())):
-            for tensor in tensors:
+            for tensor in (t for t in tensors if id(t) not in spared):
                 fake = self.recorder.empty(tensor.shape, tensor.stride(), self.dtypes.get(tensor.dtype, tensor.dtype))
                 self.recorder.adopt(fake, Storage(self.recorder.bytes(fake), STATE, op=kind))
                 known = Known(value=tensor) if kind == "buffer" and tensor.device.type != "meta" else None
