@@ -10,9 +10,12 @@ import enum
 import functools
 import logging
 import re
+import sys
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -35,6 +38,9 @@ FIXED = (object, re.Pattern, type(NotImplemented), contextvars.ContextVar)
 
 LARGEST = 4096
 """Entries of a container that can be looked at at every call."""
+
+FOREIGN = {"torch", "numpy", *sys.stdlib_module_names} - {"__main__"}
+"""Whose code is not followed."""
 
 FUNCTIONS = 400
 """Of so many functions that a block may reach the global names are watched."""
@@ -75,7 +81,7 @@ class Looks:
             return "size", size_of(value)
         if isinstance(value, enum.Enum):
             return kind, value.name
-        if isinstance(value, type | types.ModuleType | Tensor | logging.Logger):
+        if isinstance(value, type | types.ModuleType | ModuleSpec | Tensor | logging.Logger | PurePath):
             return Same(value)
         if id(value) in self.known:
             return self.known[id(value)]
@@ -113,13 +119,13 @@ class Looks:
         return kind, *content
 
 
-def surroundings(classes: Iterator[type]) -> list[tuple[dict[str, Any], str]]:
-    """(namespace, name) of the globals and class attributes that the methods of these classes mention, and what they call.
+def surroundings(classes: Iterable[type], functions: Iterable[Any]) -> list[tuple[dict[str, Any], str]]:
+    """(namespace, name) of the globals and class attributes that these functions and methods mention, and what they call.
 
-    Code of torch and of builtins is not followed.
+    Code of torch, numpy and Python itself is not followed.
     """
     watched: dict[tuple[int, str], tuple[dict[str, Any], str]] = {}
-    todo: list[Any] = []
+    todo: list[Any] = list(functions)
     for kind in {base for c in classes for base in c.__mro__ if not _foreign(base.__module__)}:
         for name, value in vars(kind).items():
             todo.append(value)
@@ -154,10 +160,12 @@ def _state(value: Any) -> bool:
 
 
 def _function(value: Any) -> types.FunctionType | None:
-    if isinstance(value, classmethod | staticmethod):
+    if isinstance(value, classmethod | staticmethod | types.MethodType):
         value = value.__func__
     if isinstance(value, property):
         value = value.fget
+    while isinstance(value, functools.partial):
+        value = value.func
     value = getattr(value, "__wrapped__", value) if not isinstance(value, types.FunctionType) else value
     return value if isinstance(value, types.FunctionType) else None
 
@@ -170,7 +178,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _foreign(module: str | None) -> bool:
-    return module is None or module.split(".")[0] in ("torch", "builtins", "typing", "abc", "collections", "functools", "enum")
+    return module is None or module.split(".")[0] in FOREIGN
 
 
 def filled(cell: types.CellType) -> bool:

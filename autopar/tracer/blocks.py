@@ -52,7 +52,8 @@ class Block:
 
     @cached_property
     def surroundings(self) -> list[tuple[dict[str, Any], str]]:
-        return surroundings(iter(set(self.classes.values())))
+        held = (value for part in self.parts.values() for value in own(part).values())
+        return surroundings(set(self.classes.values()), [value for value in held if callable(value)])
 
     def state(self) -> dict[str, Tensor]:
         """Its parameters and buffers as they are now, by name within the block, aliases too; in a trace these are fake."""

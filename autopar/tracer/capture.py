@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ from autopar.tracer.runs import contract
 from autopar.tracer.sealed import Unsealed
 
 logger = logging.getLogger("autopar")
-RETRIES = 4
+RETRIES = 3
 """How often a trace begins again with a block that had been taken for a repetition of another; the last time with all."""
 
 KEEP = frozenset(
@@ -154,12 +154,13 @@ def _captured_once(
 ) -> Captured | None:
     """The same as a full trace, or None if tracing each kind of block once does not work for this model, for any reason."""
     opened: set[str] = set()
-    for _ in range(RETRIES):
+    refused: set[Hashable] = set()
+    for attempt in range(RETRIES):
         try:
-            once = Once(model, progress, opened, sealing=len(opened) < RETRIES - 1)
+            once = Once(model, progress, opened, refused, sealing=attempt < RETRIES - 1 and "" not in opened)
             exported = _export(once.model, args, kwargs, shapes)
             if once.seal.broken:
-                raise Unsealed(once.seal.broken)
+                raise once.seal.broken
             check_writes(exported.graph, once)
             steps = contract(exported.graph)
             drop_unused_state(exported)

@@ -23,8 +23,9 @@ def check_writes(graph: Graph, once: Once) -> None:
     returned = {node.args[1]: node.args[0] for node in graph.nodes if node.target is marks.leave}
     views = {node for outputs in returned.values() for node in outputs if _is_view(node)}
     for call in (node for node in graph.nodes if node.target is marks.again):
-        outputs = returned[once.calls[call.args[2]][0].index]
-        views |= {user for user in call.users if _is_view(outputs[user.args[1]])}
+        template = once.calls[call.args[2]][0]
+        outputs, stopped = returned[template.index], template.result.stopped
+        views |= {user for user in call.users if _is_view(outputs[user.args[1]]) or user.args[1] in stopped}
     for node in graph.nodes:
         if any(_chain(written) & views for written in mutated(node)):
             raise Unrepeatable(f"{node.name} writes into a view that a block returned")
@@ -69,7 +70,11 @@ class Copier:
         with self.graph.inserting_before(call):
             for step in self.steps[call.args[2]]:  # type: ignore[index]
                 results.append(self._step(step, [inputs[j] if i < 0 else results[i][j] for i, j in step.sources]))
+        stopped = self.once.calls[call.args[2]][0].result.stopped  # type: ignore[index]
         for user in list(call.users):
+            for stop in list(user.users) if user.args[1] in stopped else ():
+                stop.replace_all_uses_with(user)
+                self.graph.erase_node(stop)
             user.replace_all_uses_with(results[-1][user.args[1]])  # type: ignore[index]
             self.graph.erase_node(user)
         self.graph.erase_node(call)

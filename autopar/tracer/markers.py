@@ -61,29 +61,34 @@ def between(enter: Node) -> Iterator[Node]:
         node = node.next
 
 
-def repeatable(enter: Node, leave: Node) -> bool:
-    """Whether the nodes of a block, copied with other inputs and state, do what the block would do there.
+def unrepeatable(enter: Node, leave: Node) -> str:
+    """Why the nodes of a block, copied with other inputs and state, might not do what the block would do there; or "".
 
     They have to be plain ops that use inputs, state and each other only, that write into neither inputs nor state, and
     whose sizes are not read from data.
     """
-    state, inputs = set(_nodes(enter.args[1])), set(_nodes(enter.args[0]))
-    outside = {storage_key(node.meta["val"]) for node in state | inputs}
+    known = set(_nodes(enter.args[:2]))
+    outside = {storage_key(node.meta["val"]) for node in known}
     inside: set[Node] = set()
     marks = markers()
     for node in between(enter):
         inside.add(node)
         if node.target in (marks.enter, marks.leave):
             continue
-        if not _plain(node) or _unbacked(node):
-            return False
-        known = (
-            source in inside or source in inputs or source in state or is_number(source) for source in node.all_input_nodes
-        )
-        if not all(known) or any(storage_key(written.meta["val"]) in outside for written in mutated(node)):
-            return False
-    outputs = _nodes(leave.args[0])
-    return all(node in inside for node in outputs)
+        if not _plain(node):
+            return f"{node.target} is no plain op"
+        if _unbacked(node):
+            return f"a size of {node.name} is read from data"
+        if is_number(node):
+            continue
+        used = _nodes(node.args[0]) if node.target is marks.again else node.all_input_nodes
+        for source in used:
+            if not (source in inside or source in known or is_number(source)):
+                return f"{node.name} uses {source.name}, which is neither its argument nor its own"
+        if any(storage_key(written.meta["val"]) in outside for written in mutated(node)):
+            return f"{node.name} writes into an argument or a buffer"
+    foreign = [node.name for node in _nodes(leave.args[0]) if node not in inside]
+    return f"it returns {foreign[0]}, which it did not make" if foreign else ""
 
 
 def mutated(node: Node) -> list[Node]:

@@ -11,6 +11,7 @@ Where anything is in doubt (hooks, caches, written buffers, closures over tensor
 from __future__ import annotations
 
 import functools
+import logging
 import random
 import sys
 from collections.abc import Callable, Hashable
@@ -24,11 +25,12 @@ from torch.fx import Graph
 from autopar.torch_private import graph_if_traced
 from autopar.tracer.appearance import Unclear
 from autopar.tracer.blocks import EVERYTHING, Block, Differences, become, find, own, record_reads
-from autopar.tracer.markers import markers, repeatable
+from autopar.tracer.markers import markers, unrepeatable
 from autopar.tracer.replica import replicate
 from autopar.tracer.sealed import Seal, Sealed, seal_repetitions
 from autopar.tracer.views import Result, View, look_of, result_of
 
+logger = logging.getLogger("autopar")
 Progress = Callable[[str], None]
 
 
@@ -56,16 +58,17 @@ class Template:
 class Once:
     """One trace of a model: `model` is to be exported in the place of the original, `expand` its graph afterwards.
 
-    Raises Unsealed while it is traced if a block is needed that was taken for a repetition: make another with it `opened`.
+    Raises Unsealed while it is traced if a block is needed that was taken for a repetition: make another with it `opened`,
+    and with the kinds that were `refused`.
     """
 
     original: nn.Module
     progress: Progress = lambda stage: None
     opened: set[str] = field(default_factory=set)
+    refused: set[Hashable] = field(default_factory=set)
     sealing: bool = True
     templates: dict[int, Template] = field(default_factory=dict)
     calls: list[tuple[Template, Block]] = field(default_factory=list)
-    refused: set[Hashable] = field(default_factory=set)
     reading: list[set[tuple[int, str]]] = field(default_factory=list)
     always: set[tuple[int, str]] = field(default_factory=set)
     differences: dict[Hashable, Differences] = field(default_factory=dict)
@@ -79,6 +82,8 @@ class Once:
         for block in self.blocks:
             kinds.setdefault(block.kind, []).append(block)
         for kind, members in kinds.items():
+            if kind in self.refused:
+                continue
             try:
                 self.differences[kind] = Differences.among(members)
             except Unclear:
@@ -130,9 +135,10 @@ class Once:
         graph = graph_if_traced()
         if graph is None or block.kind in self.refused:
             return forward(*args, **kwargs)
-        try:
-            view = View.of(block, args, kwargs, self.owners)
-        except Unclear:
+        view = self._view(block, args, kwargs)
+        if view is None and block.sealed:
+            self.seal.refuse()
+        if view is None:
             return forward(*args, **kwargs)
         for template in self.templates.values():
             if template.block.kind == block.kind and template.graph is graph and template.fits(view) and _intact(template):
@@ -146,6 +152,7 @@ class Once:
             self._note(id(own(block.parts[path])), name)
         self.calls.append((template, block))
         new = list(markers().again(view.tensors, template.result.tensors, len(self.calls) - 1))
+        new = [t.detach() if i in template.result.stopped else t for i, t in enumerate(new)]
         if tuple(map(look_of, new)) != template.result.looks:
             raise Unrepeatable(f"{block.path} is not like {template.block.path}")
         return template.result.rebuilt(new, view.leaves)
@@ -165,17 +172,29 @@ class Once:
         finally:
             reads = self.reading.pop()
         result = result_of(output, view, block.containers(args, kwargs))
-        if result is not None:
+        if isinstance(result, Result):
             markers().leave(result.tensors, index)
             leave = next(iter(reversed(graph.nodes)))
-            same = dice == _dice() and self._unchanged(block, view, args, kwargs)
-            if same and enter.target is markers().enter and repeatable(enter, leave):
-                self.templates[index] = Template(
-                    index=index, block=block, view=view, result=result, reads=self._named(reads, block), graph=graph
-                )
-                return output
-        self.refused.add(block.kind)
+            doubt = "an entry out of place" if enter.target is not markers().enter else unrepeatable(enter, leave)
+            if dice != _dice():
+                doubt = "random numbers of Python"
+        else:
+            doubt = result
+        after = self._view(block, args, kwargs)
+        if doubt or not isinstance(result, Result) or after is None or not view.unchanged(after):
+            self._refuse(block, doubt or "a side effect")
+        elif after.arguments == view.arguments:  # otherwise the code has found two sizes to be equal: wait for the next call
+            self.templates[index] = Template(
+                index=index, block=block, view=view, result=result, reads=self._named(reads, block), graph=graph
+            )
         return output
+
+    def _refuse(self, block: Block, doubt: str) -> None:
+        """From now on trace every block of this kind."""
+        logger.debug("%s is traced in full wherever it occurs: %s", block.path, doubt)
+        self.refused.add(block.kind)
+        if any(other.sealed for other in self.blocks if other.kind == block.kind):
+            self.seal.refuse(block.path)
 
     def _named(self, reads: set[tuple[int, str]], block: Block) -> frozenset[tuple[str, str]]:
         """What was read, by paths within the block; everything of modules where reading leaves no trace."""
@@ -183,11 +202,11 @@ class Once:
         seen = {(owners[owner], name) for owner, name in reads | self.always if owner in owners}
         return frozenset(seen | {(path, EVERYTHING) for path in block.parts.keys() - self.differences[block.kind].parts})
 
-    def _unchanged(self, block: Block, view: View, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _view(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> View | None:
         try:
-            return view.unchanged(View.of(block, args, kwargs, self.owners))
+            return View.of(block, args, kwargs, self.owners)
         except Unclear:
-            return False
+            return None
 
 
 def _intact(template: Template) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 import weakref
 from collections import OrderedDict
@@ -24,9 +25,10 @@ class NotReplicable(Exception):
 
 
 def replicate(model: nn.Module) -> nn.Module:
-    """The same module tree as new objects of the same classes; all tensors and all other objects are shared.
+    """The same module tree as new objects of the same classes; all tensors and most other objects are shared.
 
-    What refers to modules of the tree (containers, bound methods, partials among the attributes) refers to the new ones.
+    What refers to modules of the tree (containers, bound methods, partials among the attributes) refers to the new ones, and
+    containers that only the tree refers to are copied, so that what its code puts there stays out of the user's.
     Raises NotReplicable for what cannot be followed: closures, weak references, modules in slots, scripted modules.
     """
     return _Replica(model).module(model)  # type: ignore[no-any-return]
@@ -37,6 +39,9 @@ class _Replica:
         self.tree = {id(module) for module in model.modules()}
         self.tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self.made: dict[int, Any] = {}
+        alone = min(_other_references([{"a list": []}]).values())
+        found = _other_references([vars(module) for module in model.modules()])
+        self.own = {key for key, count in found.items() if count <= alone}
 
     def module(self, module: nn.Module) -> Any:
         if id(module) in self.made:
@@ -58,7 +63,7 @@ class _Replica:
             return self.made[id(value)]
         if id(value) in self.tree:
             return self.module(value)
-        if type(value) in CONTAINERS and self._refers(value):
+        if type(value) in CONTAINERS and (id(value) in self.own or self._refers(value)):
             copy = self._rebuilt(value)
         elif isinstance(value, types.MethodType) and self._refers(value.__self__):
             copy = types.MethodType(value.__func__, self.value(value.__self__))
@@ -97,3 +102,14 @@ class _Replica:
             return id(value()) in self.tree
         cells = value.__closure__ or () if isinstance(value, types.FunctionType) else ()
         return any(self._refers(cell.cell_contents, 2) for cell in cells if filled(cell))
+
+
+def _other_references(tables: list[dict[str, Any]]) -> dict[int, int]:
+    """By id of every value in the tables, how often something else refers to it, and the same number more for all."""
+    held: dict[int, int] = {}
+    counted: dict[int, int] = {}
+    for table in tables:
+        for value in table.values():
+            held[id(value)] = held.get(id(value), 0) + 1
+            counted[id(value)] = sys.getrefcount(value)
+    return {key: counted[key] - held[key] for key in held}

@@ -25,10 +25,10 @@ TABLES = ("_parameters", "_buffers")
 
 
 class Unsealed(BaseException):
-    """A parameter is needed that was left out; no `except Exception` of the model's code catches this."""
+    """Parameters of the block at `path` are needed ("": of any); no `except Exception` of the model's code catches this."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(f"parameters of {path} are needed")
+    def __init__(self, path: str = "") -> None:
+        super().__init__(f"parameters of {path or 'blocks'} are needed")
         self.path = path
 
 
@@ -37,28 +37,28 @@ class Seal:
 
     def __init__(self) -> None:
         self.running = False
-        self.broken: str | None = None
+        self.broken: Unsealed | None = None
 
     def watch(self, model: nn.Module) -> None:
         """`running` is True while the model's own code runs; `model` is one of ours."""
         model.register_forward_pre_hook(lambda *_: setattr(self, "running", True))
         model.register_forward_hook(lambda *_: setattr(self, "running", False), always_call=True)
 
-    def refuse(self, path: str) -> NoReturn:
-        self.broken = path
-        raise Unsealed(path)
+    def refuse(self, path: str = "") -> NoReturn:
+        self.broken = Unsealed(path)
+        raise self.broken
 
 
 class Sealed(dict[str, Any]):
     """An empty table that had `names` in it."""
 
-    def __init__(self, names: frozenset[str], seal: Seal, path: str) -> None:
+    def __init__(self, names: frozenset[str], seal: Seal) -> None:
         super().__init__()
-        self.names, self.seal, self.path = names, seal, path
+        self.names, self.seal = names, seal
 
     def _asked(self) -> None:
         if self.seal.running:
-            self.seal.refuse(self.path)
+            self.seal.refuse()
 
     def __contains__(self, name: object) -> bool:
         if name in self.names:
@@ -88,7 +88,7 @@ class Sealed(dict[str, Any]):
         return super().__eq__(other)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self.seal.refuse(self.path)
+        self.seal.refuse()
 
     def _whole(self, *_: Any) -> Any:
         self._asked()
@@ -113,18 +113,19 @@ class Sealed(dict[str, Any]):
 def seal_repetitions(
     model: nn.Module, kinds: Mapping[Hashable, list[Block]], groups: Mapping[int, Hashable], opened: set[str], seal: Seal
 ) -> set[int]:
-    """Seal the tables of all blocks but the first ones of each group, and of those that are `opened` by path.
+    """Seal the tables of all blocks but the first ones of each group, those `opened` by path, and those inside of others.
 
     `groups` says which blocks (by id) look alike but for what is different in each; returns the ids of the sealed blocks.
     """
     chosen: dict[int, Block] = {}
+    inner = {id(part) for members in kinds.values() for block in members for path, part in block.parts.items() if path}
     for members in kinds.values():
         counts: Counter[Hashable] = Counter()
         candidates = []
         for block in members:
             group = groups.get(id(block), id(block))
             counts[group] += 1
-            if counts[group] > SAMPLES and block.path not in opened:
+            if counts[group] > SAMPLES and block.path not in opened and id(block.module) not in inner:
                 candidates.append(block)
         if sum(len(block.originals) for block in candidates) > FEW:
             chosen |= {id(block.module): block for block in candidates}
@@ -132,13 +133,11 @@ def seal_repetitions(
         return set()
     kept = set(_outside(model, chosen))
     for block in chosen.values():
-        for path, part in block.parts.items():
-            if id(part) in kept:
-                continue
+        for part in (part for part in block.parts.values() if id(part) not in kept):
             for table in TABLES:
                 held = own(part)[table]
                 if held and not isinstance(held, Sealed):
-                    own(part)[table] = Sealed(frozenset(held), seal, f"{block.path}.{path}")
+                    own(part)[table] = Sealed(frozenset(held), seal)
     seal.watch(model)
     return {id(module) for module in model.modules() if isinstance(own(module)["_parameters"], Sealed)} | set(chosen)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict, namedtuple
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from autopar.torch_private import active_modes, is_plain_fake, pytree, size_of, storage_key
 from autopar.tracer.appearance import Look, Looks, Same, Unclear
 from autopar.tracer.blocks import Block, Key, containers
+
+TREES = (tuple, list, dict, OrderedDict, namedtuple, None)
+"""Nodes of trees of arguments and results that hold nothing but what one sees; None is a leaf."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class View:
         `owners` maps the id of each fake parameter of this trace to that of the model's own.
         """
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        if not all(kind in (tuple, list, dict, None) for kind in _kinds(spec)):
+        if not all(kind in TREES for kind in _kinds(spec)):
             raise Unclear(f"arguments {spec}")
         if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
             raise Unclear("autocast")
@@ -73,9 +77,10 @@ class View:
         return {key for key, look in self.attributes.items() if look != other.attributes[key]}
 
     def unchanged(self, later: View) -> bool:
-        """Whether running the block left everything as it was, arguments and state included."""
+        """Whether running the block left everything as it was, but for what is known about sizes."""
         same = all(a is b for a, b in zip((*self.leaves, *self.state), (*later.leaves, *later.state), strict=False))
-        return same and len(self.leaves) == len(later.leaves) and self.spec == later.spec and self.differing(later) == set()
+        known = replace(self, arguments=later.arguments)
+        return same and len(self.leaves) == len(later.leaves) and self.spec == later.spec and known.differing(later) == set()
 
 
 def look_of(leaf: Any) -> Look:
@@ -104,12 +109,16 @@ def _kinds(spec: pytree.TreeSpec) -> Iterator[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a block returns: per leaf ("new", which of `tensors`), ("input", which argument) or ("value", a constant)."""
+    """What a block returns: per leaf ("new", which of `tensors`), ("input", which argument) or ("value", a constant).
+
+    Of `tensors` those that are `stopped` require no gradient, though others or arguments do.
+    """
 
     leaves: tuple[tuple[str, Any], ...]
     tensors: list[Tensor]
     looks: tuple[Look, ...]
     spec: pytree.TreeSpec
+    stopped: frozenset[int]
 
     def rebuilt(self, new: list[Tensor], inputs: list[Any]) -> Any:
         """The same structure with other tensors, and with the arguments of another call."""
@@ -117,8 +126,8 @@ class Result:
         return pytree.tree_unflatten([w if kind == "value" else sources[kind][w] for kind, w in self.leaves], self.spec)
 
 
-def result_of(output: Any, view: View, known: set[int]) -> Result | None:
-    """None if the output is of a kind, or shares memory or one of the `known` containers, as a stand-in could not."""
+def result_of(output: Any, view: View, known: set[int]) -> Result | str:
+    """Why a stand-in could not return the like: a strange type, shared memory, one of the `known` containers; else a Result."""
     leaves, spec = pytree.tree_flatten(output)
     positions = {id(leaf): i for i, leaf in enumerate(view.leaves) if isinstance(leaf, Tensor)}
     new = list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) not in positions}.values())
@@ -132,14 +141,21 @@ def result_of(output: Any, view: View, known: set[int]) -> Result | None:
     try:
         looks = tuple(map(look_of, new))
         tuple(look_of(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
-    except Unclear:
-        return None
-    plain = all(
-        kind is None or issubclass(kind, tuple | list | dict) or dataclasses.is_dataclass(kind) for kind in _kinds(spec)
-    )
-    if not new or not plain or containers([output]) & known or not _fresh(new, view) or not _alike(new, view):
-        return None
-    return Result(leaves=tuple(map(place, leaves)), tensors=new, looks=looks, spec=spec)
+    except Unclear as what:
+        return f"it returns {what}"
+    plain = all(kind in TREES or dataclasses.is_dataclass(kind) for kind in _kinds(spec))
+    if not new or not plain:
+        return f"it returns {spec}"
+    if containers([output]) & known:
+        return "it returns a list or dict that it was given or holds"
+    if not _fresh(new, view):
+        return "what it returns shares memory"
+    if any(isinstance(t, nn.Parameter) for t in new):
+        return "it returns a parameter"
+    stopped = _without_gradient(new, view)
+    if any(t.requires_grad and not torch.is_grad_enabled() for t in new):
+        return "what it returns requires a gradient where gradients are off"
+    return Result(leaves=tuple(map(place, leaves)), tensors=new, looks=looks, spec=spec, stopped=stopped)
 
 
 def _fresh(tensors: list[Tensor], view: View) -> bool:
@@ -149,8 +165,9 @@ def _fresh(tensors: list[Tensor], view: View) -> bool:
     return len(memory) == len(tensors) and not shared and all(t.storage_offset() == 0 for t in tensors)
 
 
-def _alike(tensors: list[Tensor], view: View) -> bool:
-    """Whether each requires a gradient just where results of an op on these tensors do."""
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (*view.tensors, *tensors))
-    floating = [t for t in tensors if t.dtype.is_floating_point or t.dtype.is_complex]
-    return all(t.requires_grad == wanted for t in floating) and not any(isinstance(t, nn.Parameter) for t in tensors)
+def _without_gradient(tensors: list[Tensor], view: View) -> frozenset[int]:
+    """Which of them require none, though results of an op on all these tensors would."""
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (*view.tensors, *tensors)):
+        return frozenset()
+    floating = (i for i, t in enumerate(tensors) if t.dtype.is_floating_point or t.dtype.is_complex)
+    return frozenset(i for i in floating if not tensors[i].requires_grad)
