@@ -22,7 +22,8 @@ def getitem(x: Tensor, index: Any) -> Tensor | None:
     """
     if not isinstance(index, tuple) or not all(map(is_plain, index)) or not any(isinstance(n, torch.SymInt) for n in x.shape):
         return None
-    given, dim, picked = x, 0, []
+    picked: list[Any] = []
+    given, dim = x, 0
     for position, item in enumerate(index):
         if item is ...:
             dim = x.ndim - sum(rest is not None for rest in index[position + 1 :])

@@ -47,7 +47,7 @@ class ShapeTensor(Tensor):
 
     fake: Tensor
     known: Known | None
-    __torch_function__ = no_torch_function
+    __torch_function__ = no_torch_function  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, fake: Tensor, known: Known | None = None, requires_grad: bool = False) -> ShapeTensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import sympy
 
 from autopar.errors import InputError
@@ -49,17 +48,15 @@ def root(difference: sympy.Expr, symbol: sympy.Symbol) -> float:
     if polynomial.degree() == 1:
         slope, offset = polynomial.all_coeffs()
         return math.floor(-offset / slope) if slope > 0 else math.inf
-    real = [
-        r.real for r in np.roots(np.array([float(c) for c in polynomial.all_coeffs()])) if abs(r.imag) < 1e-9 * max(1.0, abs(r))
-    ]
-    above = [r for r in real if r > 0]
-    return math.floor(max(above)) + 1 if above else (math.inf if polynomial.LC() < 0 else 0)
+    above = [r for r in sympy.real_roots(polynomial) if r > 0]
+    if not above:
+        return math.inf if polynomial.LC() < 0 else 0
+    return int(sympy.floor(above[-1]))
 
 
 def limit(assumption: sympy.Basic, symbol: sympy.Symbol) -> float:
     """The largest size for which an assumption holds, inf if it holds for all large ones."""
-    holds = lambda n: bool(assumption.xreplace({symbol: sympy.Integer(n)}))  # noqa: E731
-    return math.inf if holds(HUGE) else bisect(holds)
+    return bisect(lambda n: bool(assumption.xreplace({symbol: sympy.Integer(n)})))
 
 
 HUGE = 1 << 48
