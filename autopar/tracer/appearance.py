@@ -155,8 +155,9 @@ def surroundings(classes: Iterable[type], functions: Iterable[Any]) -> list[tupl
 
 def _state(value: Any) -> bool:
     """Whether a global of this value could differ between two calls."""
-    fixed = type | types.ModuleType | types.FunctionType | types.BuiltinFunctionType | classmethod | staticmethod | property
-    return not isinstance(value, fixed | logging.Logger) and not callable(getattr(value, "__get__", None))
+    plain = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, logging.Logger)
+    fixed = (*plain, classmethod, staticmethod, property)
+    return not isinstance(value, fixed) and not callable(getattr(value, "__get__", None))
 
 
 def _function(value: Any) -> types.FunctionType | None:

@@ -129,7 +129,8 @@ def become(module: nn.Module, methods: dict[str, Any]) -> type:
     """Make the module, which is one of ours, an instance of a subclass of its class that has these methods too."""
     kind = type(module)
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    derived = type(kind)(kind.__name__, (kind,), names | methods)
+    metaclass: Any = type(kind)
+    derived: type = metaclass(kind.__name__, (kind,), names | methods)
     object.__setattr__(module, "__class__", derived)
     return derived
 
@@ -152,7 +153,7 @@ class Differences:
         values = {key: [look.get(key) for look in looks] for key in keys}
         several = {key: len(set(found)) for key, found in values.items() if any(look != found[0] for look in found)}
         telling = [key for key, count in several.items() if count < len(blocks)]
-        groups = {id(block): tuple(values[key][i] for key in telling) for i, block in enumerate(blocks)}
+        groups: dict[int, Hashable] = {id(block): tuple(values[key][i] for key in telling) for i, block in enumerate(blocks)}
         return cls(frozenset(path for path, _ in several), groups)
 
 

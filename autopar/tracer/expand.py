@@ -60,7 +60,7 @@ class Copier:
         self.graph = captured.graph
         self.enters: dict[Any, Node] = {}
         self.leaves: dict[Any, Node] = {}
-        self.state = {
+        self.state: dict[str, Node] = {
             captured.state_of[n.name]: n for n in self.graph.find_nodes(op="placeholder") if n.name in captured.state_of
         }
 

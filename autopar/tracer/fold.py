@@ -52,7 +52,7 @@ class Parts(dict[Segment, Part]):
     def __init__(self, captured: Captured) -> None:
         super().__init__()
         self.captured = captured
-        self.values: dict[tuple[int, Any], str] = {}
+        self.texts: dict[tuple[int, Any], str] = {}
 
     def __missing__(self, segment: Segment) -> Part:
         part = self[segment] = describe(segment, self.captured, self.value)
@@ -61,9 +61,9 @@ class Parts(dict[Segment, Part]):
     def value(self, node: Node) -> str:
         """As `_value`; nodes of copied blocks share their value."""
         key = id(node.meta["val"]), node.meta["needs_grad"]
-        if key not in self.values:
-            self.values[key] = _value(node)
-        return self.values[key]
+        if key not in self.texts:
+            self.texts[key] = _value(node)
+        return self.texts[key]
 
 
 def describe(segment: Segment, captured: Captured, value: Callable[[Node], str] | None = None) -> Part:

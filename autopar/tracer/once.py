@@ -107,7 +107,7 @@ class Once:
     def owners(self) -> dict[int, int]:
         """In a trace: id of each fake parameter or buffer of the model to that of the original."""
         copies = dict(self.model.named_modules(remove_duplicate=False))
-        found = {}
+        found: dict[int, int] = {}
         for path, module in self.original.named_modules(remove_duplicate=False):
             for table in ("_parameters", "_buffers"):
                 held, fakes = own(module)[table], own(copies[path])[table]

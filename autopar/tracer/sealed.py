@@ -95,7 +95,7 @@ class Sealed(dict[str, Any]):
         return {}
 
     __delitem__ = pop = popitem = setdefault = update = __ior__ = __setitem__  # type: ignore[assignment]
-    copy = __or__ = __ror__ = __reversed__ = _whole  # type: ignore[assignment]
+    copy = __or__ = __ror__ = __reversed__ = _whole
 
     def keys(self) -> Any:
         self._asked()
