@@ -343,7 +343,7 @@ def is_plain_fake(tensor: Tensor) -> bool:
     """A fake tensor whose content nobody knows and that nobody gave attributes (`FakeTensor`: torch 2.11 to 2.13)."""
     from torch._subclasses.fake_tensor import FakeTensor
 
-    own = {"fake_mode", "constant", "pytype", "dispatch_keys", "real_tensor"}
+    own = {"fake_mode", "fake_device", "constant", "pytype", "dispatch_keys", "real_tensor"}
     private = all(name in own or name.startswith("_") for name in vars(tensor))
     return type(tensor) is FakeTensor and tensor.constant is None and private
 
