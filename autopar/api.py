@@ -69,7 +69,7 @@ def plan(
     """
     said = progress or (lambda stage: None)
     said("tracing")
-    program = trace(model, args, dict(kwargs or {}), name=name)
+    program = trace(model, args, dict(kwargs or {}), name=name, progress=said)
     return plan_program(
         program,
         MeshSpec.of(mesh),

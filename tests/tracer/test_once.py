@@ -10,6 +10,7 @@ from torch import nn
 
 from autopar.errors import TraceError
 from autopar.tracer import capture, sealed, trace
+from autopar.tracer.dynamic import Dynamic
 from autopar.tracer.expand import expand
 from autopar.tracer.once import Once
 from tests.models import MODELS
@@ -132,6 +133,23 @@ def test_depth_adds_no_parameters_and_no_nodes_to_decompose(monkeypatch: pytest.
         model, kwargs = MODELS["llama"](device="meta", layers=layers)
         trace(model, (), kwargs, dynamic={"batch": 0})
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("name", ["in place inside", "no_grad and detach inside", "two kinds", "nested"])
+def test_graphs_that_are_not_decomposed_are_the_same_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", lambda exported, table: exported)
+    graphs = []
+    for blocks_once in (True, False):
+        captured = capture.capture(CASES[name].make(), (X,), {}, Dynamic({}), blocks_once=blocks_once)
+        numbers = {node: i for i, node in enumerate(n for n in captured.graph.nodes if n.op != "placeholder")}
+        state = captured.state_of
+
+        def named(node: torch.fx.Node, numbers: Any = numbers, state: Any = state) -> str:
+            return state.get(node.name, str(numbers.get(node, node.name)))
+
+        nodes = [node for node in captured.graph.nodes if node.op != "placeholder"]
+        graphs.append([(str(n.target), str(torch.fx.map_arg((n.args, n.kwargs), named))) for n in nodes])
+    assert graphs[0] == graphs[1]
 
 
 def test_progress_names_the_blocks_that_are_traced() -> None:
