@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -66,10 +65,10 @@ class View:
     @cached_property
     def module_s(self) -> Mapping[str, float]:
         """Seconds of forward and backward by module path, all that a module holds included."""
-        found: Counter[str] = Counter()
+        found: dict[str, float] = {}
         for op in self.ops:
             for path in prefixes(op.row.path):
-                found[path] += op.seconds or 0.0  # type: ignore[assignment]
+                found[path] = found.get(path, 0.0) + (op.seconds or 0.0)
         return found
 
     @cached_property

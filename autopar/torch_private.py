@@ -143,25 +143,6 @@ def size_of(size: int | torch.SymInt) -> int | sympy.Expr:
     return int(expression) if expression.is_Integer else expression
 
 
-def as_symbolic(expression: sympy.Expr, mode: Any) -> int | torch.SymInt:
-    """A size of that expression for tensors of a fake mode, whose symbols it uses; the other direction of `size_of`.
-
-    `FakeTensorMode.shape_env`, `ShapeEnv.backed_var_to_val` (torch 2.13; `var_to_val` in 2.11), `create_symintnode`.
-    """
-    expression = sympy.sympify(expression)
-    if expression.is_Integer:
-        return int(expression)
-    env = mode.shape_env
-    examples = env.backed_var_to_val if hasattr(env, "backed_var_to_val") else env.var_to_val
-    return cast(torch.SymInt, env.create_symintnode(expression, hint=int(expression.xreplace(examples))))
-
-
-def fixed_sizes(mode: Any, symbols: Mapping[str, sympy.Symbol]) -> dict[str, sympy.Expr]:
-    """Symbols of a fake mode that some op has meanwhile fixed to a number, or to another symbol (`ShapeEnv.replacements`)."""
-    replaced = mode.shape_env.replacements if mode.shape_env is not None else {}
-    return {name: replaced[symbol] for name, symbol in symbols.items() if symbol in replaced}
-
-
 def in_python_dispatcher() -> contextlib.AbstractContextManager[object]:
     """Inside it, ops written in C++ that read sizes as numbers give way to their Python equals (as in `symbolic_mode`)."""
     from torch._dispatch.python import enable_python_dispatcher

@@ -56,8 +56,8 @@ class Template:
 class Block:
     """All members of one type. `module` is a copy of the first, on ShapeTensors."""
 
-    def __init__(self, kind: BlockType, module: nn.Module, recorder: Recorder, hooks: Any) -> None:
-        self.kind, self.module, self.recorder, self.hooks = kind, module, recorder, hooks
+    def __init__(self, kind: BlockType, module: nn.Module, recorder: Recorder, progress: Callable[[str], None]) -> None:
+        self.kind, self.module, self.recorder, self.progress = kind, module, recorder, progress
         self.templates: dict[Any, Template] = {}
         self.anchor = ShapeTensor(recorder.empty((), (), torch.float32), requires_grad=True)
         self.called: set[str] = set()
@@ -134,8 +134,8 @@ class Block:
             args, kwargs = pytree.tree_unflatten(arguments, spec)
             del arguments
             before = self._containers()
-            with self.hooks(self.kind.members[0][0]):
-                results = self.module(*args, **kwargs)
+            self.progress(self.kind.members[0][0])
+            results = self.module(*args, **kwargs)
             if self._containers() != before:
                 raise NotFoldable(self.kind)
             del args, kwargs

@@ -194,7 +194,7 @@ class _Step:
             path, first = kind.members[0]
             member = copy.deepcopy(first, memo)
             self.watch(member, path)
-            block = Block(kind, member, self.recorder, self.inside)
+            block = Block(kind, member, self.recorder, self.progress)
             memo |= {id(member): StandIn(block, path) for path, member in kind.members}
         try:
             model = copy.deepcopy(self.original, memo)
@@ -228,11 +228,6 @@ class _Step:
             self.recorder.here = before.pop()
 
         return hook
-
-    @contextmanager
-    def inside(self, path: str) -> Iterator[None]:
-        self.progress(path)
-        yield
 
     def enter(self, leaf: Any, mark: Mapping[int, str], sizes: Mapping[str, Any]) -> Any:
         if not isinstance(leaf, Tensor):

@@ -75,7 +75,6 @@ class Timeline:
 class _Kept:
     """What a block keeps between its forward and its backward."""
 
-    call: BlockCall
     own: Counter[Storage] = field(default_factory=Counter)
     shared: dict[Storage, Storage] = field(default_factory=dict)
 
@@ -136,11 +135,8 @@ class _Writer:
         freed = {event.storage for event in tape.events if isinstance(event, Freed)}
         leaves = {tape.leaves[slot]: call.leaves[slot] for slot in tape.leaves}
         for i, event in enumerate(tape.events):
-            if isinstance(event, Made) and event.storage in leaves:
-                self.make(leaves[event.storage], (id(tape), i))
-            elif isinstance(event, Made):
-                own[event.storage] += 1
-                self.add(event.storage, 1, call.path, (id(tape), i))
+            if isinstance(event, Made):
+                self.make_inside(call, event.storage, i, own)
             elif isinstance(event, Freed) and own[event.storage]:
                 own[event.storage] -= 1
                 self.add(event.storage, -1, call.path)
@@ -148,19 +144,24 @@ class _Writer:
         shared |= {s: outer for slot, s in tape.enters.items() if s not in freed and (outer := call.enters[slot]) is not None}
         for outer in shared.values():
             self.holders[outer] += 1
-        self.kept[call.path] = _Kept(call, +own, shared)
+        self.kept[call.path] = _Kept(+own, shared)
+
+    def make_inside(self, call: BlockCall, storage: Storage, i: int, own: Counter[Storage]) -> None:
+        """Event `i` of a block's tape makes memory: what leaves the block is the model's, the rest its own."""
+        place = id(call.tape), i
+        if storage.slot is not None and call.tape.leaves.get(storage.slot) is storage:
+            self.make(call.leaves[storage.slot], place)
+        else:
+            own[storage] += 1
+            self.add(storage, 1, call.path, place)
 
     def backward(self, call: BlockCall, soon_freed: set[Storage]) -> None:
         tape, kept = call.tape, self.kept.pop(call.path)
         own = Counter(kept.own)
-        leaves = {tape.leaves[slot]: call.leaves[slot] for slot in tape.leaves}
         enters = {s: call.enters[slot] for slot, s in tape.enters.items()}
         for i, event in enumerate(tape.events):
-            if isinstance(event, Made) and event.storage in leaves:
-                self.make(leaves[event.storage], (id(tape), i))
-            elif isinstance(event, Made):
-                own[event.storage] += 1
-                self.add(event.storage, 1, call.path, (id(tape), i))
+            if isinstance(event, Made):
+                self.make_inside(call, event.storage, i, own)
             elif isinstance(event, Freed):
                 storage = event.storage
                 if storage in kept.shared:

@@ -8,7 +8,6 @@ the other emits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -37,12 +36,9 @@ class TensorLike:
     shape: tuple[int | torch.SymInt, ...]
     dtype: torch.dtype
     needs_grad: bool
-    stride: tuple[int | torch.SymInt, ...] | None = None
 
     def empty(self, device: str) -> torch.Tensor:
-        if self.stride is None:
-            return torch.empty(self.shape, dtype=self.dtype, device=device)
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
+        return torch.empty(self.shape, dtype=self.dtype, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +92,14 @@ def trace_joint(
     inputs: Sequence[TensorLike],
     differentiated: Sequence[bool],
     device: str = "cpu",
-    mode: AbstractContextManager[object] | None = None,
 ) -> Joint:
     """Trace `graph` (placeholders in the order of `inputs`, an output node with a tuple) with its backward.
 
-    `differentiated` says of each output whether a gradient flows into it. `mode` is the fake tensor mode that symbolic
-    sizes among the inputs belong to (default: a new one).
+    `differentiated` says of each output whether a gradient flows into it.
     """
     module = torch.fx.GraphModule(torch.nn.Module(), graph)
     recorder = _Recorder(module)
-    with mode or fake_mode():
+    with fake_mode():
         fakes = [i.empty(device) for i in inputs]
         leaves = [f.requires_grad_() if i.needs_grad else f for f, i in zip(fakes, inputs, strict=True)]
         wanted = [n for n, i in enumerate(inputs) if i.needs_grad]
