@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from autopar.bytes import human, parse_bytes
+from autopar.bytes import parse_bytes
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.measure import Counted
-from autopar.codegen.measure import measure as count
 from autopar.codegen.module import ParallelModule, PlannedOnFirstBatch
-from autopar.errors import AutoparError, BudgetError, InputError, MeshError, UnshardableError
+from autopar.errors import AutoparError, InputError, MeshError
 from autopar.hardware import Hardware, load
 from autopar.ir.mesh import MeshLike, MeshSpec
-from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
-from autopar.ops.strategies import PASS_PARTIAL
 from autopar.ops.units import random_places
-from autopar.profiler.model_cost import ModelCost, measure
+from autopar.planning.planner import Aims, Planner, Progress, silent
 from autopar.profiler.precision import Precision
 from autopar.profiler.profile import Profile, profile_model
-from autopar.solver.baselines import solve_baselines
-from autopar.solver.build import Builder, Setting
-from autopar.solver.problem import Problem
-from autopar.solver.search import solve
-from autopar.solver.to_plan import to_plan
 from autopar.tracer import trace
 from autopar.tracer.capture import check_signature
 from autopar.tracer.dynamic import Dynamic
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-logger = logging.getLogger("autopar")
-Progress = Callable[[str], None]
-TIGHTENINGS = 4
-"""How often a plan whose emitted graphs exceed the budget is searched again under a tighter one."""
 
 
 def plan(
@@ -67,7 +52,7 @@ def plan(
 
     >>> # plan = autopar.plan(model, "2x4", kwargs=batch, memory="70GiB", hardware="h100-sxm")
     """
-    said = progress or (lambda stage: None)
+    said = progress or silent
     said("tracing")
     program = trace(model, args, dict(kwargs or {}), name=name, progress=said)
     return plan_program(
@@ -91,68 +76,18 @@ def plan_program(
     optimizer: str = "adamw",
     time_limit_s: float = 60.0,
     gap: float = 1e-3,
-    progress: Progress = lambda stage: None,
+    progress: Progress = silent,
 ) -> tuple[Plan, Emitted, Counted]:
     """As `plan`, for a traced program; also the emitted graphs and what was counted on them."""
-    if optimizer not in STATE_COPIES:
-        raise InputError(f"unknown optimizer {optimizer!r}: use one of {', '.join(sorted(STATE_COPIES))}")
-    budget = None if memory is None else parse_bytes(memory)
+    aims = aims_of(hardware, optimizer, time_limit_s, gap)
+    found = Planner(program, aims, progress=progress).find(mesh, None if memory is None else parse_bytes(memory))
+    return found.plan, found.emitted, found.counted
+
+
+def aims_of(hardware: str | Hardware, optimizer: str, time_limit_s: float, gap: float) -> Aims:
+    """From the arguments as users give them."""
     device = hardware if isinstance(hardware, Hardware) else load(hardware)
-    if places := random_places(program):
-        logger.warning("%s draws random numbers, at %s: it can be planned, but not yet run", program.name, places[0])
-    progress("profiling")
-    cost = measure(program)
-    builder = Builder(cost, Setting(mesh=mesh, hardware=device, budget_bytes=budget, optimizer=optimizer))
-    progress("pricing strategies and conversions")
-    problem = builder.problem()
-    require_shardable(problem, mesh, program)
-    return search(builder, problem, cost, time_limit_s=time_limit_s, gap=gap, progress=progress)
-
-
-def search(
-    builder: Builder, problem: Problem, cost: ModelCost, *, time_limit_s: float, gap: float, progress: Progress
-) -> tuple[Plan, Emitted, Counted]:
-    """Solve, emit, count; where the emitted graphs need more than the budget, tighten it by as much and solve again."""
-    budget = problem.budget_bytes
-    incumbents = [s for s in solve_baselines(problem).values() if s is not None]
-    notes: tuple[str, ...] = ()
-    for _ in range(TIGHTENINGS):
-        progress("solving")
-        solution = solve(problem, gap=gap, time_limit_s=time_limit_s, incumbents=incumbents)
-        found = to_plan(builder, problem, solution)
-        progress("emitting and counting")
-        emitted = emit(cost.program, found)
-        again = {name: tuple((h.redone, h.reconverted) for h in region.classes) for name, region in emitted.regions.items()}
-        found = to_plan(builder, problem, solution, again)
-        counted = count(emitted)
-        if budget is None or counted.peak_bytes <= budget:
-            final = found.model_copy(
-                update={"budget_bytes": None if budget is None else int(budget), "notes": found.notes + notes}
-            )
-            return final, replace(emitted, plan=final), counted
-        assert problem.budget_bytes is not None
-        tighter = problem.budget_bytes - (counted.peak_bytes - budget) * 1.02
-        notes = (*notes, f"emitted graphs needed {human(counted.peak_bytes)}: searched again under {human(tighter)}")
-        logger.info(notes[-1])
-        problem = replace(problem, budget_bytes=tighter)
-    raise BudgetError(
-        f"no plan whose emitted program fits {human(int(budget or 0))}: the last one needs {human(counted.peak_bytes)} "
-        f"({counted.peak_where}). Give it that much",
-        smallest_bytes=counted.peak_bytes,
-    )
-
-
-def require_shardable(problem: Problem, mesh: MeshSpec, program: Program) -> None:
-    """Raise UnshardableError if some axis divides no factor of any unit: every device would do the same work."""
-    for axis, (name, size) in enumerate(zip(mesh.names, mesh.sizes, strict=True)):
-        factors = {s.factors[axis] for r in problem.regions for u in r.units for s in u.strategies}
-        if size > 1 and factors <= {None, PASS_PARTIAL}:
-            sizes = sorted({int(n) for value in program.values.values() for n in value.shape if n != 1}, reverse=True)
-            raise UnshardableError(
-                f"axis {name} of mesh {mesh} has {size} devices, and no dim of {program.name} "
-                f"(sizes {sizes[:6]}) divides by {size}: "
-                "use a smaller axis, or pad batch, sequence or hidden size to a multiple of it"
-            )
+    return Aims(hardware=device, optimizer=optimizer, time_limit_s=time_limit_s, gap=gap)
 
 
 def compile(
@@ -233,7 +168,7 @@ def profile(
     optimizer: str = "adamw",
     precision: str | Precision | None = None,
     name: str | None = None,
-    progress: Callable[[str], None] = lambda stage: None,
+    progress: Progress = silent,
 ) -> Profile:
     """What a model costs on one device: FLOPs, bytes and seconds, closed forms in the dynamic dims.
 

@@ -1,0 +1,173 @@
+"""One traced program, planned under as many settings as are asked for; what they share is computed once.
+
+trace -> measure (once) -> price (once per mesh) -> solve -> emit -> count. The emitted graphs are counted before a plan is
+returned: where they need more than the budget, the search is repeated under a tighter one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from autopar.bytes import human
+from autopar.codegen.emit import Emitted, emit
+from autopar.codegen.measure import Counted
+from autopar.codegen.measure import measure as count
+from autopar.errors import BudgetError, InputError, UnshardableError
+from autopar.hardware import Hardware
+from autopar.ir.mesh import MeshSpec
+from autopar.ir.optimizer import STATE_COPIES
+from autopar.ir.plan import Plan
+from autopar.ir.program import Program
+from autopar.ops.strategies import PASS_PARTIAL
+from autopar.ops.units import random_places
+from autopar.profiler.model_cost import ModelCost, measure
+from autopar.solver.baselines import solve_baselines
+from autopar.solver.build import Builder, Setting
+from autopar.solver.problem import Problem, Solution
+from autopar.solver.search import solve
+from autopar.solver.to_plan import to_plan
+
+logger = logging.getLogger("autopar")
+Progress = Callable[[str], None]
+
+TIGHTENINGS = 4
+"""How often a plan whose emitted graphs exceed the budget is searched again under a tighter one."""
+
+
+def silent(stage: str) -> None:
+    """Progress that nobody follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aims:
+    """What all settings have in common: the hardware, the optimizer, and when a plan is good enough.
+
+    `time_limit_s` is for one search of the solver, `gap` the relative distance from the optimum at which it may stop.
+    """
+
+    hardware: Hardware
+    optimizer: str = "adamw"
+    time_limit_s: float = 60.0
+    gap: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in STATE_COPIES:
+            raise InputError(f"unknown optimizer {self.optimizer!r}: use one of {', '.join(sorted(STATE_COPIES))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """The program on one mesh: every choice with its seconds and bytes. `problem` has no budget."""
+
+    builder: Builder
+    problem: Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A plan, the solution behind it, the graphs that it becomes, and what was counted on them."""
+
+    plan: Plan
+    solution: Solution
+    emitted: Emitted
+    counted: Counted
+
+
+class Planner:
+    """Plans of one program. What was measured and priced is kept for the next setting.
+
+    `micro_batches`: the program is one of so many of a training step; times are of the whole step.
+    """
+
+    def __init__(self, program: Program, aims: Aims, *, micro_batches: int = 1, progress: Progress = silent) -> None:
+        self.program, self.aims, self.micro_batches, self.progress = program, aims, micro_batches, progress
+        self._priced: dict[tuple[MeshSpec, tuple[str | None, ...]], Priced] = {}
+        if places := random_places(program):
+            logger.warning("%s draws random numbers, at %s: it can be planned, but not yet run", program.name, places[0])
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        self.progress("profiling")
+        return measure(self.program)
+
+    def priced(self, mesh: MeshSpec) -> Priced:
+        """Raises UnshardableError if an axis divides nothing."""
+        key = (mesh, mesh.links)
+        if key not in self._priced:
+            cost = self.cost
+            self.progress("pricing strategies and conversions")
+            builder = Builder(cost, self.setting(mesh))
+            problem = builder.problem()
+            require_shardable(problem, mesh, self.program)
+            self._priced[key] = Priced(builder=builder, problem=problem)
+        return self._priced[key]
+
+    def setting(self, mesh: MeshSpec) -> Setting:
+        return Setting(mesh=mesh, hardware=self.aims.hardware, optimizer=self.aims.optimizer)
+
+    def find(
+        self,
+        mesh: MeshSpec,
+        budget_bytes: float | None = None,
+        *,
+        incumbents: Sequence[Solution] | None = None,
+        time_limit_s: float | None = None,
+    ) -> Found:
+        """The best plan within the budget; the search begins at `incumbents`, by default the known ways to parallelize.
+
+        Raises UnshardableError, BudgetError, SolverError.
+        """
+        priced = self.priced(mesh)
+        problem = replace(priced.problem, budget_bytes=budget_bytes)
+        if incumbents is None:
+            self.progress("solving for the known ways to parallelize")
+            incumbents = [s for s in solve_baselines(problem).values() if s is not None]
+        notes: tuple[str, ...] = ()
+        for _ in range(TIGHTENINGS):
+            self.progress("solving")
+            limit_s = self.aims.time_limit_s if time_limit_s is None else time_limit_s
+            solution = solve(problem, gap=self.aims.gap, time_limit_s=limit_s, incumbents=incumbents)
+            self.progress("emitting and counting")
+            found = realise(priced.builder, problem, solution)
+            if budget_bytes is None or found.counted.peak_bytes <= budget_bytes:
+                return with_notes(found, budget_bytes, notes)
+            tighter = (problem.budget_bytes or budget_bytes) - (found.counted.peak_bytes - budget_bytes) * 1.02
+            notes = (*notes, f"emitted graphs needed {human(found.counted.peak_bytes)}: searched again under {human(tighter)}")
+            logger.info(notes[-1])
+            problem = replace(problem, budget_bytes=tighter)
+        raise BudgetError(
+            f"no plan whose emitted program fits {human(int(budget_bytes or 0))}: the last one needs "
+            f"{human(found.counted.peak_bytes)} ({found.counted.peak_where}). Give it that much",
+            smallest_bytes=found.counted.peak_bytes,
+        )
+
+
+def realise(builder: Builder, problem: Problem, solution: Solution) -> Found:
+    """The plan of a solution, after its graphs have shown what of it really runs again in backward."""
+    emitted = emit(builder.program, to_plan(builder, problem, solution))
+    again = {name: tuple((h.redone, h.reconverted) for h in region.classes) for name, region in emitted.regions.items()}
+    plan = to_plan(builder, problem, solution, again)
+    return Found(plan=plan, solution=solution, emitted=replace(emitted, plan=plan), counted=count(emitted))
+
+
+def with_notes(found: Found, budget_bytes: float | None, notes: tuple[str, ...]) -> Found:
+    """Under the budget that was asked for, whatever it was tightened to."""
+    budget = None if budget_bytes is None else int(budget_bytes)
+    plan = found.plan.model_copy(update={"budget_bytes": budget, "notes": found.plan.notes + notes})
+    return replace(found, plan=plan, emitted=replace(found.emitted, plan=plan))
+
+
+def require_shardable(problem: Problem, mesh: MeshSpec, program: Program) -> None:
+    """Raise UnshardableError if some axis divides no factor of any unit: every device would do the same work."""
+    for axis, (name, size) in enumerate(zip(mesh.names, mesh.sizes, strict=True)):
+        factors = {s.factors[axis] for r in problem.regions for u in r.units for s in u.strategies}
+        if size > 1 and factors <= {None, PASS_PARTIAL}:
+            sizes = sorted({int(n) for value in program.values.values() for n in value.shape if n != 1}, reverse=True)
+            raise UnshardableError(
+                f"axis {name} of mesh {mesh} has {size} devices, and no dim of {program.name} "
+                f"(sizes {sizes[:6]}) divides by {size}: "
+                "use a smaller axis, or pad batch, sequence or hidden size to a multiple of it"
+            )
