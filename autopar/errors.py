@@ -7,6 +7,7 @@ Broken invariants of our own are assertions, never these.
 __all__ = [
     "AutoparError",
     "BudgetError",
+    "ConstraintError",
     "HardwareError",
     "InputError",
     "MeshError",
@@ -23,6 +24,10 @@ class AutoparError(Exception):
 
 class InputError(AutoparError):
     """An argument, option or file is not of the form that is asked for."""
+
+
+class ConstraintError(AutoparError):
+    """A pin, a ban or another wish of the user is malformed, selects nothing, or leaves no plan."""
 
 
 class TraceError(AutoparError):
