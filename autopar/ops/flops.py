@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapper
 
 from autopar.ir.conversion import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
+from autopar.ir.experts import GROUPED_MM
 from autopar.ir.program import Size
 from autopar.torch_private import OpOverload, size_of
 
@@ -20,6 +21,12 @@ aten = torch.ops.aten
 def grouped_mm_flops(a: Sequence[Any], b: Sequence[Any], *_: Any, **__: Any) -> Any:
     """Each row (or column) of all groups once; both 3-d is a plain bmm."""
     return 2 * a[-2] * a[-1] * b[-1] * (a[0] if len(a) == len(b) == 3 else 1)
+
+
+def shared_grouped_mm_flops(a: Sequence[Any], b: Sequence[Any], offsets: Any, share: float = 1.0, **_: Any) -> Any:
+    """Of `autopar::grouped_mm`: the rows that are expected in groups, which `share` says."""
+    count = grouped_mm_flops(a, b)
+    return count if share == 1 else count * share
 
 
 def convolution_backward_flops(*args: Any, **_: Any) -> Any:
@@ -54,6 +61,7 @@ CORRECTED: Mapping[Any, Callable[..., Any]] = {
         aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
         aten._grouped_mm: grouped_mm_flops,
+        GROUPED_MM: shared_grouped_mm_flops,
         aten.convolution_backward: convolution_backward_flops,
         aten.mv: matrix_vector_flops,
         aten.dot: matrix_vector_flops,

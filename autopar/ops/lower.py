@@ -173,6 +173,10 @@ def _cross_entropy(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     return call.emit(sharded.cross_entropy, call.args[:2], options)
 
 
+def _experts(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    return call.emit(sharded.experts_of_axes, (*call.args[:6], cuts["e"].axes, cuts["e"].coordinates))
+
+
 IMPLEMENTATIONS: dict[str, Lowering] = {
     "embedding": _embedding,
     "linear": _linear,
@@ -180,5 +184,6 @@ IMPLEMENTATIONS: dict[str, Lowering] = {
     "mean": _mean,
     "layer_norm": _layer_norm,
     "cross_entropy": _cross_entropy,
+    "experts": _experts,
 }
 """Names in the `sharded` column of the rule table, to what emits them."""

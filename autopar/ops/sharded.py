@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from autopar.ir.experts import EXPERTS
 from autopar.ops.collectives import all_gather, all_reduce, all_reduce_max, run
 
 Axes = Sequence[tuple[str, int]]
@@ -323,3 +324,23 @@ def convolution_row_bias(
 def mean_partial(x: Tensor, dims: Sequence[int], keepdim: bool, axes: Axes) -> Tensor:
     """aten.mean.dim with one of the dims sharded over the axes: x S, the result P."""
     return x.mean(tuple(dims), keepdim) / parts(axes)
+
+
+def experts_of_axes(
+    x: Tensor,
+    index: Tensor,
+    scale: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: str,
+    axes: Axes,
+    coordinates: Sequence[Tensor],
+) -> Tensor:
+    """autopar.experts with the experts sharded: up and down S(0), x, index and scale R; the result is P.
+
+    Each device sees all tokens and works on those that chose its experts. Rows are static in number, so memory is that of
+    all tokens; products run over the local experts' rows only, of which a device expects its even share.
+    """
+    local, here = local_index(index, down.shape[0], axes, coordinates)
+    mine = local.masked_fill(~here, down.shape[0])
+    return cast(Tensor, EXPERTS(x, mine, scale, up, down, activation, 1 / parts(axes)))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from autopar.ir.experts import EXPERTS
 from autopar.ops import fits
 from autopar.ops.factors import Factor
 from autopar.ops.fits import argument
@@ -97,6 +98,12 @@ def convolution(node: torch.fx.Node, operands: Sequence[Shape | None], results: 
     return fit_text(text, operands, results)
 
 
+def experts(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+    """A mixture of experts: tokens are alike, experts and their hidden dim are summed over."""
+    up = "e g! n i!" if len(operands[3] or ()) == 4 else "e n i!"
+    return fit_text(f"b* i!, b* c!, b* c!, {up}, e o! n -> b* o!", operands, results, {"e": "experts"})
+
+
 TABLE: dict[Target, OpRule] = {
     # matrix products
     aten.linear.default: OpRule(kind="matmul", text="b* k, n k, n -> b* n", sharded={"k": "linear"}),
@@ -107,6 +114,7 @@ TABLE: dict[Target, OpRule] = {
     aten.scaled_dot_product_attention.default: OpRule(kind="attention", fit=sdpa),
     aten.conv1d.default: OpRule(kind="matmul", fit=convolution),
     aten.conv2d.default: OpRule(kind="matmul", fit=convolution),
+    EXPERTS: OpRule(kind="matmul", fit=experts),
     # embeddings, norms, losses
     aten.embedding.default: OpRule(kind="embedding", fit=embedding),
     aten.layer_norm.default: OpRule(kind="norm", fit=layer_norm, shape_argument=1),
@@ -117,6 +125,7 @@ TABLE: dict[Target, OpRule] = {
     aten.log_softmax.int: OpRule(kind="norm", fit=fits.elementwise_whole("dim")),
     aten._log_softmax.default: OpRule(kind="norm", fit=fits.elementwise_whole("dim")),
     aten.cumsum.default: OpRule(kind="norm", fit=fits.elementwise_whole("dim")),
+    aten.topk.default: OpRule(kind="norm", fit=fits.along("dim")),
     aten.flip.default: OpRule(kind="pointwise", fit=fits.elementwise_whole("dims"), linear=True),
     # reductions
     aten.sum.default: OpRule(kind="reduction", fit=fits.reduction, linear=True),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from autopar.ir.experts import EXPERTS
 from tests.ops.pick import DTYPE, Pick
 from tests.ops.proofs import Call
 
@@ -67,6 +68,24 @@ def attention(p: Pick) -> Call:
     return Call(aten.scaled_dot_product_attention.default, tuple(arguments), options)
 
 
+def experts(p: Pick) -> Call:
+    batch, k, n, o, count = p.shape(p.one(2, 1)), p.size(), p.size(), p.size(), p.size(4, 2, 3)
+    choices = p.one(2, 1)
+    index = p.integers(count, *batch, choices)
+    gated = p.one([2], [])
+    return Call(
+        EXPERTS,
+        (
+            p.tensor(*batch, k),
+            index,
+            p.tensor(*batch, choices),
+            p.tensor(count, *gated, n, k),
+            p.tensor(count, o, n),
+            p.one("silu", "gelu_tanh", "gelu", "relu"),
+        ),
+    )
+
+
 def convolution(rank: int) -> Example:
     def example(p: Pick) -> Call:
         groups = p.one(1, 2, 4)
@@ -116,6 +135,11 @@ def along_one(target: Any, *after: Any) -> Example:
         return Call(target, (p.tensor(*p.shape(rank)), p.dim(rank), *after))
 
     return example
+
+
+def topk(p: Pick) -> Call:
+    shape = [p.size(4, 6, 12) for _ in range(p.one(3, 2, 1))]
+    return Call(aten.topk.default, (p.tensor(*shape), p.one(2, 4), *p.one((), (p.dim(len(shape)),))))
 
 
 def along_some(target: Any) -> Example:
@@ -329,6 +353,7 @@ EXAMPLES: dict[Any, Example] = {
     aten.scaled_dot_product_attention.default: attention,
     aten.conv1d.default: convolution(1),
     aten.conv2d.default: convolution(2),
+    EXPERTS: experts,
     aten.embedding.default: embedding,
     aten.layer_norm.default: layer_norm,
     aten.cross_entropy_loss.default: cross_entropy,
@@ -338,6 +363,7 @@ EXAMPLES: dict[Any, Example] = {
     aten._log_softmax.default: along_one(aten._log_softmax.default, False),
     aten.cumsum.default: along_one(aten.cumsum.default),
     aten.flip.default: along_some(aten.flip.default),
+    aten.topk.default: topk,
     aten.sum.default: all_of(aten.sum.default),
     aten.sum.dim_IntList: reduction(aten.sum.dim_IntList),
     aten.mean.default: all_of(aten.mean.default),
