@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from autopar.api import compile as compile
     from autopar.api import plan as plan
     from autopar.api import profile as profile
+    from autopar.ir.constraints import Constraints as Constraints
     from autopar.ir.mesh import MeshSpec as MeshSpec
     from autopar.ir.plan import Plan as Plan
     from autopar.ops.tables import op_rule as op_rule
@@ -25,12 +26,13 @@ _HOMES = {
     "plan": "autopar.api",
     "profile": "autopar.api",
     "verify": "autopar.verification",
+    "Constraints": "autopar.ir.constraints",
     "MeshSpec": "autopar.ir.mesh",
     "Plan": "autopar.ir.plan",
     "op_rule": "autopar.ops.tables",
 }
 
-__all__ = ["MeshSpec", "Plan", "__version__", "compile", "errors", "op_rule", "plan", "profile", "verify"]
+__all__ = ["Constraints", "MeshSpec", "Plan", "__version__", "compile", "errors", "op_rule", "plan", "profile", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from autopar.codegen.measure import Counted
 from autopar.codegen.module import ParallelModule, PlannedOnFirstBatch
 from autopar.errors import AutoparError, InputError, MeshError
 from autopar.hardware import Hardware, load
+from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshLike, MeshSpec
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
@@ -39,6 +40,7 @@ def plan(
     optimizer: str = "adamw",
     time_limit_s: float = 60.0,
     gap: float = 1e-3,
+    constraints: Constraints = NO_CONSTRAINTS,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -46,23 +48,26 @@ def plan(
 
     Nothing runs and no weights are needed: model and inputs may be on the meta device. `mesh` is "8x8", sizes, a MeshSpec
     or a DeviceMesh; `memory` the budget per device ("70GiB" or bytes; None: no limit); `hardware` a known name or a file.
-    The plan's emitted graphs are counted before it is returned: their liveness peak is within the budget.
+    The plan's emitted graphs are counted before it is returned: their liveness peak is within the budget. `constraints` are
+    pins and bans that every plan has to obey; the plan records them.
 
-    Raises TraceError, BudgetError (with the smallest budget that works), UnshardableError, SolverError.
+    Raises TraceError, BudgetError (with the smallest budget that works), ConstraintError, UnshardableError, SolverError.
 
     >>> # plan = autopar.plan(model, "2x4", kwargs=batch, memory="70GiB", hardware="h100-sxm")
     """
-    said = progress or silent
+    said, spec = progress or silent, MeshSpec.of(mesh)
+    constraints.require_axes(spec.names)
     said("tracing")
     program = trace(model, args, dict(kwargs or {}), name=name, progress=said)
     return plan_program(
         program,
-        MeshSpec.of(mesh),
+        spec,
         memory=memory,
         hardware=hardware,
         optimizer=optimizer,
         time_limit_s=time_limit_s,
         gap=gap,
+        constraints=constraints,
         progress=said,
     )[0]
 
@@ -76,18 +81,21 @@ def plan_program(
     optimizer: str = "adamw",
     time_limit_s: float = 60.0,
     gap: float = 1e-3,
+    constraints: Constraints = NO_CONSTRAINTS,
     progress: Progress = silent,
 ) -> tuple[Plan, Emitted, Counted]:
     """As `plan`, for a traced program; also the emitted graphs and what was counted on them."""
-    aims = aims_of(hardware, optimizer, time_limit_s, gap)
+    aims = aims_of(hardware, optimizer, time_limit_s, gap, constraints)
     found = Planner(program, aims, progress=progress).find(mesh, None if memory is None else parse_bytes(memory))
     return found.plan, found.emitted, found.counted
 
 
-def aims_of(hardware: str | Hardware, optimizer: str, time_limit_s: float, gap: float) -> Aims:
+def aims_of(
+    hardware: str | Hardware, optimizer: str, time_limit_s: float, gap: float, constraints: Constraints = NO_CONSTRAINTS
+) -> Aims:
     """From the arguments as users give them."""
     device = hardware if isinstance(hardware, Hardware) else load(hardware)
-    return Aims(hardware=device, optimizer=optimizer, time_limit_s=time_limit_s, gap=gap)
+    return Aims(hardware=device, optimizer=optimizer, time_limit_s=time_limit_s, gap=gap, constraints=constraints)
 
 
 def compile(
@@ -102,16 +110,20 @@ def compile(
     optimizer: str = "adamw",
     time_limit_s: float = 60.0,
     gap: float = 1e-3,
+    constraints: Constraints = NO_CONSTRAINTS,
 ) -> ParallelModule:
     """The model, parallelized over `mesh`: an nn.Module with DTensor parameters that trains as the original does.
 
     Call it on every process of the mesh with the same example inputs (the global batch); without any, planning waits for
     the first batch. Rank 0 searches for a plan and sends it to the others, unless `plan` gives one (a Plan or a path).
+    `constraints` are for that search.
 
     >>> # parallel = autopar.compile(model, mesh, kwargs=batch, memory="2GiB")
     """
     spec = MeshSpec.of(mesh)
+    constraints.require_axes(spec.names)
     options: dict[str, Any] = {"hardware": hardware, "optimizer": optimizer, "time_limit_s": time_limit_s, "gap": gap}
+    options["constraints"] = constraints
 
     def build(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Emitted:
         program = trace(model, args, dict(kwargs))

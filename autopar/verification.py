@@ -14,6 +14,7 @@ from autopar.codegen.all_ranks import Trajectory, run_all_ranks
 from autopar.codegen.emit import emit
 from autopar.errors import InputError
 from autopar.hardware import Hardware
+from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshLike, MeshSpec
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
@@ -66,18 +67,21 @@ def verify(
     hardware: str | Hardware = "cpu",
     time_limit_s: float = 30.0,
     gap: float = 1e-3,
+    constraints: Constraints = NO_CONSTRAINTS,
 ) -> Report:
-    """Run a plan (or search one under `memory`) on every rank of the mesh in this process and compare with the serial run.
+    """Run a plan on every rank of the mesh in this process and compare with the serial run.
 
-    Compared in float64, casts inside the model included: losses of all steps, outputs, every gradient of the first step,
-    and parameters and buffers after `steps` AdamW steps. A model on the meta device gets random weights, inputs on it
-    random values.
+    Without `plan` one is searched, under `memory` and `constraints`. Compared in float64, casts inside the model included:
+    losses of all steps, outputs, every gradient of the first step, and parameters and buffers after `steps` AdamW steps. A
+    model on the meta device gets random weights, inputs on it random values.
     """
     spec = MeshSpec.of(mesh)
+    constraints.require_axes(spec.names)
     program = trace(model, args, dict(kwargs or {}))
     require_no_randomness(program)
     if plan is None:
-        plan = plan_program(program, spec, memory=memory, hardware=hardware, time_limit_s=time_limit_s, gap=gap)[0]
+        search: dict[str, Any] = {"hardware": hardware, "time_limit_s": time_limit_s, "gap": gap, "constraints": constraints}
+        plan = plan_program(program, spec, memory=memory, **search)[0]
     plan.require(program, spec)
     if program.loss is None:
         raise InputError(f"{program.name} returns no scalar loss to train on: pass labels, or wrap it so that it returns one")

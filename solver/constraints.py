@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from autopar.errors import ConstraintError
-from autopar.ir.constraints import Constraints, Rule, Statement
+from autopar.errors import ConstraintError, SolverError
+from autopar.ir.constraints import NO_CONSTRAINTS, Constraints, Rule, Statement
 from autopar.ir.placement import INVARIANT, REPLICATE, Placement
 from autopar.ir.program import Program
 from autopar.solver.build import Builder
@@ -21,6 +21,7 @@ from autopar.solver.problem import Problem, Strategy, Unit
 from autopar.solver.restriction import Restriction
 from autopar.solver.roles import BATCH, TENSOR_KINDS
 from autopar.solver.selection import Key, Modules, Picked, pick_state, pick_units
+from autopar.solver.space import narrow
 
 Options = frozenset[Hashable]
 MENTIONED = 3
@@ -285,15 +286,34 @@ def _listed(words: Iterable[str]) -> str:
     return ", ".join(sorted(set(words)))
 
 
-def culprits(constraints: Constraints, fails: Callable[[Constraints], bool]) -> Iterator[str]:
-    """The wishes without any one of which a plan would exist, as far as `fails` can tell."""
+def blame(constraints: Constraints, builder: Builder, problem: Problem) -> ConstraintError | None:
+    """The error that names the wishes without any one of which there would be a plan; None if others are to blame.
+
+    Each wish is left out in turn: rules that fit every unit may still leave no placements that connect the units.
+    """
+    why = _stuck(constraints, builder, problem)
+    if why is None or _stuck(NO_CONSTRAINTS, builder, problem) is not None:
+        return None
+    guilty = [wish for wish, rest in _each_left_out(constraints) if _stuck(rest, builder, problem) is None]
+    names = " and ".join(guilty) if guilty else f"the constraints together ({'; '.join(constraints.lines())})"
+    return ConstraintError(f"{names} leave no plan on mesh {builder.mesh}: {why}. Drop or loosen one of them")
+
+
+def _stuck(constraints: Constraints, builder: Builder, problem: Problem) -> str | None:
+    """Which unit has no choice left, if one has none."""
+    try:
+        narrow(problem, wanted(constraints, builder, problem).allow)
+    except SolverError as error:
+        return str(error).partition(":")[0]
+    return None
+
+
+def _each_left_out(constraints: Constraints) -> Iterator[tuple[str, Constraints]]:
     for i, pin in enumerate(constraints.pins):
-        if not fails(replace(constraints, pins=constraints.pins[:i] + constraints.pins[i + 1 :])):
-            yield f"pin {pin!r}"
+        yield f"pin {pin!r}", replace(constraints, pins=constraints.pins[:i] + constraints.pins[i + 1 :])
     for i, ban in enumerate(constraints.bans):
-        if not fails(replace(constraints, bans=constraints.bans[:i] + constraints.bans[i + 1 :])):
-            yield f"ban {ban!r}"
-    if constraints.parameters != "free" and not fails(replace(constraints, parameters="free")):
-        yield "the placement of parameters"
-    if constraints.min_micro_batch > 1 and not fails(replace(constraints, min_micro_batch=1)):
-        yield f"min_micro_batch {constraints.min_micro_batch}"
+        yield f"ban {ban!r}", replace(constraints, bans=constraints.bans[:i] + constraints.bans[i + 1 :])
+    if constraints.parameters != "free":
+        yield "the placement of parameters", replace(constraints, parameters="free")
+    if constraints.min_micro_batch > 1:
+        yield f"min_micro_batch {constraints.min_micro_batch}", replace(constraints, min_micro_batch=1)

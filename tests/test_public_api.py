@@ -8,7 +8,7 @@ import sys
 
 import autopar
 
-PUBLIC = ("MeshSpec", "Plan", "__version__", "compile", "errors", "op_rule", "plan", "profile", "verify")
+PUBLIC = ("Constraints", "MeshSpec", "Plan", "__version__", "compile", "errors", "op_rule", "plan", "profile", "verify")
 
 
 def test_public_names() -> None:

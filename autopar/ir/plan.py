@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from autopar.errors import PlanError
+from autopar.errors import ConstraintError, PlanError
+from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ir.program import Program
@@ -118,6 +119,7 @@ class Plan(_Part):
     peak_where: str
     solve_s: float
     notes: tuple[str, ...] = ()
+    constraints: Constraints = NO_CONSTRAINTS
     figures: Figures
     inputs: dict[str, PlannedTensor]
     state: dict[str, PlannedTensor]
@@ -148,6 +150,8 @@ class Plan(_Part):
             )
         try:
             return cls.model_validate(data)
+        except ConstraintError as error:
+            raise PlanError(f"{where}: field constraints: {error}: make it again") from error
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))

@@ -15,8 +15,9 @@ from autopar.bytes import human
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.measure import Counted
 from autopar.codegen.measure import measure as count
-from autopar.errors import BudgetError, InputError, UnshardableError
+from autopar.errors import BudgetError, InputError, SolverError, UnshardableError
 from autopar.hardware import Hardware
+from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.plan import Plan
@@ -26,6 +27,7 @@ from autopar.ops.units import random_places
 from autopar.profiler.model_cost import ModelCost, measure
 from autopar.solver.baselines import solve_baselines
 from autopar.solver.build import Builder, Setting
+from autopar.solver.constraints import Wanted, blame, wanted
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.search import solve
 from autopar.solver.to_plan import to_plan
@@ -43,7 +45,7 @@ def silent(stage: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Aims:
-    """What all settings have in common: the hardware, the optimizer, and when a plan is good enough.
+    """What all settings have in common: the hardware, the optimizer, the user's constraints, and when a plan is good enough.
 
     `time_limit_s` is for one search of the solver, `gap` the relative distance from the optimum at which it may stop.
     """
@@ -52,6 +54,7 @@ class Aims:
     optimizer: str = "adamw"
     time_limit_s: float = 60.0
     gap: float = 1e-3
+    constraints: Constraints = NO_CONSTRAINTS
 
     def __post_init__(self) -> None:
         if self.optimizer not in STATE_COPIES:
@@ -60,10 +63,11 @@ class Aims:
 
 @dataclass(frozen=True, kw_only=True)
 class Priced:
-    """The program on one mesh: every choice with its seconds and bytes. `problem` has no budget."""
+    """The program on one mesh: every choice with its seconds and bytes, and which the user allows. `problem` has no budget."""
 
     builder: Builder
     problem: Problem
+    wanted: Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,7 @@ class Planner:
         return measure(self.program)
 
     def priced(self, mesh: MeshSpec) -> Priced:
-        """Raises UnshardableError if an axis divides nothing."""
+        """Raises UnshardableError if an axis divides nothing, ConstraintError if the constraints do not fit."""
         key = (mesh, mesh.links)
         if key not in self._priced:
             cost = self.cost
@@ -102,7 +106,8 @@ class Planner:
             builder = Builder(cost, self.setting(mesh))
             problem = builder.problem()
             require_shardable(problem, mesh, self.program)
-            self._priced[key] = Priced(builder=builder, problem=problem)
+            allowed = wanted(self.aims.constraints, builder, problem)
+            self._priced[key] = Priced(builder=builder, problem=problem, wanted=allowed)
         return self._priced[key]
 
     def setting(self, mesh: MeshSpec) -> Setting:
@@ -118,7 +123,7 @@ class Planner:
     ) -> Found:
         """The best plan within the budget; the search begins at `incumbents`, by default the known ways to parallelize.
 
-        Raises UnshardableError, BudgetError, SolverError.
+        Raises UnshardableError, BudgetError, ConstraintError, SolverError.
         """
         priced = self.priced(mesh)
         problem = replace(priced.problem, budget_bytes=budget_bytes)
@@ -129,11 +134,11 @@ class Planner:
         for _ in range(TIGHTENINGS):
             self.progress("solving")
             limit_s = self.aims.time_limit_s if time_limit_s is None else time_limit_s
-            solution = solve(problem, gap=self.aims.gap, time_limit_s=limit_s, incumbents=incumbents)
+            solution = self.solve(priced, problem, limit_s, incumbents)
             self.progress("emitting and counting")
             found = realise(priced.builder, problem, solution)
             if budget_bytes is None or found.counted.peak_bytes <= budget_bytes:
-                return with_notes(found, budget_bytes, notes)
+                return self.finished(found, budget_bytes, (*priced.wanted.notes, *notes))
             tighter = (problem.budget_bytes or budget_bytes) - (found.counted.peak_bytes - budget_bytes) * 1.02
             notes = (*notes, f"emitted graphs needed {human(found.counted.peak_bytes)}: searched again under {human(tighter)}")
             logger.info(notes[-1])
@@ -144,6 +149,21 @@ class Planner:
             smallest_bytes=found.counted.peak_bytes,
         )
 
+    def solve(self, priced: Priced, problem: Problem, time_limit_s: float, incumbents: Sequence[Solution]) -> Solution:
+        """The best solution that the constraints allow; raises ConstraintError if no choice is left."""
+        allow = priced.wanted.allow
+        try:
+            return solve(problem, gap=self.aims.gap, time_limit_s=time_limit_s, allow=allow, incumbents=incumbents)
+        except SolverError as error:
+            raise blame(self.aims.constraints, priced.builder, problem) or error from error
+
+    def finished(self, found: Found, budget_bytes: float | None, notes: tuple[str, ...]) -> Found:
+        """Under the budget that was asked for, whatever it was tightened to, and with the constraints."""
+        budget = None if budget_bytes is None else int(budget_bytes)
+        changes = {"budget_bytes": budget, "notes": found.plan.notes + notes, "constraints": self.aims.constraints}
+        plan = found.plan.model_copy(update=changes)
+        return replace(found, plan=plan, emitted=replace(found.emitted, plan=plan))
+
 
 def realise(builder: Builder, problem: Problem, solution: Solution) -> Found:
     """The plan of a solution, after its graphs have shown what of it really runs again in backward."""
@@ -151,13 +171,6 @@ def realise(builder: Builder, problem: Problem, solution: Solution) -> Found:
     again = {name: tuple((h.redone, h.reconverted) for h in region.classes) for name, region in emitted.regions.items()}
     plan = to_plan(builder, problem, solution, again)
     return Found(plan=plan, solution=solution, emitted=replace(emitted, plan=plan), counted=count(emitted))
-
-
-def with_notes(found: Found, budget_bytes: float | None, notes: tuple[str, ...]) -> Found:
-    """Under the budget that was asked for, whatever it was tightened to."""
-    budget = None if budget_bytes is None else int(budget_bytes)
-    plan = found.plan.model_copy(update={"budget_bytes": budget, "notes": found.plan.notes + notes})
-    return replace(found, plan=plan, emitted=replace(found.emitted, plan=plan))
 
 
 def require_shardable(problem: Problem, mesh: MeshSpec, program: Program) -> None:
