@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
-from autopar.ir.placement import INVARIANT, PARTIAL, REPLICATE, Placement, State
+from autopar.ir.placement import INVARIANT, PARTIAL, REPLICATE, Placement, State, divisors, placements
 
 ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, ALL_TO_ALL = "all_gather", "reduce_scatter", "all_reduce", "all_to_all"
 COLLECTIVES = (ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, ALL_TO_ALL)
@@ -68,15 +69,15 @@ class Conversion:
         if self.before.replace(axis, new) != self.after:
             raise ValueError(f"{self.before} -> {self.after} would scramble shards: a new shard nests innermost")
 
-    @property
+    @cached_property
     def changed(self) -> list[int]:
         return [a for a, (old, new) in enumerate(zip(self.before.states, self.after.states, strict=True)) if old != new]
 
-    @property
+    @cached_property
     def axis(self) -> int:
         return self.changed[0]
 
-    @property
+    @cached_property
     def kind(self) -> ConversionKind:
         return KINDS[letter(self.before.states[self.axis]), letter(self.after.states[self.axis])]
 
@@ -110,6 +111,34 @@ def conversions_from(
                     yield Conversion(before, after)
 
 
+def conversions(
+    shape: Sequence[int], sizes: Sequence[int], letters: Sequence[str], *, differentiable: bool = True
+) -> tuple[Conversion, ...]:
+    """`conversions_from` each of these placements to another of them; found once for all shapes that cut alike."""
+    return _conversions(divisors(shape, sizes), tuple(sizes), tuple(letters), differentiable)
+
+
+@lru_cache(maxsize=64)
+def _conversions(
+    shape: tuple[int, ...], sizes: tuple[int, ...], letters: tuple[str, ...], differentiable: bool
+) -> tuple[Conversion, ...]:
+    at = {placement.states: placement for placement in placements(shape, sizes, letters)}
+    onward: dict[str, list[State]] = {kind.before: [] for kind in TABLE}
+    for kind in SEARCHED:
+        if differentiable or REPLICATE not in (kind.before, kind.after):
+            onward[kind.before] += [kind.after] if kind.after != "S" else list(range(len(shape)))
+    found = []
+    for states, before in at.items():
+        for axis, old in enumerate(states):
+            outer, inner = states[:axis], states[axis + 1 :]
+            if isinstance(old, int) and old in inner:
+                continue
+            for new in onward[letter(old)]:
+                if new != old and not (isinstance(new, int) and new in inner) and (after := at.get((*outer, new, *inner))):
+                    found.append(Conversion(before, after))
+    return tuple(found)
+
+
 def in_mesh_order(placement: Placement) -> bool:
     """Whether axes that share a dim nest in mesh order: the only nesting that plans use (DTensor's own default too)."""
     return all(list(placement.axes_of(d)) == sorted(placement.axes_of(d)) for d in placement.sharded_dims())
@@ -124,5 +153,6 @@ __all__ = [
     "TABLE",
     "Conversion",
     "ConversionKind",
+    "conversions",
     "conversions_from",
 ]

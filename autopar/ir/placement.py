@@ -18,9 +18,9 @@ dim into its coarsest pieces, each further one cuts these pieces.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 REPLICATE, INVARIANT, PARTIAL = "R", "I", "P"
 DUAL = {REPLICATE: PARTIAL, PARTIAL: REPLICATE, INVARIANT: INVARIANT}
@@ -44,10 +44,13 @@ class Placement:
     order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        sharding = [axis for axis, state in enumerate(self.states) if isinstance(state, int)]
-        order = self.order or tuple(sharding)
-        if sorted(order) != sharding:
-            raise ValueError(f"order {order} must name exactly the sharding axes {sharding} of {self.states}")
+        sharding = tuple([axis for axis, state in enumerate(self.states) if isinstance(state, int)])
+        order = self.order
+        if not order or order == sharding:
+            object.__setattr__(self, "order", sharding)
+            return
+        if tuple(sorted(order)) != sharding:
+            raise ValueError(f"order {order} must name exactly the sharding axes {list(sharding)} of {self.states}")
         # Canonical: only the relative order of axes that share a dim carries meaning.
         nested = {state: [a for a in order if self.states[a] == state] for state in self.states if isinstance(state, int)}
         canonical = tuple(nested[state].pop(0) for axis, state in enumerate(self.states) if isinstance(state, int))
@@ -122,14 +125,28 @@ class Placement:
 
 def placements(
     shape: Sequence[int], sizes: Sequence[int], letters: Sequence[str] = (REPLICATE, INVARIANT, PARTIAL)
-) -> Iterator[Placement]:
+) -> tuple[Placement, ...]:
     """All placements of a tensor of this shape, axes nesting in mesh order, every dim cut evenly."""
+    return _placements(divisors(shape, sizes), tuple(sizes), tuple(letters))
+
+
+def divisors(shape: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+    """What of a shape decides how it may be cut on a mesh with these axis sizes: shapes that share it have equal placements.
+
+    Each dim's greatest common divisor with the number of devices, which has the divisors that products of axis sizes can be.
+
+    >>> divisors((128, 8192, 14336, 3), (8, 8))
+    (64, 64, 64, 1)
+    """
+    devices = math.prod(sizes)
+    return tuple(math.gcd(n, devices) if n else 0 for n in shape)
+
+
+@lru_cache(maxsize=64)
+def _placements(shape: tuple[int, ...], sizes: tuple[int, ...], letters: tuple[str, ...]) -> tuple[Placement, ...]:
     options: list[tuple[State, ...]] = [()]
     for size in sizes:
         choices: list[State] = [d for d, n in enumerate(shape) if n % size == 0 and n >= size]
         choices += letters
         options = [(*done, state) for done in options for state in choices]
-    for states in options:
-        placement = Placement(states)
-        if placement.divides(shape, sizes):
-            yield placement
+    return tuple(placement for placement in map(Placement, options) if placement.divides(shape, sizes))

@@ -1,6 +1,8 @@
 """Conversions: the table against the gradients of its placements, scrambling refused, and the list of ways onward."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autopar.ir.conversion import (
     ALL_GATHER,
@@ -10,6 +12,7 @@ from autopar.ir.conversion import (
     TABLE,
     Conversion,
     ConversionKind,
+    conversions,
     conversions_from,
 )
 from autopar.ir.placement import DUAL, Placement, placements
@@ -102,3 +105,18 @@ def test_every_way_onward_is_a_placement_of_the_tensor() -> None:
         for conversion in conversions_from(before, (4, 8), (2, 2)):
             assert conversion.before == before
             assert conversion.after in everywhere
+
+
+SIZES = st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=3)
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 6, 8, 12, 24, 36]), max_size=3)
+LETTERS = st.sampled_from([("R", "I"), ("R", "I", "P"), ("I",)])
+
+
+@given(SHAPES, SIZES, LETTERS, st.booleans())
+def test_all_conversions_of_a_shape_are_the_ways_onward_from_each_placement(
+    shape: list[int], sizes: list[int], letters: tuple[str, ...], differentiable: bool
+) -> None:
+    everywhere = placements(shape, sizes, letters)
+    one_by_one = [c for before in everywhere for c in conversions_from(before, shape, sizes, differentiable=differentiable)]
+    wanted = [c for c in one_by_one if c.after in set(everywhere)]
+    assert list(conversions(shape, sizes, letters, differentiable=differentiable)) == wanted

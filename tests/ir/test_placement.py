@@ -1,5 +1,8 @@
 """Placements: text, canonical order, local shapes, and the list of all that fit a shape."""
 
+import itertools
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,3 +86,21 @@ def test_all_placements_of_a_small_tensor() -> None:
     assert found == {"S(0), S(1)", "S(0), I", "S(1), S(1)", "S(1), I", "I, S(1)", "I, I"}
     assert len(list(placements((4, 8), (2, 2)))) == 25
     assert "S(0), S(0)" not in {str(p) for p in placements((2, 8), (2, 2))}
+
+
+@given(
+    st.lists(st.integers(0, 40), max_size=3),
+    st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=3),
+    st.sampled_from([("I",), ("R", "I", "P")]),
+)
+def test_placements_are_all_combinations_that_cut_evenly(shape: list[int], sizes: list[int], letters: tuple[str, ...]) -> None:
+    combinations = itertools.product([*range(len(shape)), *letters], repeat=len(sizes))
+    even = {
+        states
+        for states in combinations
+        if all(
+            (n and n % math.prod(size for size, s in zip(sizes, states, strict=True) if s == d) == 0) or d not in states
+            for d, n in enumerate(shape)
+        )
+    }
+    assert {placement.states for placement in placements(shape, sizes, letters)} == even
