@@ -10,14 +10,16 @@ from autopar.errors import InputError
 UNITS: dict[str, int] = (
     {"b": 1} | {f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)} | {f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}
 )
-FORMS = "give bytes as 70GiB (1024-based), 512MB (1000-based), 1.5e9 or 1073741824"
+FORMS = "give bytes as 70GiB (1024-based), 512MB (1000-based) or 1073741824B; from Python also as a plain number"
+LIKELY_BYTES = 2**20
+"""A number without unit below this is hardly meant in bytes."""
 TEXT = re.compile(r"(?P<number>\d+(\.\d*)?(e[+-]?\d+)?|\.\d+(e[+-]?\d+)?)\s*(?P<unit>[kmgt]?i?b)?", re.IGNORECASE)
 
 
 def parse_bytes(value: str | int | float) -> int:
-    """Whole bytes, rounded down; raises InputError with the accepted forms.
+    """Whole bytes, rounded down; raises InputError with the accepted forms. Text needs a unit, a number is bytes.
 
-    >>> parse_bytes("70GiB") == 70 * 2**30, parse_bytes("512MB"), parse_bytes("1.5e9"), parse_bytes(4096)
+    >>> parse_bytes("70GiB") == 70 * 2**30, parse_bytes("512MB"), parse_bytes("1.5e9B"), parse_bytes(4096)
     (True, 512000000, 1500000000, 4096)
     """
     number = _parse_text(value) if isinstance(value, str) else value
@@ -28,7 +30,10 @@ def parse_bytes(value: str | int | float) -> int:
 
 def _parse_text(text: str) -> int | float:
     match = TEXT.fullmatch(text.strip())
-    unit = UNITS.get((match["unit"] or "b").lower()) if match else None
+    if match and match["unit"] is None:
+        likely = f"{match['number']}{'GiB' if float(match['number']) < LIKELY_BYTES else 'B'}"
+        raise InputError(f"{text!r} has no unit, did you mean {likely}? {FORMS[0].upper()}{FORMS[1:]}")
+    unit = UNITS.get(match["unit"].lower()) if match else None
     if match is None or unit is None:
         raise InputError(f"{text!r} is no byte count: {FORMS}")
     number: str = match["number"]

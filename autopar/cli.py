@@ -14,15 +14,23 @@ from typer.core import TyperGroup
 
 from autopar.cli_hardware import hardware_app
 from autopar.cli_options import (
+    BanOption,
     BatchOption,
+    ConstraintsOption,
     DtypeOption,
+    FreeCheckpointsOption,
     HardwareOption,
     MemoryOption,
     MeshOption,
+    MinMicroBatchOption,
     ModelArgument,
+    NoRecomputeOption,
+    PinOption,
     SeqOption,
+    WholeParametersOption,
     check_arguments,
     load_model,
+    read_constraints,
     stages,
 )
 from autopar.cli_profile import profile
@@ -78,10 +86,26 @@ def plan(
     optimizer: Annotated[str, typer.Option(help="adamw, adam, momentum or sgd.")] = "adamw",
     time_limit: Annotated[float, typer.Option(help="Seconds for the solver.", min=1)] = 60.0,
     gap: Annotated[float, typer.Option(help="Relative distance from the optimum to stop at.", min=0)] = 1e-3,
+    pin: PinOption = None,
+    ban: BanOption = None,
+    constraints: ConstraintsOption = None,
+    no_recompute: NoRecomputeOption = False,
+    whole_parameters: WholeParametersOption = False,
+    min_micro_batch: MinMicroBatchOption = None,
+    free_checkpoints: FreeCheckpointsOption = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the plan, as JSON.")] = None,
 ) -> None:
     """Find the cheapest plan that fits, and print it. Needs no devices and no weights."""
-    check_arguments(mesh=mesh, memory=memory, hardware=hardware, output=output)
+    limits = read_constraints(
+        constraints,
+        pin,
+        ban,
+        no_recompute=no_recompute,
+        whole_parameters=whole_parameters,
+        min_micro_batch=min_micro_batch,
+        free_checkpoints=free_checkpoints,
+    )
+    check_arguments(mesh=mesh, memory=memory, hardware=hardware, output=output, constraints=limits)
     with stages() as stage:
         loaded = load_model(model, hardware, batch, seq, dtype, stage)
         import autopar
@@ -96,6 +120,7 @@ def plan(
             optimizer=optimizer,
             time_limit_s=time_limit,
             gap=gap,
+            constraints=limits,
             name=loaded.name,
             progress=stage,
         )
@@ -125,9 +150,25 @@ def verify(
     dtype: DtypeOption = None,
     steps: Annotated[int, typer.Option(help="AdamW steps to compare weights after.", min=1)] = 3,
     hardware: HardwareOption = "cpu",
+    pin: PinOption = None,
+    ban: BanOption = None,
+    constraints: ConstraintsOption = None,
+    no_recompute: NoRecomputeOption = False,
+    whole_parameters: WholeParametersOption = False,
+    min_micro_batch: MinMicroBatchOption = None,
+    free_checkpoints: FreeCheckpointsOption = False,
 ) -> None:
     """Run every rank in one process and compare loss, gradients and weights with the serial run; exit 1 if they differ."""
-    check_arguments(mesh=mesh, memory=memory, hardware=hardware)
+    limits = read_constraints(
+        constraints,
+        pin,
+        ban,
+        no_recompute=no_recompute,
+        whole_parameters=whole_parameters,
+        min_micro_batch=min_micro_batch,
+        free_checkpoints=free_checkpoints,
+    )
+    check_arguments(mesh=mesh, memory=memory, hardware=hardware, constraints=limits)
     import autopar
 
     given = None if plan is None else autopar.Plan.load(plan)
@@ -143,6 +184,7 @@ def verify(
             memory=memory,
             steps=steps,
             hardware=hardware,
+            constraints=limits,
         )
     print_report(report, loaded.name, mesh, steps)
     if not report.ok:

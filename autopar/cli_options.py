@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autopar.errors import InputError
 
 if TYPE_CHECKING:
+    from autopar import Constraints
     from autopar.models import Loaded
 
 ModelArgument = Annotated[
@@ -27,10 +28,59 @@ SeqOption = Annotated[int | None, typer.Option("--seq", help="Sequence length of
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", help="Of the weights of a config.json; bfloat16 on GPUs, else float32.")
 ]
+PinOption = Annotated[
+    list[str] | None,
+    typer.Option("--pin", metavar="RULE", help='What must be so, as "model.layers.*.mlp: tensor=gpu"; may be repeated.'),
+]
+BanOption = Annotated[
+    list[str] | None, typer.Option("--ban", metavar="RULE", help="What must not be so; rules as for --pin; may be repeated.")
+]
+ConstraintsOption = Annotated[
+    Path | None, typer.Option("--constraints", metavar="FILE", help="Pins, bans and the like, as YAML (docs/constraints.md).")
+]
+NoRecomputeOption = Annotated[bool, typer.Option("--no-recompute", help="No op runs again in backward.")]
+WholeParametersOption = Annotated[
+    bool, typer.Option("--whole-parameters", help="Every device holds all parameters; none is sharded or gathered.")
+]
+MinMicroBatchOption = Annotated[
+    int | None, typer.Option("--min-micro-batch", help="Fewest rows of the batch that a device may get.", min=1)
+]
+FreeCheckpointsOption = Annotated[
+    bool, typer.Option("--free-checkpoints", help="The model's torch.utils.checkpoint regions do not bind the plan.")
+]
+
+
+def read_constraints(
+    file: Path | None,
+    pins: list[str] | None,
+    bans: list[str] | None,
+    *,
+    no_recompute: bool = False,
+    whole_parameters: bool = False,
+    min_micro_batch: int | None = None,
+    free_checkpoints: bool = False,
+) -> Constraints:
+    """Those of the file, and the options on top of them; raises ConstraintError."""
+    from dataclasses import replace
+
+    from autopar import Constraints
+
+    given = Constraints() if file is None else Constraints.load(file)
+    options: dict[str, Any] = {"pins": (*given.pins, *(pins or ())), "bans": (*given.bans, *(bans or ()))}
+    options |= {"recompute": "never"} if no_recompute else {}
+    options |= {"parameters": "whole"} if whole_parameters else {}
+    options |= {"min_micro_batch": min_micro_batch} if min_micro_batch is not None else {}
+    options |= {"checkpoints": "free"} if free_checkpoints else {}
+    return replace(given, **options)
 
 
 def check_arguments(
-    *, mesh: str | None = None, memory: str | None = None, hardware: str | None = None, output: Path | None = None
+    *,
+    mesh: str | None = None,
+    memory: str | None = None,
+    hardware: str | None = None,
+    output: Path | None = None,
+    constraints: Constraints | None = None,
 ) -> None:
     """Raise for what can be seen to be wrong before anything slow happens."""
     import autopar
@@ -38,6 +88,8 @@ def check_arguments(
     from autopar.bytes import parse_bytes
 
     spec = None if mesh is None else autopar.MeshSpec.of(mesh)
+    if spec is not None and constraints is not None:
+        constraints.require_axes(spec.names)
     if memory is not None:
         parse_bytes(memory)
     if hardware is not None:

@@ -85,8 +85,10 @@ def header(plan: Plan) -> Panel:
     grid.add_row("peak", f"{human(plan.peak_bytes)} {share}, in {plan.peak_where}")
     flops = f"forward {human_flops(figures.forward_flops)}, backward {human_flops(figures.backward_flops)}"
     grid.add_row("work", f"{flops}, redone {human_flops(figures.redone_flops)} per device")
+    for line in plan.constraints.lines():
+        grid.add_row("wanted", Text(line))
     for note in plan.notes:
-        grid.add_row("note", note)
+        grid.add_row("note", Text(note))
     return Panel(grid, title=Text(plan.model, style="bold"), title_align="left", expand=False, box=box.ROUNDED)
 
 

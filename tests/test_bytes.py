@@ -25,21 +25,31 @@ def test_examples_of_the_docstrings() -> None:
         ("512MB", 512_000_000),
         ("0.5KiB", 512),
         (".5kb", 500),
-        ("1.5e9", 1_500_000_000),
+        ("1.5e9B", 1_500_000_000),
         ("1e3B", 1000),
-        ("1073741824", 2**30),
+        ("1073741824B", 2**30),
         (4096, 4096),
         (1.5e9, 1_500_000_000),
-        ("9007199254740993", 9007199254740993),  # not through a float
+        ("9007199254740993B", 9007199254740993),  # not through a float
     ],
 )
 def test_accepted_forms(text: str | int | float, expected: int) -> None:
     assert parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "70 Gi", "70G", "70GiBs", "-1", "0", "0.5", "1,5GB", "nan", "inf", "1e", "1e999"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "70 Gi", "70G", "70GiBs", "-1GB", "0B", "0.5B", "1,5GB", "nan", "inf", "1e", "1e999B", "0", "1e999"]
+)
 def test_anything_else_names_the_accepted_forms(text: str) -> None:
-    with pytest.raises(InputError, match=r"70GiB.*512MB.*1\.5e9"):
+    with pytest.raises(InputError, match=r"ive bytes as 70GiB.*512MB.*1073741824B"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "likely"), [("70", "70GiB"), (" 0.5 ", "0.5GiB"), ("75161927680", "75161927680B"), ("7e10", "7e10B")]
+)
+def test_text_without_a_unit_is_no_budget(text: str, likely: str) -> None:
+    with pytest.raises(InputError, match=rf"has no unit, did you mean {likely}\?"):
         parse_bytes(text)
 
 

@@ -165,7 +165,8 @@ def test_verify(verified: Callable[[float], list[dict[str, Any]]], model: str, p
     result = run("verify", model, "--mesh", "2x4", "--plan", str(plan_file), "--steps", "2", "--memory", "1MiB")
     assert result.exit_code == 0, result.output
     assert "equal: largest relative error 1.00e-12" in result.stdout
-    assert calls == [{"mesh": "2x4", "plan": small_plan(), "memory": "1MiB", "steps": 2, "hardware": "cpu"}]
+    expected = {"plan": small_plan(), "memory": "1MiB", "steps": 2, "hardware": "cpu", "constraints": autopar.Constraints()}
+    assert calls == [{"mesh": "2x4"} | expected]
 
 
 def test_verify_exits_with_1_and_names_the_worst(verified: Callable[[float], list[dict[str, Any]]], model: str) -> None:
