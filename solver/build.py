@@ -9,10 +9,10 @@ from functools import cached_property
 import torch
 
 from autopar.hardware import Hardware
-from autopar.ir.conversion import Conversion, conversions_from
+from autopar.ir.conversion import Conversion, conversions
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.optimizer import STATE_COPIES
-from autopar.ir.placement import INVARIANT, PARTIAL, Placement, placements
+from autopar.ir.placement import INVARIANT, PARTIAL, Placement, divisors, placements
 from autopar.ir.program import Program, Region
 from autopar.ops.flops import Collective
 from autopar.ops.strategies import Strategy, strategies
@@ -49,6 +49,7 @@ class Builder:
         self.boundary_of = group_boundaries(self.program)
         self.group_of = group_state(self.program)
         self.strategies: dict[str, dict[str, tuple[Strategy, ...]]] = {}
+        self.converted: dict[tuple[object, ...], tuple[dict[Placement, float], tuple[p.Arc, ...]]] = {}
 
     @cached_property
     def roles(self) -> dict[str, dict[str, dict[str, str]]]:
@@ -90,20 +91,25 @@ class Builder:
         value = node.meta["val"]
         shape, grad = tuple(int(n) for n in value.shape), needs_grad(node)
         letters = ("R", INVARIANT, *((PARTIAL,) if partial else ())) if grad else (INVARIANT,)
-        found = {pl: self.local_bytes(value, pl) for pl in placements(shape, self.mesh.sizes, letters)}
-        arcs = [
-            self.arc(conversion, value, grad)
-            for before in found
-            for conversion in conversions_from(before, shape, self.mesh.sizes, differentiable=grad)
-            if conversion.after in found
-        ]
-        return p.Tensor(name=node.name, source=source, bytes_at=found, arcs=tuple(arcs))
+        key = (divisors(shape, self.mesh.sizes), bytes_of(value), letters, grad)
+        if key not in self.converted:
+            self.converted[key] = self.conversions(shape, *key[1:])
+        found, arcs = self.converted[key]
+        return p.Tensor(name=node.name, source=source, bytes_at=found, arcs=arcs)
+
+    def conversions(
+        self, shape: tuple[int, ...], size: int, letters: tuple[str, ...], grad: bool
+    ) -> tuple[dict[Placement, float], tuple[p.Arc, ...]]:
+        """One device's bytes at every placement of a tensor of `size` bytes, and the conversions between these."""
+        found = {pl: size * pl.local_fraction(self.mesh.sizes) for pl in placements(shape, self.mesh.sizes, letters)}
+        between = conversions(shape, self.mesh.sizes, letters, differentiable=grad)
+        return found, tuple(self.arc(conversion, found, grad) for conversion in between)
 
     def local_bytes(self, value: torch.Tensor, placement: Placement) -> float:
-        return value.numel() * value.element_size() * placement.local_fraction(self.mesh.sizes)
+        return bytes_of(value) * placement.local_fraction(self.mesh.sizes)
 
-    def arc(self, conversion: Conversion, value: torch.Tensor, grad: bool) -> p.Arc:
-        before, after = (self.local_bytes(value, pl) for pl in (conversion.before, conversion.after))
+    def arc(self, conversion: Conversion, bytes_at: Mapping[Placement, float], grad: bool) -> p.Arc:
+        before, after = bytes_at[conversion.before], bytes_at[conversion.after]
         return p.Arc(
             before=conversion.before,
             after=conversion.after,
@@ -218,6 +224,11 @@ class Builder:
                 step_bytes_at={pl: full * pl.local_fraction(self.mesh.sizes) if trained else 0.0 for pl in options},
             )
         return found
+
+
+def bytes_of(value: torch.Tensor) -> int:
+    """The whole tensor's."""
+    return int(value.numel()) * value.element_size()
 
 
 def any_partial(units: Sequence[p.Unit], name: str) -> bool:
