@@ -18,7 +18,10 @@ from autopar.ir.mesh import MeshLike, MeshSpec
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ops.units import random_places
+from autopar.planning.batches import micro_batch_counts, with_batch
 from autopar.planning.planner import Aims, Planner, Progress, silent
+from autopar.planning.settings import SettingSearch
+from autopar.planning.shapes import one_or_all
 from autopar.profiler.precision import Precision
 from autopar.profiler.profile import Profile, profile_model
 from autopar.tracer import trace
@@ -28,17 +31,23 @@ from autopar.tracer.dynamic import Dynamic
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+LIMIT_S, SEVERAL_LIMIT_S = 60.0, 600.0
+"""What the search for one plan, or over several settings, may take if the user does not say."""
+
 
 def plan(
     model: nn.Module,
-    mesh: MeshLike,
+    mesh: MeshLike | None = None,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    devices: int | None = None,
+    global_batch: int | None = None,
+    min_micro_batch: int = 1,
     memory: int | str | None = None,
     hardware: str | Hardware = "cpu",
     optimizer: str = "adamw",
-    time_limit_s: float = 60.0,
+    time_limit_s: float | None = None,
     gap: float = 1e-3,
     constraints: Constraints = NO_CONSTRAINTS,
     name: str | None = None,
@@ -47,29 +56,38 @@ def plan(
     """Decide placements, conversions and what backward keeps, for one training step on example inputs.
 
     Nothing runs and no weights are needed: model and inputs may be on the meta device. `mesh` is "8x8", sizes, a MeshSpec
-    or a DeviceMesh; `memory` the budget per device ("70GiB" or bytes; None: no limit); `hardware` a known name or a file.
-    The plan's emitted graphs are counted before it is returned: their liveness peak is within the budget. `constraints` are
-    pins and bans that every plan has to obey; the plan records them.
+    or a DeviceMesh; with `devices` in its place all shapes of 1 to 3 axes are considered. With `global_batch` a step is that
+    many samples, in as many micro-batches (of at least `min_micro_batch`) as are best; dim 0 of the inputs is the batch, and
+    the plan is for one micro-batch. `memory` is the budget per device ("70GiB" or bytes; None: no limit), `hardware` a
+    known name or a file. `constraints` are pins and bans that every plan has to obey; the plan records them.
+    `time_limit_s`: for the solver, 60 if left out; with several settings for all of them together, then 600.
+    The plan's emitted graphs are counted before it is returned: their liveness peak is within the budget.
 
     Raises TraceError, BudgetError (with the smallest budget that works), ConstraintError, UnshardableError, SolverError.
 
     >>> # plan = autopar.plan(model, "2x4", kwargs=batch, memory="70GiB", hardware="h100-sxm")
     """
-    said, spec = progress or silent, MeshSpec.of(mesh)
-    constraints.require_axes(spec.names)
-    said("tracing")
-    program = trace(model, args, dict(kwargs or {}), name=name, progress=said)
-    return plan_program(
-        program,
-        spec,
-        memory=memory,
-        hardware=hardware,
-        optimizer=optimizer,
-        time_limit_s=time_limit_s,
-        gap=gap,
-        constraints=constraints,
-        progress=said,
-    )[0]
+    said, kwargs = progress or silent, dict(kwargs or {})
+    meshes = one_or_all(None if mesh is None else MeshSpec.of(mesh), devices)
+    counts = (1,) if global_batch is None else micro_batch_counts(global_batch, min_micro_batch)
+    several = devices is not None or global_batch is not None
+    if not several:
+        constraints.require_axes(meshes[0].names)
+    limit_s = time_limit_s if time_limit_s is not None else SEVERAL_LIMIT_S if several else LIMIT_S
+    aims = aims_of(hardware, optimizer, limit_s, gap, constraints)
+    budget = None if memory is None else parse_bytes(memory)
+
+    def planner_of(count: int, said: Progress) -> Planner:
+        """Of the model on one of so many micro-batches."""
+        said("tracing")
+        given = (args, kwargs) if global_batch is None else with_batch(args, kwargs, global_batch // count)
+        program = trace(model, *given, name=name, progress=said)
+        return Planner(program, aims, micro_batches=count, progress=said)
+
+    if not several:
+        return planner_of(1, said).find(meshes[0], budget).plan
+    search = SettingSearch(planner_of, meshes, counts, budget, time_limit_s=limit_s, gap=gap, progress=said)
+    return search.run().plan
 
 
 def plan_program(

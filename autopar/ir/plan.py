@@ -89,7 +89,8 @@ class PlannedCollective(_Part):
 
 
 class Figures(_Part):
-    """Predicted per device and step. `memory_bytes` splits the peak; `time_s` splits the step time."""
+    """Predicted per device: FLOPs and collectives of one forward and backward; `memory_bytes` splits the peak, `time_s` the
+    step time ("overlapped", below zero, is what runs beside the rest)."""
 
     forward_flops: int
     backward_flops: int
@@ -99,8 +100,24 @@ class Figures(_Part):
     time_s: dict[str, float]
 
 
+class TriedSetting(_Part):
+    """A mesh and a number of micro-batches that a search looked at, and what came of it.
+
+    `lower_bound_s`: no plan there takes less. `outcome`: "slower" has a plan that is not the best; "cannot be faster" is known
+    from the bound; "not tried" if time was over, or nothing was found in time. `reason` says more, for people.
+    """
+
+    mesh: MeshSpec
+    micro_batches: int = 1
+    lower_bound_s: float | None = None
+    step_time_s: float | None = None
+    peak_bytes: float | None = None
+    outcome: Literal["chosen", "slower", "cannot be faster", "does not fit", "impossible", "not tried"]
+    reason: str = ""
+
+
 class Plan(_Part):
-    """A complete plan. Times in seconds, bytes per device."""
+    """A complete plan. Times in seconds, bytes per device. The program is one of `micro_batches` of a training step."""
 
     format: Literal["autopar-plan"] = "autopar-plan"
     version: int = VERSION
@@ -110,6 +127,7 @@ class Plan(_Part):
     hardware: str
     cost_model: int
     optimizer: str
+    micro_batches: int = 1
     budget_bytes: int | None
     status: str
     step_time_s: float
@@ -119,6 +137,7 @@ class Plan(_Part):
     peak_where: str
     solve_s: float
     notes: tuple[str, ...] = ()
+    tried: tuple[TriedSetting, ...] = ()
     constraints: Constraints = NO_CONSTRAINTS
     figures: Figures
     inputs: dict[str, PlannedTensor]

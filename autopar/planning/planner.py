@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -28,12 +29,17 @@ from autopar.profiler.model_cost import ModelCost, measure
 from autopar.solver.baselines import solve_baselines
 from autopar.solver.build import Builder, Setting
 from autopar.solver.constraints import Wanted, blame, wanted
+from autopar.solver.model import build
+from autopar.solver.nearby import relax
 from autopar.solver.problem import Problem, Solution
-from autopar.solver.search import solve
+from autopar.solver.search import SCALE, solve
+from autopar.solver.space import narrow
 from autopar.solver.to_plan import to_plan
 
 logger = logging.getLogger("autopar")
 Progress = Callable[[str], None]
+MeshKey = tuple[MeshSpec, tuple[str | None, ...]]
+"""A mesh and its links: meshes that differ in links only compare equal."""
 
 TIGHTENINGS = 4
 """How often a plan whose emitted graphs exceed the budget is searched again under a tighter one."""
@@ -88,7 +94,8 @@ class Planner:
 
     def __init__(self, program: Program, aims: Aims, *, micro_batches: int = 1, progress: Progress = silent) -> None:
         self.program, self.aims, self.micro_batches, self.progress = program, aims, micro_batches, progress
-        self._priced: dict[tuple[MeshSpec, tuple[str | None, ...]], Priced] = {}
+        self._priced: dict[MeshKey, Priced] = {}
+        self._loosest: dict[MeshKey, Solution] = {}
         if places := random_places(program):
             logger.warning("%s draws random numbers, at %s: it can be planned, but not yet run", program.name, places[0])
 
@@ -110,6 +117,27 @@ class Planner:
             self._priced[key] = Priced(builder=builder, problem=problem, wanted=allowed)
         return self._priced[key]
 
+    def loosest(self, mesh: MeshSpec, time_limit_s: float | None = None) -> Solution:
+        """The best plan if memory were free, with its bound: no plan on this mesh takes less, whatever its budget."""
+        key = (mesh, mesh.links)
+        if key not in self._loosest:
+            priced = self.priced(mesh)
+            self.progress("solving without a budget")
+            self._loosest[key] = self.solve(priced, priced.problem, self.limit_s(time_limit_s), ())
+        return self._loosest[key]
+
+    def may_fit(self, mesh: MeshSpec, budget_bytes: float | None, time_limit_s: float | None = None) -> bool:
+        """False only if the relaxation proves that nothing fits the budget: quicker than finding what would."""
+        if budget_bytes is None or self.loosest(mesh, time_limit_s).peak_bytes <= budget_bytes:
+            return True
+        priced = self.priced(mesh)
+        space = narrow(replace(priced.problem, budget_bytes=budget_bytes), priced.wanted.allow)
+        model = build(space, memory=True, byte=SCALE / budget_bytes, second=SCALE / (self.loosest(mesh).cost_s or 1.0))
+        return not relax(model, self.limit_s(time_limit_s)).infeasible
+
+    def limit_s(self, time_limit_s: float | None) -> float:
+        return self.aims.time_limit_s if time_limit_s is None else time_limit_s
+
     def setting(self, mesh: MeshSpec) -> Setting:
         return Setting(mesh=mesh, hardware=self.aims.hardware, optimizer=self.aims.optimizer)
 
@@ -127,14 +155,9 @@ class Planner:
         """
         priced = self.priced(mesh)
         problem = replace(priced.problem, budget_bytes=budget_bytes)
-        if incumbents is None:
-            self.progress("solving for the known ways to parallelize")
-            incumbents = [s for s in solve_baselines(problem).values() if s is not None]
         notes: tuple[str, ...] = ()
         for _ in range(TIGHTENINGS):
-            self.progress("solving")
-            limit_s = self.aims.time_limit_s if time_limit_s is None else time_limit_s
-            solution = self.solve(priced, problem, limit_s, incumbents)
+            solution = self.cheapest(mesh, problem, self.limit_s(time_limit_s), incumbents)
             self.progress("emitting and counting")
             found = realise(priced.builder, problem, solution)
             if budget_bytes is None or found.counted.peak_bytes <= budget_bytes:
@@ -148,6 +171,20 @@ class Planner:
             f"{human(found.counted.peak_bytes)} ({found.counted.peak_where}). Give it that much",
             smallest_bytes=found.counted.peak_bytes,
         )
+
+    def cheapest(
+        self, mesh: MeshSpec, problem: Problem, time_limit_s: float, incumbents: Sequence[Solution] | None
+    ) -> Solution:
+        """The best solution under the problem's budget: the one without a budget if it fits, since nothing is better."""
+        with suppress(SolverError):
+            loose = self.loosest(mesh, time_limit_s)
+            if problem.budget_bytes is None or loose.peak_bytes <= problem.budget_bytes:
+                return loose
+        if incumbents is None:
+            self.progress("solving for the known ways to parallelize")
+            incumbents = [s for s in solve_baselines(problem).values() if s is not None]
+        self.progress("solving")
+        return self.solve(self.priced(mesh), problem, time_limit_s, incumbents)
 
     def solve(self, priced: Priced, problem: Problem, time_limit_s: float, incumbents: Sequence[Solution]) -> Solution:
         """The best solution that the constraints allow; raises ConstraintError if no choice is left."""

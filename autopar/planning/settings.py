@@ -1,0 +1,217 @@
+"""The best of many settings: mesh shapes, and into how many micro-batches a step is divided.
+
+Each setting has a bound that costs little: the best plan if memory were free. Settings are solved in the order of their
+bounds, until the next bound is no better than the best plan: what is left cannot win. Meshes of few axes come first, since
+they are cheap and a good plan early makes most of the others unnecessary; the same with few micro-batches. A bound of some
+micro-batches also holds for a multiple of them where no cost grows faster than the batch: that is looked up, not assumed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from autopar.bytes import human
+from autopar.errors import AutoparError, BudgetError, ConstraintError, SolverError, UnshardableError
+from autopar.ir.mesh import MeshSpec
+from autopar.ir.plan import TriedSetting
+from autopar.planning.planner import Found, Planner, Progress
+from autopar.planning.scaling import grows_faster_than_batch
+from autopar.solver.smallest import Clock, Smallest, smallest
+
+logger = logging.getLogger("autopar")
+
+SHARE = 0.25
+"""Of the time limit of the whole search, what one setting may take at most."""
+
+LEAST_S = 5.0
+"""What the search for the smallest budget of one setting may take."""
+
+
+@dataclass(kw_only=True)
+class Candidate:
+    """A setting with what is known of it; `outcome` is empty while it is open."""
+
+    mesh: MeshSpec
+    micro_batches: int
+    bound_s: float = 0.0
+    step_time_s: float | None = None
+    peak_bytes: float | None = None
+    outcome: str = ""
+    reason: str = ""
+
+    def close(self, outcome: str, reason: str = "") -> None:
+        self.outcome, self.reason = outcome, reason
+
+    @property
+    def title(self) -> str:
+        return f"{self.mesh}" + (f" in {self.micro_batches} micro-batches" if self.micro_batches > 1 else "")
+
+    def tried(self) -> TriedSetting:
+        return TriedSetting(
+            mesh=self.mesh,
+            micro_batches=self.micro_batches,
+            lower_bound_s=self.bound_s or None,
+            step_time_s=self.step_time_s,
+            peak_bytes=self.peak_bytes,
+            outcome=self.outcome,  # type: ignore[arg-type]
+            reason=self.reason,
+        )
+
+
+class SettingSearch:
+    """Finds the best plan over meshes and micro-batch counts. `planner_of` makes the planner of a count (it may trace)."""
+
+    def __init__(
+        self,
+        planner_of: Callable[[int, Progress], Planner],
+        meshes: Sequence[MeshSpec],
+        counts: Sequence[int],
+        budget_bytes: float | None,
+        *,
+        time_limit_s: float,
+        gap: float,
+        progress: Progress,
+    ) -> None:
+        self.planner_of, self.budget_bytes, self.gap, self.said = planner_of, budget_bytes, gap, progress
+        self.candidates = [Candidate(mesh=mesh, micro_batches=n) for n in counts for mesh in meshes]
+        self.planners: dict[int, Planner] = {}
+        self.errors: list[AutoparError] = []
+        self.best: Found | None = None
+        self.chosen: Candidate | None = None
+        self.clock = Clock(time_limit_s)
+
+    def run(self) -> Found:
+        """The best plan, with `tried` saying what became of every setting.
+
+        Raises what the settings raised if none has a plan: BudgetError with the smallest budget of all that were tried.
+        """
+        by_size = groupby(self.candidates, key=lambda c: (c.micro_batches, len(c.mesh)))
+        for _, group in by_size:
+            self.visit(list(group))
+        if self.best is None or self.chosen is None:
+            raise self.failure()
+        self.chosen.close("chosen")
+        tried = tuple(c.tried() for c in self.candidates)
+        plan = self.best.plan.model_copy(update={"tried": tried, "notes": (*self.best.plan.notes, *self.remarks())})
+        return replace(self.best, plan=plan, emitted=replace(self.best.emitted, plan=plan))
+
+    def visit(self, group: Sequence[Candidate]) -> None:
+        """Bounds of all that may matter, then plans in the order of the bounds."""
+        for candidate in group:
+            candidate.bound_s = self.inherited_bound_s(candidate)
+            if self.may_win(candidate):
+                self.bound(candidate)
+        for candidate in sorted((c for c in group if not c.outcome), key=lambda c: c.bound_s):
+            if self.may_win(candidate):
+                self.solve(candidate)
+
+    def may_win(self, candidate: Candidate) -> bool:
+        """Whether it could be better by more than the gap; if not, or if time is over, it is closed."""
+        if self.best is not None and candidate.bound_s >= self.best.plan.step_time_s * (1 - self.gap):
+            candidate.close("cannot be faster")
+        elif self.best is not None and not self.clock.left_s:
+            candidate.close("not tried", "time limit")
+        return not candidate.outcome
+
+    def inherited_bound_s(self, candidate: Candidate) -> float:
+        """The best bound of the same mesh with fewer micro-batches, of which these are parts."""
+        return max(
+            (
+                c.bound_s
+                for c in self.candidates
+                if c.mesh == candidate.mesh
+                and c.micro_batches < candidate.micro_batches
+                and candidate.micro_batches % c.micro_batches == 0
+                and c.micro_batches in self.planners
+                and not grows_faster_than_batch(self.planners[c.micro_batches].cost)
+            ),
+            default=0.0,
+        )
+
+    def bound(self, candidate: Candidate) -> None:
+        """From the plan that needs not care about memory; a setting without any is closed."""
+        self.tell(candidate, "bounding")
+        try:
+            planner = self.planner(candidate)
+            loose = planner.loosest(candidate.mesh, self.share_s())
+        except (UnshardableError, ConstraintError) as error:
+            self.errors.append(error)
+            candidate.close("impossible", str(error))
+        except SolverError as error:
+            self.errors.append(error)
+            candidate.close("not tried", str(error))
+        else:
+            candidate.bound_s = max(candidate.bound_s, loose.bound_s)
+
+    def solve(self, candidate: Candidate) -> None:
+        self.tell(candidate, "planning")
+        planner = self.planner(candidate)
+        try:
+            if not planner.may_fit(candidate.mesh, self.budget_bytes, self.share_s()):
+                candidate.close("does not fit")
+                return
+            found = planner.find(candidate.mesh, self.budget_bytes, incumbents=(), time_limit_s=self.share_s())
+        except BudgetError as error:
+            candidate.close("does not fit", f"needs {human(error.smallest_bytes)}")
+            self.errors.append(error)
+        except SolverError as error:
+            candidate.close("not tried", str(error))
+            self.errors.append(error)
+        else:
+            candidate.step_time_s, candidate.peak_bytes = found.plan.step_time_s, found.plan.peak_bytes
+            candidate.bound_s = max(candidate.bound_s, found.plan.lower_bound_s)
+            candidate.close("slower")
+            if self.best is None or found.plan.step_time_s < self.best.plan.step_time_s:
+                self.best, self.chosen = found, candidate
+
+    def planner(self, candidate: Candidate) -> Planner:
+        count = candidate.micro_batches
+        if count not in self.planners:
+            self.planners[count] = self.planner_of(count, lambda stage: self.tell(candidate, stage))
+        self.planners[count].progress = lambda stage: self.tell(candidate, stage)
+        return self.planners[count]
+
+    def tell(self, candidate: Candidate, stage: str) -> None:
+        number = self.candidates.index(candidate) + 1
+        self.said(f"setting {number} of {len(self.candidates)} ({candidate.title}): {stage}")
+
+    def share_s(self) -> float:
+        """Of the time that is left; a little where nothing was found yet."""
+        return max(min(SHARE * self.clock.limit_s, self.clock.left_s), 0.0 if self.best else 1.0)
+
+    def remarks(self) -> Iterable[str]:
+        """What the user should know about how sure the choice is."""
+        late = [c for c in self.candidates if c.outcome == "not tried"]
+        if late:
+            yield f"{len(late)} of {len(self.candidates)} settings were not tried: time limit"
+
+    def failure(self) -> AutoparError:
+        """Why there is no plan at all: the smallest budget of those that do not fit, else the first reason."""
+        tight = [c for c in self.candidates if c.outcome == "does not fit"]
+        if not tight:
+            return self.errors[0]
+        least = min((c for c in tight), key=lambda c: (-c.micro_batches, len(c.mesh)))
+        found: dict[str, Smallest] = {}
+        for candidate in (c for c in tight if c.micro_batches == least.micro_batches):
+            self.tell(candidate, "looking for the smallest budget")
+            priced = self.planner(candidate).priced(candidate.mesh)
+            try:
+                found[candidate.title] = smallest(priced.problem, allow=priced.wanted.allow, time_limit_s=LEAST_S)
+            except SolverError:
+                continue
+            candidate.reason = f"needs {human(found[candidate.title].bytes)}"
+        title, best = min(found.items(), key=lambda item: item[1].bytes, default=("", None))
+        if best is None or best.bytes <= (self.budget_bytes or 0):
+            return self.errors[0] if self.errors else SolverError("no plan was found within the time limit: allow more time")
+        return BudgetError(
+            f"no plan fits {human(self.budget_bytes or math.inf)} per device in any of {len(tight)} settings: the smallest "
+            f"budget that works is {human(best.bytes)} ({best.bytes} bytes), on mesh {title}. At its peak, in {best.where}, "
+            f"the largest are {', '.join(f'{name}: {human(size)}' for name, size in best.binding)}. Give more memory, more "
+            "devices, or a smaller batch or sequence.",
+            smallest_bytes=best.bytes,
+            binding=best.binding,
+        )
