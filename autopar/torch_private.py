@@ -90,13 +90,6 @@ def fake_mode() -> contextlib.AbstractContextManager[object]:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def graph_being_traced() -> torch.fx.Graph:
-    """The graph that the running `make_fx` writes."""
-    graph = graph_if_traced()
-    assert graph is not None, "no make_fx is running"
-    return graph
-
-
 def graph_if_traced() -> torch.fx.Graph | None:
     """The graph that a running `make_fx` or `torch.export` writes (`get_proxy_mode().tracer`: torch 2.11 to 2.13)."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -310,6 +303,20 @@ def symbolic_mode_alone(mode: Any) -> Iterator[None]:
 def is_grad_switch(target: Any) -> bool:
     """Whether a node that is being traced turns gradients on or off (`torch._C._set_grad_enabled`: torch 2.11 to 2.13)."""
     return target is torch._C._set_grad_enabled
+
+
+def checkpoint_hook() -> Any | None:
+    """What packs saved tensors while a non-reentrant checkpoint runs, one object per call of it; None outside of any.
+
+    `_top_saved_tensors_default_hooks`, `_checkpoint_hook`: torch 2.11 to 2.13.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks[0] if hooks and hooks[0].__qualname__.startswith("_checkpoint_hook.") else None
+
+
+def is_selective_checkpoint() -> bool:
+    """Whether the running checkpoint decides per op (`_CachingTorchDispatchMode` of `context_fn`: torch 2.11 to 2.13)."""
+    return any(type(mode).__name__ == "_CachingTorchDispatchMode" for mode in active_modes())
 
 
 def active_modes() -> list[Any]:

@@ -38,7 +38,8 @@ class Region:
 
     `graph` holds placeholders (first `inputs`, then `state`, by name), functional ATen calls, and one output node with a
     tuple of nodes. Each node's meta has `val` (fake tensor, or a tuple of them), `needs_grad` (bool, or a tuple),
-    `path` (module path within the region, "" for the region itself) and `source` ("file.py:12", or "").
+    `path` (module path within the region, "" for the region itself) and `source` ("file.py:12", or ""); what the model's code
+    runs under `torch.utils.checkpoint` also `checkpoint`, the number of that call within the region.
     """
 
     name: str

@@ -15,6 +15,7 @@ from autopar.errors import TraceError
 from autopar.ir.program import Call, Program, Region, TensorSpec
 from autopar.torch_private import pytree, size_of
 from autopar.tracer.capture import Captured
+from autopar.tracer.checkpoints import groups
 from autopar.tracer.clean import shape_of
 from autopar.tracer.failures import source_of
 from autopar.tracer.fingerprint import fingerprint
@@ -95,6 +96,8 @@ class Writer:
         inputs = tuple(self.copies[node].name for node in self.part.inputs)
         for node in self.part.nodes:
             self._op(node)
+        for node, checkpoint in groups(self.part.nodes).items():
+            self.copies[node].meta["checkpoint"] = checkpoint
         self.graph.output(tuple(self.copies[node] for node in self.part.outputs))
         state = tuple(node.name for node in self.state.values())
         return Region(name=self.name, graph=self.graph, inputs=inputs, state=state)

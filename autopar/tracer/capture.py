@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from autopar.errors import TraceError
 from autopar.ir.program import State, TensorSpec
 from autopar.torch_private import pytree
+from autopar.tracer.checkpoints import CheckpointMarks
 from autopar.tracer.dynamic import Dynamic
 from autopar.tracer.expand import check_writes, expand
 from autopar.tracer.failures import explain
@@ -145,7 +146,8 @@ def capture(
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
-    exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
+    with CheckpointMarks():
+        exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
     mark_gradient_stops(exported.graph_module)
     return exported
 

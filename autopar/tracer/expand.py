@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch.fx import Graph, Node
 
 from autopar.torch_private import OpOverload
+from autopar.tracer.checkpoints import moved_mark
 from autopar.tracer.markers import between, is_number, markers, mutated
 from autopar.tracer.once import Once, Template, Unrepeatable
 from autopar.tracer.runs import Step
@@ -85,7 +86,7 @@ class Copier:
         enter, leave = self.enters[template.index], self.leaves[template.index]
         made = dict(zip(enter.args[0], inputs, strict=True))  # type: ignore[arg-type]
         state = self._state(template, block.path)
-        moved = Moved(enter.meta, step.meta)
+        moved = Moved(enter.meta, step.meta, step.call)
         skipped = (markers().enter, markers().leave)
 
         def placed(node: Node) -> Node:
@@ -120,9 +121,10 @@ class Copier:
 
 
 class Moved:
-    """The meta of a copied node: module paths and source lines as if it had been traced at the call."""
+    """The meta of a copied node: module paths, source lines and checkpoints as if it had been traced at the call."""
 
-    def __init__(self, enter: dict[str, Any], call: dict[str, Any]) -> None:
+    def __init__(self, enter: dict[str, Any], call: dict[str, Any], number: int) -> None:
+        self.enter, self.call, self.number = enter, call, number
         self.paths = (_path(enter), _path(call))
         self.lines = (enter.get("stack_trace") or "", call.get("stack_trace") or "")
 
@@ -133,7 +135,7 @@ class Moved:
         trace, (old, new) = meta.get("stack_trace"), self.lines
         if trace and old != new and trace.startswith(old):
             meta["stack_trace"] = new + trace.removeprefix(old)
-        return meta
+        return moved_mark(meta, self.enter, self.call, self.number)
 
     def _path(self, path: str) -> str:
         old, new = self.paths

@@ -9,11 +9,14 @@ from torch.fx import Node
 
 from autopar.ir.program import TensorSpec
 from autopar.tracer.capture import Captured
-from autopar.tracer.fold import Part, classes
+from autopar.tracer.fold import CHECKPOINTS, Part, classes
 
 
 def fingerprint(parts: Sequence[Part], captured: Captured) -> str:
-    """sha256 over canonical text: the same in every process, and for the same model built on another device."""
+    """sha256 over canonical text: the same in every process, and for the same model built on another device.
+
+    Checkpoints of the model's code are no part of it, but for which layers are equal: a plan says itself what runs again.
+    """
     return hashlib.sha256(canonical(parts, captured).encode()).hexdigest()
 
 
@@ -22,7 +25,8 @@ def canonical(parts: Sequence[Part], captured: Captured) -> str:
     lines = []
     numbers = {members[0]: i for i, members in enumerate(classes(parts).values())}
     region = {i: numbers[members[0]] for members in classes(parts).values() for i in members}
-    lines += [f"region {numbers[i]}\n{parts[i].text}" for i in numbers]
+    texts = {i: parts[i].text.partition(f"\n{CHECKPOINTS}")[0] for i in numbers}
+    lines += [f"region {numbers[i]}\n{text}" for i, text in texts.items()]
     placeholders = {node.name: node for node in captured.graph.find_nodes(op="placeholder")}
     values: dict[Node, str] = {placeholders[n]: f"in{i}" for i, n in enumerate(captured.inputs) if n is not None}
     for i, part in enumerate(parts):

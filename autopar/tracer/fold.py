@@ -16,9 +16,12 @@ from torch.fx import Node
 
 from autopar.torch_private import size_of
 from autopar.tracer.capture import Captured
+from autopar.tracer.checkpoints import groups
 from autopar.tracer.clean import shape_of
 from autopar.tracer.segments import Segment, compute_nodes, is_size, segments
 
+CHECKPOINTS = "checkpoints "
+"""How the line of the text begins that says which nodes the model's code runs under a checkpoint."""
 SMALL = 32
 """Up to so many nodes, neighbours that nothing equals are one region: fewer regions, fewer boundaries to plan."""
 
@@ -97,6 +100,8 @@ def describe(segment: Segment, captured: Captured, value: Callable[[Node], str] 
         lines.append(f"{inside[node]} = {node.target}({', '.join(args)}) {value(node)}")
     outputs = tuple(n for n in segment.nodes if not _is_tuple(n) and any(u not in inside and not is_size(u) for u in n.users))
     lines.append("return " + ", ".join(inside[node] for node in outputs))
+    if marked := groups(segment.nodes):
+        lines.append(CHECKPOINTS + ", ".join(f"{inside[node]} in {group}" for node, group in marked.items()))
     return Part(segment, tuple(inputs), tuple(state), outputs, "\n".join(header + lines))
 
 
