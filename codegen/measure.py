@@ -75,14 +75,26 @@ def is_tuple_part(node: torch.fx.Node) -> bool:
 
 
 def state_bytes(emitted: Emitted) -> int:
-    """Parameters at rest with gradients and optimizer state, and buffers."""
+    """Parameters at rest with optimizer state, and buffers: there all the time (over micro-batches, gradients are too)."""
     total = 0
-    for name, state in emitted.program.state.items():
-        planned = emitted.plan.state[name]
-        local = numel(planned.placement, planned.shape, emitted.plan.mesh.sizes) * state.spec.dtype.itemsize
-        trained = state.kind == "parameter" and state.spec.needs_grad
-        total += local * (2 + STATE_COPIES[emitted.plan.optimizer] if trained else 1)
+    for name in emitted.program.state:
+        local = state_part_bytes(emitted, name)
+        trained = is_trained(emitted, name)
+        copies = 1 + STATE_COPIES[emitted.plan.optimizer] + (emitted.plan.micro_batches > 1) if trained else 1
+        total += local * copies
     return total
+
+
+def state_part_bytes(emitted: Emitted, name: str) -> int:
+    """What one device holds of a parameter or buffer."""
+    planned = emitted.plan.state[name]
+    size = emitted.program.state[name].spec.dtype.itemsize
+    return numel(planned.placement, planned.shape, emitted.plan.mesh.sizes) * size
+
+
+def is_trained(emitted: Emitted, name: str) -> bool:
+    state = emitted.program.state[name]
+    return state.kind == "parameter" and state.spec.needs_grad
 
 
 def numel(placement: Placement, shape: Sequence[int], sizes: Sequence[int]) -> int:
@@ -127,6 +139,8 @@ def measure(emitted: Emitted) -> Counted:
         if now > highest:
             highest, where = now, f"{emitted.program.calls[i].path or emitted.program.calls[i].region} backward"
         held.after_backward(i)
+    if at_rest + inputs + held.bytes > highest:
+        highest, where = at_rest + inputs + held.bytes, "optimizer step"
     return Counted(
         forward_flops=flops["forward"],
         backward_flops=flops["backward"],
@@ -156,7 +170,8 @@ def input_bytes(emitted: Emitted) -> int:
 
 
 class Held:
-    """Bytes alive between graphs: values passing between calls, saved values, gradients on their way."""
+    """Bytes alive between graphs: values passing between calls, saved values, gradients on their way, and those of parameters
+    from the backward that makes them until the optimizer has run."""
 
     def __init__(self, emitted: Emitted) -> None:
         self.emitted, self.program = emitted, emitted.program
@@ -220,3 +235,8 @@ class Held:
                 self.gradients[value] = bytes_of(gradient)
                 self.owners["gradient", value] = bytes_of(gradient)
                 self.reference["gradient", value] = 1
+        if self.emitted.plan.micro_batches == 1:
+            for name in call.state:
+                if is_trained(self.emitted, name):
+                    self.owners["gradient of", name] = state_part_bytes(self.emitted, name)
+                    self.reference["gradient of", name] = 1

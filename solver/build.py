@@ -28,13 +28,18 @@ from autopar.solver.roles import BATCH, roles
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where a program is to run: mesh, hardware, byte budget per device, optimizer, and how many classes of calls."""
+    """Where a program is to run: mesh, hardware, byte budget per device, optimizer, and how many classes of calls.
+
+    The program is one of `micro_batches` of a step. `overlap`: see `Problem`.
+    """
 
     mesh: MeshSpec
     hardware: Hardware
     budget_bytes: float | None = None
     optimizer: str = "adamw"
     split: bool = True
+    overlap: bool = True
+    micro_batches: int = 1
 
 
 class Builder:
@@ -46,6 +51,7 @@ class Builder:
         self.mesh, self.hardware = setting.mesh, setting.hardware
         self.costs = StrategyCosts(setting.mesh, cost.device)
         self.links = setting.hardware.axis_links(setting.mesh)
+        self.link_of = [self.links.index(link) for link in self.links]
         self.boundary_of = group_boundaries(self.program)
         self.group_of = group_state(self.program)
         self.strategies: dict[str, dict[str, tuple[Strategy, ...]]] = {}
@@ -62,6 +68,9 @@ class Builder:
             boundaries=self.boundaries(),
             state=self.state(),
             budget_bytes=self.setting.budget_bytes,
+            links=len(self.links),
+            overlap=self.setting.overlap,
+            micro_batches=self.setting.micro_batches,
         )
 
     def region(self, region: Region) -> p.Region:
@@ -110,11 +119,14 @@ class Builder:
 
     def arc(self, conversion: Conversion, bytes_at: Mapping[Placement, float], grad: bool) -> p.Arc:
         before, after = bytes_at[conversion.before], bytes_at[conversion.after]
+        link = self.link_of[conversion.axis]
         return p.Arc(
             before=conversion.before,
             after=conversion.after,
             forward_s=self.conversion_s(conversion, conversion.kind.forward, before, after),
             backward_s=self.conversion_s(conversion, conversion.kind.backward, after, before) if grad else 0.0,
+            forward_link=link if conversion.kind.forward else None,
+            backward_link=link if conversion.kind.backward and grad else None,
         )
 
     def conversion_s(self, conversion: Conversion, kind: str | None, source: float, target: float) -> float:
@@ -164,8 +176,10 @@ class Builder:
             operands=chosen.operands,
             results=chosen.results,
             reads=cost.reads,
-            forward_s=self.kernels_s(cost.forward, sizes) + self.inner_collectives_s(cost.forward_collectives),
-            backward_s=self.kernels_s(cost.backward, sizes) + self.inner_collectives_s(cost.backward_collectives),
+            forward_s=self.kernels_s(cost.forward, sizes) + sum(self.links_s(cost.forward_collectives)),
+            backward_s=self.kernels_s(cost.backward, sizes) + sum(self.links_s(cost.backward_collectives)),
+            forward_links_s=self.links_s(cost.forward_collectives),
+            backward_links_s=self.links_s(cost.backward_collectives),
             saved_bytes=inside,
             forward_temp_bytes=sum(operands) + peak(cost.forward_live, sizes),
             backward_temp_bytes=peak(cost.backward_live, sizes),
@@ -174,9 +188,13 @@ class Builder:
     def kernels_s(self, nodes: Iterable[NodeCost], sizes: Mapping[str, int]) -> float:
         return sum(self.hardware.time_s(n.flops.at(sizes), sum(m.at(sizes) for m in n.moved), n.dtype) for n in nodes)
 
-    def inner_collectives_s(self, collectives: Sequence[Collective]) -> float:
-        axis = {name: i for i, name in enumerate(self.mesh.names)}
-        return sum(self.links[axis[c.axis]].collective_s(c.kind, c.bytes, self.mesh.sizes[axis[c.axis]]) for c in collectives)
+    def links_s(self, collectives: Sequence[Collective]) -> tuple[float, ...]:
+        """How long each link is busy with these; nothing at all if there are none."""
+        found = [0.0] * len(self.links) if collectives else []
+        for c in collectives:
+            axis = self.mesh.names.index(c.axis)
+            found[self.link_of[axis]] += self.links[axis].collective_s(c.kind, c.bytes, self.mesh.sizes[axis])
+        return tuple(found)
 
     def boundaries(self) -> dict[str, p.Boundary]:
         members: dict[str, list[str]] = {}
@@ -209,21 +227,26 @@ class Builder:
         members: dict[str, list[str]] = {}
         for name, group in self.group_of.items():
             members.setdefault(group, []).append(name)
-        found = {}
-        for group, names in members.items():
-            state = self.program.state[names[0]]
-            shape = tuple(int(n) for n in state.spec.shape)
-            trained = state.kind == "parameter" and state.spec.needs_grad
-            whole = [Placement.whole(len(self.mesh))]
-            options = list(placements(shape, self.mesh.sizes, (INVARIANT,))) if state.kind == "parameter" else whole
-            copies = 1 + (1 + STATE_COPIES[self.setting.optimizer] if trained else 0)
-            full = int(state.spec.bytes) * len(names)
-            found[group] = p.StateGroup(
-                name=group,
-                bytes_at={pl: copies * full * pl.local_fraction(self.mesh.sizes) for pl in options},
-                step_bytes_at={pl: full * pl.local_fraction(self.mesh.sizes) if trained else 0.0 for pl in options},
-            )
-        return found
+        return {group: self.group(group, names) for group, names in members.items()}
+
+    def group(self, group: str, names: Sequence[str]) -> p.StateGroup:
+        state, moments = self.program.state[names[0]], STATE_COPIES[self.setting.optimizer]
+        shape, size = tuple(int(n) for n in state.spec.shape), int(state.spec.bytes) * len(names)
+        trained = state.kind == "parameter" and state.spec.needs_grad
+        whole = [Placement.whole(len(self.mesh))]
+        options = list(placements(shape, self.mesh.sizes, (INVARIANT,))) if state.kind == "parameter" else whole
+        local = {pl: size * pl.local_fraction(self.mesh.sizes) for pl in options}
+        accumulated = self.setting.micro_batches > 1
+        readers = [call for call in self.program.calls if set(names) & set(call.state)]
+        moved = 3 + 2 * moments  # parameter and moments are read and written, the gradient is read
+        return p.StateGroup(
+            name=group,
+            bytes_at={pl: n * (1 + (moments + accumulated if trained else 0)) for pl, n in local.items()},
+            grad_bytes_at={pl: n if trained and not accumulated else 0.0 for pl, n in local.items()},
+            step_bytes_at={pl: n if trained else 0.0 for pl, n in local.items()},
+            step_s_at={pl: self.hardware.time_s(0, moved * n, "float32") if trained else 0.0 for pl, n in local.items()},
+            shared=len(names) < len(readers),
+        )
 
 
 def bytes_of(value: torch.Tensor) -> int:

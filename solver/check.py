@@ -1,28 +1,33 @@
 """Judge a solution without the solver: is it a plan at all, what does it cost, how much memory does it need and where.
 
 Cost: for every call, each unit's forward and backward, each executed conversion's both ways once, and forward again for what
-is redone. Memory, in bytes per device, at these program points (classes of calls in execution order):
+is redone; of conversions of state, with overlap, only what does not fit beside the rest (see `Problem`); times the
+micro-batches, and the optimizer's step. Memory, in bytes per device, at these program points (classes in execution order):
 
 forward of a class    state + kept by the classes up to this one + passing boundaries + the region's forward temporaries
-backward of a class   the same with backward temporaries, gradients of passing boundaries, + what one call makes again
-optimizer             state + scratch of the step
+backward of a class   at its first call: the same with backward temporaries, gradients of passing boundaries, + what one call
+                      makes again + gradients of state of this call and of all whose backward came before;
+                      and at its last call, when only one call's values are kept, and all its calls' gradients are there
+optimizer             state + all gradients + scratch of the step
 
-and program inputs everywhere. Temporaries of a region: at its worst unit, that unit's own figure plus what spans it.
+and program inputs everywhere. Temporaries of a region: at its worst unit, that unit's own figure plus what spans it; with
+overlap also the largest parameter gathered ahead, and in backward the largest gradient on its way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from autopar.ir.placement import Placement
-from autopar.solver.liveness import passing, returned, returned_before, spanning
+from autopar.solver.liveness import gradients_of, passing, returned, returned_before, spanning
 from autopar.solver.problem import Arc, ClassChoice, Problem, Region, RegionChoice, Solution, Strategy, Unit
 
 TOLERANCE = 1e-9
 """Relative slack for sums of floats, not for solvers."""
 
 Parts = dict[str, float]
+Timed = tuple[float, Sequence[float], bool]
 
 
 class InvalidSolution(AssertionError):
@@ -62,7 +67,7 @@ def check(problem: Problem, solution: Solution, *, claims: bool = True, budget: 
         _check_region(problem, region, solution)
     rows = memory_rows(problem, solution)
     peak = max(rows, key=lambda row: row.bytes)
-    verdict = Verdict(cost_s=_cost_s(problem, solution), peak_bytes=peak.bytes, peak_where=peak.where, rows=rows)
+    verdict = Verdict(cost_s=step_s(problem, solution), peak_bytes=peak.bytes, peak_where=peak.where, rows=rows)
     if claims:
         _check_claims(solution, verdict)
     if budget and problem.budget_bytes is not None and peak.bytes > problem.budget_bytes * (1 + TOLERANCE):
@@ -217,18 +222,69 @@ def reads(unit: Unit, strategy: Strategy) -> list[tuple[str, Placement]]:
     ]
 
 
-def _cost_s(problem: Problem, solution: Solution) -> float:
+def step_s(problem: Problem, solution: Solution) -> float:
+    """Seconds of a training step."""
     total = 0.0
     for region in problem.regions:
         choice = solution.regions[region.name]
-        chosen = {unit.name: _chosen(choice, unit) for unit in region.units}
-        arcs = [_arc(region, *step) for step in choice.converted]
-        once = sum(s.forward_s + s.backward_s for s in chosen.values()) + sum(a.forward_s + a.backward_s for a in arcs)
+        forward, backward = Phase.of_forward(problem, region, choice), Phase.of_backward(problem, region, choice)
+        total += sum(region.classes) * forward.seconds
         for calls, keep in zip(region.classes, choice.classes, strict=True):
-            again = sum(_arc(region, *step).forward_s for step in keep.reconverted)
-            again += sum(chosen[unit].forward_s for unit in keep.redone)
-            total += calls * (once + again)
-    return total
+            total += calls * (backward + Phase.of_again(problem, region, choice, keep)).seconds
+    update = sum(problem.state[name].step_s(placement) for name, placement in solution.rest.items())
+    return problem.micro_batches * total + update
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Forward, backward, or what runs again, of one call: `busy_s` of computation and of communication that it waits for, and
+    what each link has to carry, that included. Without overlap it waits for everything."""
+
+    busy_s: float
+    links_s: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        return max((self.busy_s, *self.links_s))
+
+    def __add__(self, other: Phase) -> Phase:
+        return Phase(self.busy_s + other.busy_s, tuple(a + b for a, b in zip(self.links_s, other.links_s, strict=True)))
+
+    @staticmethod
+    def of(problem: Problem, times: Iterable[Timed]) -> Phase:
+        """The sum of `times`: seconds, on which links how many of them, and whether they can run beside other work."""
+        busy_s, links_s = 0.0, [0.0] * problem.links
+        for seconds, on_links, hidden in times:
+            busy_s += 0.0 if hidden and problem.overlap else seconds
+            for link, part in enumerate(on_links):
+                links_s[link] += part
+        return Phase(busy_s, tuple(links_s))
+
+    @staticmethod
+    def of_forward(problem: Problem, region: Region, choice: RegionChoice) -> Phase:
+        units = ((s.forward_s, s.forward_links_s, False) for s in (_chosen(choice, u) for u in region.units))
+        return Phase.of(problem, [*units, *_conversions(problem, region, choice.converted, backward=False)])
+
+    @staticmethod
+    def of_backward(problem: Problem, region: Region, choice: RegionChoice) -> Phase:
+        units = ((s.backward_s, s.backward_links_s, False) for s in (_chosen(choice, u) for u in region.units))
+        return Phase.of(problem, [*units, *_conversions(problem, region, choice.converted, backward=True)])
+
+    @staticmethod
+    def of_again(problem: Problem, region: Region, choice: RegionChoice, keep: ClassChoice) -> Phase:
+        redone = (_chosen(choice, region.unit[name]) for name in keep.redone)
+        units = ((s.forward_s, s.forward_links_s, False) for s in redone)
+        return Phase.of(problem, [*units, *_conversions(problem, region, keep.reconverted, backward=False)])
+
+
+def _conversions(
+    problem: Problem, region: Region, steps: Iterable[tuple[str, Placement, Placement]], *, backward: bool
+) -> Iterator[Timed]:
+    for step in steps:
+        arc = _arc(region, *step)
+        seconds, link = (arc.backward_s, arc.backward_link) if backward else (arc.forward_s, arc.forward_link)
+        on_links = tuple(seconds if link == i else 0.0 for i in range(problem.links))
+        yield seconds, on_links, step[0] in region.state and link is not None
 
 
 def memory_rows(problem: Problem, solution: Solution) -> tuple[Row, ...]:
@@ -246,21 +302,60 @@ def memory_rows(problem: Problem, solution: Solution) -> tuple[Row, ...]:
         choice = solution.regions[region.name]
         held = {name: problem.boundaries[name].bytes_at[solution.boundaries[name]] for name in passing(problem, region)}
         forward, backward = (_temporaries(problem, region, choice, solution, back) for back in (False, True))
+        ahead, reducing = (
+            _in_flight(problem, region, choice.converted),
+            _in_flight(problem, region, choice.converted, "reduced"),
+        )
         once |= _kept_once(problem, region, choice, solution)
+        behind = sum(region.classes)
         for number, (calls, keep) in enumerate(zip(region.classes, choice.classes, strict=True)):
             where = f"{region.name}{f' (calls of class {number})' if len(region.classes) > 1 else ''}"
+            before = dict(kept)
             kept |= _kept(problem, region, choice, keep, solution, calls, where)
             alive = {what: size for what, (name, size) in once.items() if name not in held}
             values = {f"{name} [{solution.boundaries[name]}]": size for name, size in held.items()}
             values |= {f"{name} (returned)": outputs[f"{name} (returned)"] for name in returned_before(problem, region)}
-            rows.append(_row(f"{where} forward", always | kept | alive | values | forward))
+            rows.append(_row(f"{where} forward", always | kept | alive | values | forward | ahead))
             gradients = {f"gradient of {name}": size for name, size in held.items() if problem.boundaries[name].needs_grad}
             alive = {what: size for what, (_, size) in once.items()}
-            again = _redone(region, choice, keep)
-            rows.append(_row(f"{where} backward", always | outputs | kept | alive | gradients | again | backward))
+            again = _redone(region, choice, keep) | _in_flight(problem, region, keep.reconverted, "ahead again")
+            common = always | outputs | alive | gradients | again | backward | reducing
+            behind -= calls
+            rows.append(_row(f"{where} backward", common | kept | _gradients(problem, region, solution, behind + 1)))
+            if calls > 1:
+                one = before | _kept(problem, region, choice, keep, solution, 1, where)
+                done = _gradients(problem, region, solution, behind + calls)
+                rows.append(_row(f"{where} backward, last call", common | one | done))
     step = {f"optimizer step of {name}": problem.state[name].step_bytes_at[p] for name, p in solution.rest.items()}
-    rows.append(_row("optimizer step", always | step))
+    done = {f"gradient of {name} [{p}]": problem.state[name].grad_bytes(p) for name, p in solution.rest.items()}
+    rows.append(_row("optimizer step", always | done | step))
     return tuple(rows)
+
+
+def _gradients(problem: Problem, region: Region, solution: Solution, calls: int) -> Parts:
+    """Gradients of state after the backward of all later regions and of `calls` calls of this one."""
+    found: Parts = {}
+    here = problem.regions.index(region)
+    for other in problem.regions[here:]:
+        for name in gradients_of(problem, other):
+            group, placement = problem.state[name], solution.rest[name]
+            whole = other is not region or group.shared
+            share = 1.0 if whole else calls / sum(region.classes)
+            found[f"gradient of {name} [{placement}]"] = share * group.grad_bytes(placement)
+    return found
+
+
+def _in_flight(
+    problem: Problem, region: Region, steps: Iterable[tuple[str, Placement, Placement]], what: str = "gathered ahead"
+) -> Parts:
+    """The largest conversion of state that a link may be busy with beside the unit that runs."""
+    sizes = {
+        f"{region.name}.{t} [{p}] {what}": region.tensors[t].bytes_at[p]
+        for t, before, p in steps
+        if t in region.state and problem.overlap and _arc(region, t, before, p).travels
+    }
+    largest = max(sizes, key=sizes.__getitem__, default=None)
+    return {} if largest is None else {largest: sizes[largest]}
 
 
 def _row(where: str, parts: Mapping[str, float]) -> Row:

@@ -62,3 +62,9 @@ def _passes(problem: Problem, region: Region, name: str) -> bool:
     if boundary.resident or not readers or not min(makers, default=-1) < here <= max(readers):
         return False
     return not boundary.carried if here in readers else here not in makers
+
+
+def gradients_of(problem: Problem, region: Region) -> tuple[str, ...]:
+    """State groups whose gradients appear while the region's backward runs: those that no later region reads."""
+    later = {g for r in problem.regions[problem.regions.index(region) + 1 :] for g in r.state.values()}
+    return tuple(dict.fromkeys(g for g in region.state.values() if g not in later))

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from autopar.solver import adapter
-from autopar.solver.model import Model
 from autopar.solver.problem import Solution
 from autopar.solver.rounding import to_start
+from autopar.solver.variables import Model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,10 @@ class Strategy:
 
     `operands` and `results` are the placements that it wants and makes. `saved_bytes` is what its backward reads besides
     operands and results (a norm's statistics, the inside of a chain): kept, or made again by redoing the unit.
-    `forward_temp_bytes` and `backward_temp_bytes` bound the memory live while it runs: operands, results, their gradients
-    in backward, and scratch. `reads` replaces the unit's where the strategy runs another implementation. `factors` and
-    `roles` name the choice per axis, for people and for the baselines.
+    `forward_s` and `backward_s` hold the time of collectives inside it; `forward_links_s` and `backward_links_s` say how much
+    of it is on each link (empty: none). `forward_temp_bytes` and `backward_temp_bytes` bound the memory live while it runs:
+    operands, results, their gradients in backward, and scratch. `reads` replaces the unit's where the strategy runs another
+    implementation. `factors` and `roles` name the choice per axis, for people and for the baselines.
     """
 
     factors: tuple[str | None, ...]
@@ -30,6 +31,8 @@ class Strategy:
     results: tuple[Placement, ...]
     forward_s: float
     backward_s: float
+    forward_links_s: tuple[float, ...] = ()
+    backward_links_s: tuple[float, ...] = ()
     saved_bytes: float = 0.0
     forward_temp_bytes: float = 0.0
     backward_temp_bytes: float = 0.0
@@ -59,12 +62,22 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Arc:
-    """A conversion of a tensor, with its times; `backward_s` is zero for tensors without gradient."""
+    """A conversion of a tensor, with its times; `backward_s` is zero for tensors without gradient.
+
+    `forward_link` and `backward_link` number the link that is busy for that time; None where it is a copy on the device.
+    """
 
     before: Placement
     after: Placement
     forward_s: float
     backward_s: float
+    forward_link: int | None = None
+    backward_link: int | None = None
+
+    @property
+    def travels(self) -> bool:
+        """Whether it uses a link, one way or the other."""
+        return self.forward_link is not None or self.backward_link is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,23 +134,44 @@ class Boundary:
 
 @dataclass(frozen=True, kw_only=True)
 class StateGroup:
-    """Equal parameters (or buffers) of all calls of a region: `bytes_at` is for all of them together, at rest, with
-    gradients and optimizer state; `step_bytes_at` the scratch of an optimizer step."""
+    """Equal parameters (or buffers) of all calls of a region; all figures are for all of them together.
+
+    `bytes_at`: what is in memory all the time, with optimizer state (and with gradients, where they are accumulated over
+    micro-batches). `grad_bytes_at`: gradients that appear as backward passes, those of each call with it, or all of them with
+    the first call if they are `shared` by the calls. `step_bytes_at` and `step_s_at`: scratch and time of an optimizer step.
+    """
 
     name: str
     bytes_at: Mapping[Placement, float]
+    grad_bytes_at: Mapping[Placement, float] = field(default_factory=dict)
     step_bytes_at: Mapping[Placement, float]
+    step_s_at: Mapping[Placement, float] = field(default_factory=dict)
+    shared: bool = False
+
+    def grad_bytes(self, placement: Placement) -> float:
+        return self.grad_bytes_at.get(placement, 0.0)
+
+    def step_s(self, placement: Placement) -> float:
+        return self.step_s_at.get(placement, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Regions are in execution order of their first call; `budget_bytes` is per device (None: no limit)."""
+    """Regions are in execution order of their first call; `budget_bytes` is per device (None: no limit).
+
+    With `overlap`, conversions of state (gathers of parameters, reductions of their gradients) run beside other work: forward
+    or backward of a call takes as long as its computation and all other communication, or as the busiest of `links` links,
+    whichever is longer. A step is `micro_batches` times all forwards and backwards, and one optimizer step.
+    """
 
     axes: int
     regions: tuple[Region, ...]
     boundaries: Mapping[str, Boundary]
     state: Mapping[str, StateGroup]
     budget_bytes: float | None
+    links: int = 0
+    overlap: bool = False
+    micro_batches: int = 1
 
     @cached_property
     def region(self) -> dict[str, Region]:

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from autopar.ir.placement import Placement
 from autopar.solver.check import check, reads
-from autopar.solver.model import Model
 from autopar.solver.problem import Arc, ClassChoice, Problem, Region, RegionChoice, Solution
 from autopar.solver.space import Arcs, Space
+from autopar.solver.variables import Model
 
 Step = tuple[str, Placement, Placement]
 Place = tuple[str, Placement]
@@ -75,7 +75,9 @@ def _region(
         targets = (targets | {step[1] for step in pinned}) - {produced[tensor]}
         steps = {step for step in support if step[0] == tensor}
         arcs = model.space.arcs[region.name, tensor]
-        converted |= tree(tensor, arcs, steps, produced[tensor], targets, pinned, free=not model.memory and len(targets) == 1)
+        hidden = tensor in region.state and model.space.problem.overlap
+        free = not model.memory and not hidden and len(targets) == 1
+        converted |= tree(tensor, arcs, steps, produced[tensor], targets, pinned, free=free)
     return RegionChoice(strategies=strategies, converted=frozenset(converted), classes=tuple(choices))
 
 

@@ -27,7 +27,7 @@ from autopar.ops.units import needs_grad
 from autopar.profiler.model_cost import Measured
 from autopar.profiler.unit_cost import NodeCost, UnitCost
 from autopar.solver.build import Builder
-from autopar.solver.check import check
+from autopar.solver.check import check, step_s
 from autopar.solver.problem import ClassChoice, Problem, RegionChoice, Solution
 
 Count = Counter[tuple[str, str, str]]
@@ -43,19 +43,16 @@ def only_redone(problem: Problem, solution: Solution, redone: Redone) -> Solutio
     A solution counts every tensor as memory of its own; where two share memory (a view and what it views), keeping the one
     provides the other, and nothing has to be redone for it.
     """
-    regions, saved_s = {}, 0.0
+    regions = {}
     for name, choice in solution.regions.items():
-        region = problem.region[name]
-        forward_s = {u.name: u.strategies[choice.strategies[u.name]].forward_s for u in region.units}
-        arcs = {(t.name, a.before, a.after): a.forward_s for t in region.tensors.values() for a in t.arcs}
-        classes = []
-        for calls, keep, (units, steps) in zip(region.classes, choice.classes, redone[name], strict=True):
-            saved_s += calls * sum(forward_s[unit] for unit in keep.redone - units)
-            saved_s += calls * sum(arcs[step] for step in keep.reconverted - steps)
-            classes.append(replace(keep, redone=keep.redone & units, reconverted=keep.reconverted & steps))
+        classes = [
+            replace(keep, redone=keep.redone & units, reconverted=keep.reconverted & steps)
+            for keep, (units, steps) in zip(choice.classes, redone[name], strict=True)
+        ]
         regions[name] = replace(choice, classes=tuple(classes))
-    cost_s = solution.cost_s - saved_s
-    return replace(solution, regions=regions, cost_s=cost_s, bound_s=min(solution.bound_s, cost_s))
+    solution = replace(solution, regions=regions)
+    cost_s = step_s(problem, solution)
+    return replace(solution, cost_s=cost_s, bound_s=min(solution.bound_s, cost_s))
 
 
 def to_plan(builder: Builder, problem: Problem, solution: Solution, redone: Redone | None = None) -> Plan:
@@ -73,6 +70,7 @@ def to_plan(builder: Builder, problem: Problem, solution: Solution, redone: Redo
         hardware=setting.hardware.name,
         cost_model=COST_MODEL_VERSION,
         optimizer=setting.optimizer,
+        micro_batches=setting.micro_batches,
         budget_bytes=None if problem.budget_bytes is None else int(problem.budget_bytes),
         status=solution.status,
         step_time_s=solution.cost_s,
@@ -127,7 +125,8 @@ def planned_class(calls: int, choice: ClassChoice) -> PlannedClass:
 
 
 def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapping[str, float]) -> Figures:
-    """Sums over all calls; what runs is read off the solution, not off the solver's objective."""
+    """Sums over all calls of one forward and backward (times: of the whole step), read off the solution, not off the
+    solver's objective."""
     flops = Counter(forward=0, backward=0, redone=0)
     times: Counter[str] = Counter()
     counts: Counter[tuple[str, str, str]] = Counter()
@@ -170,8 +169,16 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
             for k, a, ph in sorted(counts)
         ),
         memory_bytes=dict(memory),
-        time_s=dict(times),
+        time_s=step_times(problem, solution, times),
     )
+
+
+def step_times(problem: Problem, solution: Solution, times: Mapping[str, float]) -> dict[str, float]:
+    """The parts of a step, which add up to it: what runs beside other work counts against the rest, below zero."""
+    whole = {what: problem.micro_batches * seconds for what, seconds in times.items()}
+    whole["optimizer"] = sum(problem.state[name].step_s(placement) for name, placement in solution.rest.items())
+    beside = solution.cost_s - sum(whole.values())
+    return whole | {"overlapped": beside} if problem.overlap else whole
 
 
 def chosen_cost(builder: Builder, measured: Measured, index: int, region_name: str) -> tuple[UnitCost, Mapping[str, int]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, combinations, product
 
 from autopar.ir.placement import Placement
-from autopar.solver.problem import Problem, Region
+from autopar.solver.problem import Arc, Problem, Region, Strategy
 
 Place = tuple[str, Placement]
 Point = tuple[float, float]
@@ -21,9 +21,10 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Way:
-    """One class of calls: seconds and bytes of one call, and which values it keeps as they came."""
+    """One class of calls: seconds of one call (waited for, then of each link), its bytes (`again` with the largest parameter
+    gathered ahead), and which values it keeps as they came."""
 
-    seconds: float
+    seconds: tuple[float, ...]
     kept: float
     again: float
     once: frozenset[Place]
@@ -48,7 +49,9 @@ def frontier(problem: Problem) -> list[Point]:
             rest = dict(zip(problem.state, rests, strict=True))
             options = [pareto_options(list(_options(problem, region, at, rest))) for region in problem.regions]
             for chosen in product(*options):
-                points.append((sum(o.seconds for o in chosen), _peak(problem, at, rest, chosen)))
+                step = sum(g.step_s_at.get(rest[name], 0.0) for name, g in problem.state.items())
+                seconds = problem.micro_batches * sum(o.seconds for o in chosen) + step
+                points.append((seconds, _peak(problem, at, rest, chosen)))
         points = _pareto(points)
     return _pareto(points)
 
@@ -101,15 +104,52 @@ def _options(problem: Problem, region: Region, at: dict, rest: dict) -> Iterator
         if any(p not in region.tensors[t].bytes_at for t, p in produced.items()):
             continue
         calls = sum(region.classes)
-        run_s = sum(s.forward_s + s.backward_s for s in chosen.values())
+        run_s = [
+            _add(*(_unit_s(problem, s, back) for s in chosen.values())) if chosen else _nothing(problem)
+            for back in (False, True)
+        ]
         temporaries = [_temporaries(problem, region, chosen, produced, back) for back in (False, True)]
         for trees in product(*(list(_trees(region, t, produced[t], wants[t])) for t in region.tensors)):
             arcs = {(t, a.before, a.after): a for t, tree in zip(region.tensors, trees, strict=True) for a in tree}
-            once_s = run_s + sum(a.forward_s + a.backward_s for a in arcs.values())
+            sent_s = [
+                _add(_nothing(problem), *(_arc_s(problem, region, k, arcs[k], back) for k in arcs)) for back in (False, True)
+            ]
+            forward_s, backward_s = (_add(run_s[i], sent_s[i]) for i in (False, True))
+            flying = _flying(problem, region, arcs)
             ways = _best_ways(list(_ways(problem, region, chosen, produced, arcs)))
             for per_class in product(ways, repeat=len(region.classes)):
-                again_s = sum(c * w.seconds for c, w in zip(region.classes, per_class, strict=True))
-                yield Option(calls * once_s + again_s, *temporaries, per_class)
+                backs = sum(c * max(_add(backward_s, w.seconds)) for c, w in zip(region.classes, per_class, strict=True))
+                yield Option(calls * max(forward_s) + backs, temporaries[0] + flying, temporaries[1] + flying, per_class)
+
+
+def _nothing(problem: Problem) -> tuple[float, ...]:
+    return (0.0,) * (1 + problem.links)
+
+
+def _add(*times: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(map(sum, zip(*times, strict=True)))
+
+
+def _unit_s(problem: Problem, strategy: Strategy, back: bool) -> tuple[float, ...]:
+    """What is waited for, then what each link carries."""
+    seconds, links = (
+        (strategy.backward_s, strategy.backward_links_s) if back else (strategy.forward_s, strategy.forward_links_s)
+    )
+    return (seconds, *(links or (0.0,) * problem.links))
+
+
+def _arc_s(problem: Problem, region: Region, key: tuple, arc: Arc, back: bool) -> tuple[float, ...]:
+    seconds, link = (arc.backward_s, arc.backward_link) if back else (arc.forward_s, arc.forward_link)
+    beside = problem.overlap and key[0] in region.state and link is not None
+    return (0.0 if beside else seconds, *(seconds if link == i else 0.0 for i in range(problem.links)))
+
+
+def _flying(problem: Problem, region: Region, arcs: dict) -> float:
+    """The largest conversion of a parameter that is on its way."""
+    if not problem.overlap:
+        return 0.0
+    on_links = [k for k, a in arcs.items() if k[0] in region.state and (a.forward_link, a.backward_link) != (None, None)]
+    return max((region.tensors[k[0]].bytes_at[k[2]] for k in on_links), default=0.0)
 
 
 def _trees(region: Region, tensor: str, root: Placement, wants: set[Placement]) -> Iterator[tuple]:
@@ -149,10 +189,13 @@ def _ways(problem: Problem, region: Region, chosen: dict, produced: dict, arcs: 
             )
             saved = {u.name: chosen[u.name].saved_bytes for u in region.units}
             names = {u.name for u in redone}
+            units_s = [_unit_s(problem, chosen[n], False) for n in names]
             yield Way(
-                sum(chosen[n].forward_s for n in names) + sum(arcs[a].forward_s for a in again),
+                _add(_nothing(problem), *units_s, *(_arc_s(problem, region, a, arcs[a], False) for a in again)),
                 sum(region.tensors[t].bytes_at[p] for t, p in kept - once) + sum(s for n, s in saved.items() if n not in names),
-                sum(region.tensors[t].bytes_at[p] for t, p in made) + sum(saved[n] for n in names),
+                sum(region.tensors[t].bytes_at[p] for t, p in made)
+                + sum(saved[n] for n in names)
+                + _flying(problem, region, {a: arcs[a] for a in again}),
                 once,
             )
 
@@ -160,7 +203,13 @@ def _ways(problem: Problem, region: Region, chosen: dict, produced: dict, arcs: 
 def _best_ways(ways: list[Way]) -> list[Way]:
     best: list[Way] = []
     for new in sorted(set(ways), key=lambda w: (w.seconds, w.kept, w.again, len(w.once))):
-        if not any(o.kept <= new.kept and o.again <= new.again and o.once <= new.once for o in best):
+        if not any(
+            o.kept <= new.kept
+            and o.again <= new.again
+            and o.once <= new.once
+            and all(a <= b for a, b in zip(o.seconds, new.seconds, strict=True))
+            for o in best
+        ):
             best.append(new)
     return best
 
@@ -197,20 +246,32 @@ def _temporaries(problem: Problem, region: Region, chosen: dict, produced: dict,
 def _peak(problem: Problem, at: dict, rest: dict, chosen: Sequence[Option]) -> float:
     always = sum(g.bytes_at[rest[name]] for name, g in problem.state.items())
     always += sum(b.bytes_at[at[name]] for name, b in problem.boundaries.items() if b.resident)
-    peak = always + sum(g.step_bytes_at[rest[name]] for name, g in problem.state.items())
+    grads = {name: g.grad_bytes_at.get(rest[name], 0.0) for name, g in problem.state.items()}
+    peak = always + sum(grads.values()) + sum(g.step_bytes_at[rest[name]] for name, g in problem.state.items())
+    last = {g: i for i, region in enumerate(problem.regions) for g in region.state.values()}
     kept = 0.0
     once: dict[tuple[str, Place], tuple[str, float]] = {}
-    for region, option in zip(problem.regions, chosen, strict=True):
+    for here, (region, option) in enumerate(zip(problem.regions, chosen, strict=True)):
         held = _passing(problem, region)
         sizes = {name: problem.boundaries[name].bytes_at[at[name]] for name in held}
         for way in option.ways:
             for t, p in way.once:
                 once[region.name, (t, p)] = (region.inputs[t], region.tensors[t].bytes_at[p])
+        total = sum(region.classes)
+        later = sum(n for name, n in grads.items() if last[name] > here)
+        own = {name: n for name, n in grads.items() if last[name] == here}
+
+        def made(calls: int, own: dict = own, later: float = later, total: int = total) -> float:
+            return later + sum(n if problem.state[name].shared else n * calls / total for name, n in own.items())
+
+        begun = 0
         for calls, way in zip(region.classes, option.ways, strict=True):
-            kept += calls * way.kept
             alive = sum(size for boundary, size in once.values() if boundary not in held)
-            peak = max(peak, always + kept + alive + sum(sizes.values()) + option.forward)
+            peak = max(peak, always + kept + calls * way.kept + alive + sum(sizes.values()) + option.forward)
             gradients = sum(size for name, size in sizes.items() if problem.boundaries[name].needs_grad)
-            behind = always + kept + sum(size for _, size in once.values()) + gradients + way.again + option.backward
-            peak = max(peak, behind)
+            behind = always + sum(size for _, size in once.values()) + gradients + way.again + option.backward
+            for number in range(calls):
+                peak = max(peak, behind + kept + (number + 1) * way.kept + made(total - begun - number))
+            kept += calls * way.kept
+            begun += calls
     return peak

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from autopar.ir.placement import Placement
 from autopar.solver.problem import Arc, Boundary, Problem, Region, StateGroup, Strategy, Tensor, Unit
@@ -25,6 +26,57 @@ def random_problem(seed: int) -> Problem:
     state = {r.state[t]: _group(rng, r.state[t], r.tensors[t]) for r in regions for t in r.state}
     boundaries = {name: b for name, b in boundaries.items() if name in used}
     return Problem(axes=1, regions=tuple(regions), boundaries=boundaries, state=state, budget_bytes=None)
+
+
+def overlapping_problem(seed: int) -> Problem:
+    """The same problem with links, gradients that appear, an optimizer step that takes time, and micro-batches."""
+    problem, rng = random_problem(seed), random.Random(-seed - 1)
+    links = rng.choice((1, 2))
+    once = rng.random() < 0.3
+    return replace(
+        problem,
+        regions=tuple(_linked(rng, region, links) for region in problem.regions),
+        state={
+            name: replace(
+                group,
+                grad_bytes_at={p: float(rng.randint(0, 15)) for p in group.bytes_at},
+                step_s_at={p: float(rng.randint(0, 9)) for p in group.bytes_at},
+                shared=rng.random() < 0.3,
+            )
+            for name, group in problem.state.items()
+        },
+        links=links,
+        overlap=rng.random() < 0.8,
+        micro_batches=1 if once else rng.choice((1, 2, 3)),
+    )
+
+
+def _linked(rng: random.Random, region: Region, links: int) -> Region:
+    """Conversions travel, mostly, and some strategies have collectives inside."""
+
+    def link() -> int | None:
+        return rng.choice((None, *range(links), *range(links)))
+
+    def parts(seconds: float) -> tuple[float, ...]:
+        return tuple(seconds / 4 * rng.choice((0, 1, 2)) for _ in range(links)) if rng.random() < 0.3 else ()
+
+    return replace(
+        region,
+        tensors={
+            name: replace(t, arcs=tuple(replace(a, forward_link=link(), backward_link=link()) for a in t.arcs))
+            for name, t in region.tensors.items()
+        },
+        units=tuple(
+            replace(
+                unit,
+                strategies=tuple(
+                    replace(s, forward_links_s=parts(s.forward_s), backward_links_s=parts(s.backward_s))
+                    for s in unit.strategies
+                ),
+            )
+            for unit in region.units
+        ),
+    )
 
 
 def _boundary(rng: random.Random, name: str, *, resident: bool) -> Boundary:

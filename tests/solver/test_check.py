@@ -34,8 +34,13 @@ def test_cost_and_peak_of_keeping_all() -> None:
     verdict = check(tiny_problem(), plan(KEEP_ALL), claims=False)
     assert verdict.cost_s == 2 * (3 + 6 + 1 + 2 + 4 + 4)
     rows = {row.where: row.bytes for row in verdict.rows}
-    kept = 2 * (10 + 8 + 10 + 5)
-    assert rows == {"layer forward": 32 + kept + 20, "layer backward": 32 + kept + 40, "optimizer step": 32 + 7}
+    one = 10 + 8 + 10 + 5
+    assert rows == {
+        "layer forward": 32 + 2 * one + 20,
+        "layer backward": 32 + 2 * one + 40,
+        "layer backward, last call": 32 + one + 40,
+        "optimizer step": 32 + 7,
+    }
     assert (verdict.peak_bytes, verdict.peak_where) == (138, "layer backward")
     assert verdict.peak.parts[0] == ("layer.mix backward temporaries", 40)
 
@@ -49,6 +54,52 @@ def test_cost_and_peak_of_redoing_all() -> None:
 def test_classes_keep_on_top_of_the_ones_before() -> None:
     rows = check(tiny_problem(classes=(1, 1)), plan(REDO, KEEP_ALL), claims=False).rows
     assert [row.bytes for row in rows] == [32 + 10 + 20, 32 + 10 + 40 + 33, 32 + 10 + 33 + 20, 32 + 10 + 33 + 40, 39]
+
+
+LINKED = {"links": 1, "overlap": True}
+
+
+def linked(problem: Problem, *, prefetch: bool = True, **changes: object) -> Problem:
+    """The weight's conversion, 4 s each way, is on the link; so is one second of `mix`."""
+    (region,) = problem.regions
+    mix, square = region.units
+    arcs = tuple(replace(a, forward_link=0, backward_link=0) for a in region.tensors["w"].arcs)
+    mix = replace(mix, strategies=tuple(replace(s, forward_links_s=(1.0,)) for s in mix.strategies))
+    tensors = {**region.tensors, "w": replace(region.tensors["w"], arcs=arcs)}
+    return replace(problem, regions=(replace(region, tensors=tensors, units=(mix, square)),), **{**LINKED, **changes})
+
+
+def test_a_gather_beside_the_computation_costs_what_the_link_takes_longer() -> None:
+    plain = check(linked(tiny_problem(), overlap=False), plan(KEEP_ALL), claims=False)
+    assert plain.cost_s == 2 * ((3 + 1 + 4) + (6 + 2 + 4))
+    beside = check(linked(tiny_problem()), plan(KEEP_ALL), claims=False)
+    assert beside.cost_s == 2 * (max(3 + 1, 1 + 4) + max(6 + 2, 4))
+    again = check(linked(tiny_problem()), plan(REDO), claims=False)
+    assert again.cost_s == 2 * (max(3 + 1, 1 + 4) + max(6 + 2 + 3 + 1, 4 + 1 + 4))
+
+
+def test_what_is_on_its_way_is_in_memory() -> None:
+    alone, beside = (check(linked(tiny_problem(), overlap=o), plan(REDO), claims=False).rows for o in (False, True))
+    assert [b.bytes - a.bytes for a, b in zip(alone, beside, strict=True)] == [8, 16, 16, 0]
+
+
+def test_gradients_appear_call_by_call() -> None:
+    (group,) = tiny_problem().state.values()
+    graded = replace(group, grad_bytes_at={S: 24.0}, step_s_at={S: 3.0})
+    problem = replace(tiny_problem(classes=(2, 1)), state={"layer.w": graded}, micro_batches=2)
+    verdict = check(problem, plan(REDO, REDO), claims=False)
+    assert verdict.cost_s == 2 * 3 * (20 + 3 + 1 + 4) + 3
+    again = 8 + 10 + 10 + 5
+    assert [row.bytes - 32 for row in verdict.rows] == [
+        20 + 20,
+        20 + 40 + again + 2 / 3 * 24,
+        10 + 40 + again + 24,
+        30 + 20,
+        30 + 40 + again + 1 / 3 * 24,
+        24 + 7,
+    ]
+    shared = replace(problem, state={"layer.w": replace(graded, shared=True)})
+    assert check(shared, plan(REDO, REDO), claims=False).rows[4].bytes - 32 == 30 + 40 + again + 24
 
 
 def change_keep(**fields: object) -> Callable[[Solution], Solution]:

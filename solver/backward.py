@@ -1,0 +1,125 @@
+"""k, r and z: what every class of calls keeps for backward and makes again, and that whatever backward reads is there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from autopar.ir.placement import Placement
+from autopar.solver.forward import into
+from autopar.solver.problem import Region, Unit
+from autopar.solver.space import Space
+from autopar.solver.variables import At, Class, Model
+
+
+def backward(model: Model, region: Region) -> None:
+    """k, r, z of every class of calls, and av[t,π] ≥ what backward and whatever is redone need.
+
+    The source of a repeated conversion is not made available by the opposite one: there is none in a tree, but half of
+    each way would otherwise support the other in the relaxation.
+    """
+    sizes = region.classes
+    useful_tensors, useful_units = useful(model.space, region)
+    model.classes[region.name] = []
+    for calls in sizes:
+        own = Class(calls=calls)
+        model.classes[region.name].append(own)
+        for tensor in useful_tensors:
+            keep_or_convert(model, region, tensor, own)
+        for unit in region.units:
+            redo(model, region, unit, own, unit.name in useful_units)
+        for unit in region.units:
+            read(model, region, unit, own)
+        for (tensor, (before, after)), r in own.again.items():
+            back = own.again.get((tensor, (after, before)))
+            supply = [term for term in own.available[tensor].get(before, []) if term[0] != back]
+            model.ilp.row([(r, -1.0), *supply], at_least=0)
+
+
+def useful(space: Space, region: Region) -> tuple[list[str], set[str]]:
+    """Tensors that backward, directly or through what it redoes, may need; and units that are worth redoing."""
+    tensors, units = set(), set()
+    for unit in reversed(region.units):
+        strategies = [unit.strategies[s] for s in space.strategies[region.name, unit.name]]
+        read = {place for strategy in unit.strategies for place in unit.reads_of(strategy)}
+        tensors |= {(unit.operands if kind == "operand" else unit.results)[i] for kind, i in read}
+        allowed = unit.redoable and (space.allow.redo is None or space.allow.redo(region.name, unit.name))
+        if allowed and (tensors & set(unit.results) or any(s.saved_bytes for s in strategies)):
+            units.add(unit.name)
+            tensors |= set(unit.operands)
+    return [name for name in region.tensors if name in tensors], units
+
+
+def keep_or_convert(model: Model, region: Region, tensor: str, own: Class) -> None:
+    """k[t,π] ≤ produced + Σ y into π, r[t,a] ≤ y[t,a]; av[t,π] = k + Σ r into π (+ z, see `redo`), or free at rest."""
+    space, ilp, key = model.space, model.ilp, (region.name, tensor)
+    y, produced, size = model.y[key], model.produced[key], region.tensors[tensor].bytes_at
+    boundary = space.problem.boundaries.get(region.inputs.get(tensor, ""))
+    free = tensor in region.state or (boundary is not None and boundary.resident)
+    once = boundary is not None and not boundary.carried and not free
+    available: At = defaultdict(list)
+    for placement, terms in into(y, produced).items():
+        made = produced.get(placement, [])
+        if free:
+            available[placement] += made
+        if once and made:
+            v = own.kept_once[tensor, placement] = ilp.variable(integer=True)
+            ilp.row([(v, 1.0), *((m, -c) for m, c in made)], at_most=0)
+            available[placement].append((v, 1.0))
+        came = [term for term in terms if term not in made] if free or once else terms
+        if came:
+            v = own.kept[tensor, placement] = ilp.variable(integer=True)
+            ilp.row([(v, 1.0), *((m, -c) for m, c in came)], at_most=0)
+            available[placement].append((v, 1.0))
+            own.kept_bytes.append((v, size[placement] * model.byte))
+    if space.allow.reconvert is None or space.allow.reconvert(region.name, tensor):
+        for arc in space.arcs[key]:
+            r = own.again[tensor, (arc.before, arc.after)] = ilp.variable()
+            ilp.row([(r, 1.0), (y[arc.before, arc.after], -1.0)], at_most=0)
+            available[arc.after].append((r, 1.0))
+            own.extra.sends(r, arc.forward_s, arc.forward_link, hidden=space.problem.overlap and tensor in region.state)
+            own.again_bytes.append((r, size[arc.after] * model.byte))
+    own.available[tensor] = available
+
+
+def redo(model: Model, region: Region, unit: Unit, own: Class, worth: bool) -> None:
+    """z[v,s] ≤ x[v,s], with every operand available where s wants it; what the unit saved is kept unless it is redone."""
+    ilp = model.ilp
+    for s, x in model.x[region.name, unit.name].items():
+        saved = unit.strategies[s].saved_bytes * model.byte
+        if saved:
+            own.kept_bytes.append((x, saved))
+    if not worth:
+        return
+    needs: dict[tuple[str, tuple[tuple[Placement, tuple[int, ...]], ...]], None] = {}
+    for s, x in model.x[region.name, unit.name].items():
+        strategy = unit.strategies[s]
+        z = own.redone[unit.name, s] = ilp.variable(integer=strategy.saved_bytes > 0)
+        ilp.row([(z, 1.0), (x, -1.0)], at_most=0)
+        own.extra.runs(z, strategy.forward_s, strategy.forward_links_s)
+        own.kept_bytes.append((z, -strategy.saved_bytes * model.byte))
+        made = sum(region.tensors[t].bytes_at[p] for t, p in zip(unit.results, strategy.results, strict=True))
+        own.again_bytes.append((z, (made + strategy.saved_bytes) * model.byte))
+        for tensor, placement in zip(unit.results, strategy.results, strict=True):
+            own.available.setdefault(tensor, defaultdict(list))[placement].append((z, 1.0))
+    for position, tensor in enumerate(unit.operands):
+        at: dict[Placement, list[int]] = defaultdict(list)
+        for s in model.x[region.name, unit.name]:
+            at[unit.strategies[s].operands[position]].append(own.redone[unit.name, s])
+        needs[tensor, tuple((p, tuple(zs)) for p, zs in at.items())] = None
+    for tensor, wants in needs:
+        for placement, zs in wants:
+            supply = own.available[tensor].get(placement, [])
+            ilp.row([*supply, *((z, -1.0) for z in zs)], at_least=0)
+
+
+def read(model: Model, region: Region, unit: Unit, own: Class) -> None:
+    """av[t,π] ≥ Σ of x over the strategies with which the unit's backward reads t at π."""
+    wants: dict[tuple[str, Placement], dict[int, None]] = defaultdict(dict)
+    for s, x in model.x[region.name, unit.name].items():
+        strategy = unit.strategies[s]
+        for kind, i in unit.reads_of(strategy):
+            place = (unit.operands[i], strategy.operands[i]) if kind == "operand" else (unit.results[i], strategy.results[i])
+            wants[place][x] = None
+    for (tensor, placement), xs in wants.items():
+        supply = own.available[tensor].get(placement, [])
+        model.ilp.row([*supply, *((x, -1.0) for x in xs)], at_least=0)

@@ -1,0 +1,79 @@
+"""The variables of the ILP by what they stand for, and the expressions that its parts hand to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from autopar.ir.placement import Placement
+from autopar.solver.ilp import Ilp, Term
+from autopar.solver.space import Key, Space
+
+At = dict[Placement, list[Term]]
+"""An expression per placement."""
+ArcKey = tuple[Placement, Placement]
+
+
+@dataclass
+class Load:
+    """Seconds of one call, as expressions: `busy` of computation and of communication that it waits for, and per link."""
+
+    busy: list[Term] = field(default_factory=list)
+    links: dict[int, list[Term]] = field(default_factory=dict)
+    hidden: bool = False
+
+    def runs(self, v: int, seconds: float, links_s: Sequence[float]) -> None:
+        """A unit, with what its inner collectives take on each link."""
+        self.busy.append((v, seconds))
+        for link, part in enumerate(links_s):
+            if part:
+                self.links.setdefault(link, []).append((v, part))
+
+    def sends(self, v: int, seconds: float, link: int | None, *, hidden: bool) -> None:
+        """A conversion; `hidden` if it may run beside other work."""
+        if link is not None:
+            self.links.setdefault(link, []).append((v, seconds))
+        if link is not None and hidden:
+            self.hidden = True
+        else:
+            self.busy.append((v, seconds))
+
+
+@dataclass(kw_only=True)
+class Class:
+    """Variables of one class of calls: k, k of values kept once, r and z; `available` and `kept_bytes` are expressions."""
+
+    calls: int
+    kept: dict[tuple[str, Placement], int] = field(default_factory=dict)
+    kept_once: dict[tuple[str, Placement], int] = field(default_factory=dict)
+    again: dict[tuple[str, ArcKey], int] = field(default_factory=dict)
+    redone: dict[tuple[str, int], int] = field(default_factory=dict)
+    available: dict[str, At] = field(default_factory=dict)
+    kept_bytes: list[Term] = field(default_factory=list)
+    """Of one call."""
+    extra: Load = field(default_factory=Load)
+    again_bytes: list[Term] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Model:
+    """The program and its variables by what they stand for. `second` is one second in units of the objective."""
+
+    space: Space
+    memory: bool
+    minimise_peak: bool
+    byte: float
+    second: float
+    ilp: Ilp = field(default_factory=Ilp)
+    x: dict[Key, dict[int, int]] = field(default_factory=dict)
+    beta: dict[str, dict[Placement, int]] = field(default_factory=dict)
+    rest: dict[str, dict[Placement, int]] = field(default_factory=dict)
+    y: dict[Key, dict[ArcKey, int]] = field(default_factory=dict)
+    produced: dict[Key, At] = field(default_factory=dict)
+    classes: dict[str, list[Class]] = field(default_factory=dict)
+    forward: dict[str, Load] = field(default_factory=dict)
+    backward: dict[str, Load] = field(default_factory=dict)
+    peak: int | None = None
+
+    def binary(self) -> int:
+        return self.ilp.variable(integer=True)
