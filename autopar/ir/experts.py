@@ -109,12 +109,22 @@ def run(function: type[torch.autograd.Function], *args: Any) -> Tensor:
     return cast(Tensor, function.apply(*args))  # type: ignore[no-untyped-call]
 
 
-def experts(x: Tensor, index: Tensor, scale: Tensor, up: Tensor, down: Tensor, activation: str, share: float = 1.0) -> Tensor:
+def experts(
+    x: Tensor,
+    index: Tensor,
+    scale: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: str,
+    share: float = 1.0,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """sum_c scale[..., c] * down[e] @ act(up[e] @ x), with e = index[..., c]: x [..., k] -> [..., o].
 
     index and scale [..., choices]; down [experts, o, n]; up [experts, n, k], or [experts, 2, n, k] with the gate first:
     then act(gate @ x) * (up @ x). An index of `experts` means none of them and adds nothing; `share` is the expected
-    fraction of the others. The result has the dtype that products with `scale` have.
+    fraction of the others. The sum is cast to `dtype` if that is given.
     """
     count, hidden, choices = down.shape[0], down.shape[2], index.shape[-1]
     ids, order = torch.sort(index.reshape(-1))
@@ -135,13 +145,15 @@ def experts(x: Tensor, index: Tensor, scale: Tensor, up: Tensor, down: Tensor, a
     out = run(GroupedLinear, inner, down, offsets, share)
     out = out if absent is None else out.masked_fill(absent, 0)
     chosen = run(FromExperts, out, order, back).reshape(*index.shape, down.shape[1])
-    return (chosen * scale.unsqueeze(-1)).sum(-2)
+    total = (chosen * scale.unsqueeze(-1)).sum(-2)
+    return total if dtype is None else total.to(dtype)
 
 
 LIBRARY = torch.library.Library("autopar", "FRAGMENT")
 """Holds the op's registration for as long as the process lives."""
 LIBRARY.define(
-    "experts(Tensor x, Tensor index, Tensor scale, Tensor up, Tensor down, str activation, float share=1.) -> Tensor"
+    "experts(Tensor x, Tensor index, Tensor scale, Tensor up, Tensor down, str activation, float share=1., *, "
+    "ScalarType? dtype=None) -> Tensor"
 )
 LIBRARY.impl("experts", experts, "CompositeImplicitAutograd")
 EXPERTS = torch.ops.autopar.experts.default

@@ -174,7 +174,7 @@ def _cross_entropy(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
 
 
 def _experts(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    return call.emit(sharded.experts_of_axes, (*call.args[:6], cuts["e"].axes, cuts["e"].coordinates))
+    return call.emit(sharded.experts_of_axes, (*call.args[:6], cuts["e"].axes, cuts["e"].coordinates), call.kwargs)
 
 
 IMPLEMENTATIONS: dict[str, Lowering] = {

@@ -335,6 +335,7 @@ def experts_of_axes(
     activation: str,
     axes: Axes,
     coordinates: Sequence[Tensor],
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """autopar.experts with the experts sharded: up and down S(0), x, index and scale R; the result is P.
 
@@ -343,4 +344,4 @@ def experts_of_axes(
     """
     local, here = local_index(index, down.shape[0], axes, coordinates)
     mine = local.masked_fill(~here, down.shape[0])
-    return cast(Tensor, EXPERTS(x, mine, scale, up, down, activation, 1 / parts(axes)))
+    return cast(Tensor, EXPERTS(x, mine, scale, up, down, activation, 1 / parts(axes), dtype=dtype))

@@ -7,7 +7,7 @@ described with as many dims as possible, since these offer the most placements.
 
 How units form:
 - a reshape that adds dims joins the op that made its input, one that removes dims joins the op that reads its result;
-- other views join their only neighbour on either side;
+- other views join their only neighbour on either side, but for reshapes that split a dim of a trained tensor;
 - a pointwise op joins the pointwise op that is its only reader; a reduction also takes in the pointwise ops before it;
 - everything else stands alone.
 """
@@ -287,7 +287,7 @@ def absorb_views(grouping: Grouping) -> bool:
         first, last = grouping.members[group][0], grouping.members[group][-1]
         source = next(iter(grouping.sources(group)), None)
         readers = grouping.readers(group)
-        reader = next(iter(readers)) if len(readers) == 1 else None
+        reader = next(iter(readers)) if len(readers) == 1 and not splits_state(first) else None
         grows = len(shapes_of(last)[0]) - len(shapes_of(first.all_input_nodes[0])[0])
         # the source may be joined if only this view reads it: else its other readers would see a regrouped tensor
         joins: list[int | None] = [source] if source is not None and grouping.readers(source) == {group} else []
@@ -297,6 +297,13 @@ def absorb_views(grouping: Grouping) -> bool:
                 changed = True
                 break
     return changed
+
+
+def splits_state(node: torch.fx.Node) -> bool:
+    """Whether the reshape gives a trained tensor more dims: alone it stays, so that conversions may cut the new ones."""
+    source = node.all_input_nodes[0]
+    more = len(shapes_of(node)[0]) > len(shapes_of(source)[0])
+    return node.target in MERGES_DIMS and source.op == "placeholder" and needs_grad(source) and more
 
 
 def absorb_pointwise(grouping: Grouping) -> bool:

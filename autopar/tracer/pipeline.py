@@ -13,6 +13,7 @@ from autopar.tracer.build import build
 from autopar.tracer.capture import Captured, capture
 from autopar.tracer.clean import clean, drop_dead
 from autopar.tracer.dynamic import Dynamic, DynamicLike
+from autopar.tracer.experts import whole_experts
 from autopar.tracer.failures import check_no_data_dependent_sizes
 from autopar.tracer.fold import fold
 from autopar.tracer.gradients import propagate
@@ -45,6 +46,8 @@ def trace(
     captured = capture(model, args, kwargs, dims, blocks_once=blocks_once, progress=progress)
     symbols = dims.apply(captured, marks) if dims.names else {}
     clean(captured.graph)
+    whole_experts(captured.graph)
+    drop_dead(captured.graph)
     check_no_data_dependent_sizes(captured.graph)
     propagate(captured.graph, captured.results[1])
     drop_dead(captured.graph)
