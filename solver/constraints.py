@@ -90,6 +90,8 @@ class Translation:
         if self.constraints.min_micro_batch > 1:
             self.limit_rows(self.constraints.min_micro_batch)
         self.require_no_conflict_in_backward()
+        if self.constraints.checkpoints == "honour":
+            self.honour_checkpoints()
         return Wanted(allow=self.restriction(), notes=tuple(dict.fromkeys(self.notes)))
 
     def apply(self, rule: Rule, said: Statement) -> None:
@@ -219,6 +221,23 @@ class Translation:
                 raise ConstraintError(
                     f"{self.kept[region, unit]} and {wish} contradict each other at unit {unit} of {region}. Drop one of them"
                 )
+
+    def honour_checkpoints(self) -> None:
+        """What the model's code runs under one `torch.utils.checkpoint` is redone from its input, but for what a rule keeps.
+
+        A chain of ops that is only partly under it is left to the solver.
+        """
+        for region, measured in self.builder.cost.regions.items():
+            under: dict[int, set[Key]] = {}
+            for unit in (m.unit for m in measured):
+                numbers = {node.meta.get("checkpoint") for node in unit.nodes}
+                if len(numbers) == 1 and None not in numbers and (region, unit.name) not in self.kept:
+                    under.setdefault(numbers.pop(), set()).add((region, unit.name))
+            if under and self.constraints.recompute == "never":
+                self.notes.append(f"recompute never overrules the model's own checkpoints in {region}")
+            elif under:
+                self.redone += [("the model's own checkpoint", frozenset(keys)) for keys in under.values()]
+                self.notes.append(f"the model's own checkpoints in {region} are redone from their inputs (checkpoints honour)")
 
     def parameters_whole(self) -> None:
         for name, group in self.problem.state.items():
