@@ -1,12 +1,14 @@
 """What people call a factor: batch, sequence, tensor or hidden. Only the baselines and the printed plan need to know.
 
 Batch is what dim 0 of the model's inputs runs over, sequence dim 1 of the integer ones; tensor are the other factors of
-matrix products, attention, embeddings and losses; hidden is the rest.
+matrix products, attention, embeddings and losses; hidden is the rest. What is expanded along the batch (a mask, a bias of
+positions) does not come from it: such dims get their role from where they meet it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 
 import torch
 
@@ -36,7 +38,40 @@ def roles(program: Program, units: Mapping[str, tuple[Unit, ...]]) -> dict[str, 
         found.setdefault(call.region, named)
         for node, value in zip(region.outputs, call.outputs, strict=True):
             values[value] = labels.get(node, ())
+    spread_back(program, units, found)
     return found
+
+
+def spread_back(
+    program: Program, units: Mapping[str, tuple[Unit, ...]], found: Mapping[str, Mapping[str, dict[Factor, str]]]
+) -> None:
+    """Hidden factors whose dims a later unit runs over as batch or sequence get that role; from the last call to the first."""
+    values: dict[str, Labels] = {}
+    for call in reversed(program.calls):
+        region = program.regions[call.region]
+        labels: dict[torch.fx.Node, Labels] = {}
+        for node, value in zip(region.outputs, call.outputs, strict=True):
+            labels[node] = merged(values.get(value, ()), labels.get(node, ()))
+        for unit in reversed(units[call.region]):
+            rename_factors(unit, found[call.region][unit.name], labels)
+        for slot, value in zip(region.inputs, call.inputs, strict=True):
+            values[value] = merged(values.get(value, ()), labels.get(region.nodes[slot], ()))
+
+
+def rename_factors(unit: Unit, role: dict[Factor, str], labels: dict[torch.fx.Node, Labels]) -> None:
+    """Roles of a unit's hidden factors from the labels of its results' dims; adds the labels of its operands."""
+    for node in unit.results:
+        for dim, label in zip(unit.dims[node], labels.get(node, ()), strict=False):
+            if label and dim and role[dim[0]] == HIDDEN and label not in role.values():
+                role[dim[0]] = label
+    for node in unit.operands:
+        known = tuple(role[d[0]] if d and role[d[0]] in (BATCH, SEQUENCE) else None for d in unit.dims[node])
+        labels[node] = merged(labels.get(node, ()), known)
+
+
+def merged(first: Labels, second: Labels) -> Labels:
+    """Per dim the first label that is known."""
+    return tuple(a or b for a, b in zip_longest(first, second))
 
 
 def name_factors(unit: Unit, labels: dict[torch.fx.Node, Labels]) -> dict[Factor, str]:
@@ -50,4 +85,17 @@ def name_factors(unit: Unit, labels: dict[torch.fx.Node, Labels]) -> dict[Factor
         role.setdefault(factor, TENSOR if unit.kind in TENSOR_KINDS else HIDDEN)
     for node in unit.results:
         labels[node] = tuple(role[d[0]] if d and role[d[0]] in (BATCH, SEQUENCE) else None for d in unit.dims[node])
+        if unit.kind == "whole":
+            labels[node] = labels_of_likes(node, unit, labels)
     return role
+
+
+def labels_of_likes(result: torch.fx.Node, unit: Unit, labels: Mapping[torch.fx.Node, Labels]) -> Labels:
+    """For an op that no rule says how to cut (a shift by slices): the labels of operands with as many dims, the first alike."""
+    found: Labels = ()
+    shape = result.meta["val"].shape
+    for node in unit.operands:
+        other = node.meta["val"].shape
+        if len(other) == len(shape) and other[:1] == shape[:1]:
+            found = merged(found, labels.get(node, ()))
+    return found

@@ -1,0 +1,53 @@
+"""Roles of factors: also of what is expanded along the batch, and behind ops that no rule says how to cut."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from autopar.hardware import load
+from autopar.ir.mesh import MeshSpec
+from autopar.profiler.model_cost import measure
+from autopar.solver.build import Builder, Setting
+from autopar.solver.problem import Problem
+from autopar.tracer import trace
+
+BATCH, SEQ = 8, 16
+
+
+class Shifted(nn.Module):
+    """Attention with an expanded mask, over tokens that are shifted as T5 shifts those of its decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.project = nn.Embedding(64, 32), nn.Linear(32, 32)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        shifted = input_ids.new_zeros(input_ids.shape)
+        shifted[..., 1:] = input_ids[..., :-1].clone()
+        x = self.embed(shifted)
+        heads = self.project(x).view(x.shape[0], SEQ, 4, 8).transpose(1, 2)
+        ahead = torch.arange(SEQ)[:, None] >= torch.arange(SEQ)[None, :]
+        mask = torch.where(ahead, 0.0, -1e9).expand(x.shape[0], 1, SEQ, SEQ)
+        return F.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask).square().sum()
+
+
+def problem() -> Problem:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = trace(Shifted(), (), {"input_ids": torch.zeros(BATCH, SEQ, dtype=torch.int64)})
+        return Builder(measure(program), Setting(mesh=MeshSpec.of("4"), hardware=load("cpu"))).problem()
+
+
+def test_batch_is_found_behind_shifts_and_in_expanded_masks() -> None:
+    (region,) = problem().regions
+    able = {u.name: {s.roles for s in u.strategies} for u in region.units}
+    dear = [u.name for u in region.units if u.kind in ("embedding", "matmul", "attention")]
+    assert len(dear) == 3
+    assert all(("batch",) in able[name] for name in dear)
+    masks = [u.name for u in region.units if any("expand" in t or "where" in t for t in u.results)]
+    assert masks
+    assert ("batch",) in able[masks[-1]]
