@@ -12,21 +12,20 @@ is ZeRO-2's.
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal, TypeVar
 
-from autopar.errors import SolverError
 from autopar.ir.placement import Placement
 from autopar.solver.check import TOLERANCE, check
 from autopar.solver.checkpointing import Policy, choices_of, with_choices
 from autopar.solver.problem import ClassChoice, Problem, Solution, Unit
 from autopar.solver.restriction import Restriction
 from autopar.solver.roles import BATCH, HIDDEN, SEQUENCE, TENSOR, TENSOR_KINDS
-from autopar.solver.search import without_memory
 from autopar.solver.smallest import Clock
+from autopar.solver.two_stage import shard
 from autopar.solver.vicinity import Vicinity
 
 Checkpoint = Literal["none", "selective", "full"]
@@ -37,7 +36,6 @@ Option = TypeVar("Option")
 Roles = Collection[str | None]
 Purposes = tuple[str, ...]
 """What each mesh axis is for: BATCH, TENSOR or SEQUENCE."""
-LOG = logging.getLogger("autopar.solver")
 
 NORM_KINDS = frozenset({"norm", "reduction"})
 BATCH_WISHES: Sequence[Roles] = ({BATCH}, {None})
@@ -50,18 +48,20 @@ class Baseline:
 
     With `sequence` activations between tensor-parallel products are cut along the sequence. `zero`: the stage of ZeRO, from
     0 (parameters rest whole) to 3; they rest cut along the batch axes, and along SEQUENCE ones. `outer`: how many batch
-    axes it needs.
+    axes it needs. With `within` parameters rest cut along the last axis only.
     """
 
     inner: str = BATCH
     sequence: bool = False
     zero: int = 0
     outer: int = 0
+    within: bool = False
 
     def purposes(self, axes: int) -> Iterator[Purposes]:
         """All assignments of axes: the last one, two, ... are the inner ones."""
         if self.inner == BATCH:
-            yield (BATCH,) * axes
+            if axes > self.outer:
+                yield (BATCH,) * axes
             return
         for inner in range(1, axes - self.outer + 1):
             yield (BATCH,) * (axes - inner) + (self.inner,) * inner
@@ -72,13 +72,14 @@ BASELINES: dict[str, Baseline] = {
     "zero1": Baseline(zero=1),
     "zero2": Baseline(zero=2),
     "fsdp": Baseline(zero=3),
+    "hsdp": Baseline(zero=3, outer=1, within=True),
     "tp": Baseline(inner=TENSOR),
     "tp+sp": Baseline(inner=TENSOR, sequence=True),
     "2d": Baseline(inner=TENSOR, sequence=True, zero=3, outer=1),
     "ulysses": Baseline(inner=SEQUENCE, zero=3),
 }
-"""DDP; ZeRO-1, 2, 3; Megatron tensor parallelism, without and with sequence parallelism; ZeRO-3 across nodes with that
-within; sequence parallelism with attention by heads, and ZeRO-3 over all axes."""
+"""DDP; ZeRO-1, 2, 3; ZeRO-3 within nodes and DDP across them; Megatron tensor parallelism, without and with sequence
+parallelism; ZeRO-3 across nodes with that within; sequence parallelism with attention by heads, and ZeRO-3 over all axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,7 @@ class Drafts:
 
     def of(self, wanted: Baseline, purposes: Purposes) -> Solution | None:
         """The fastest plan of the family, keeping all that backward reads; None if there is none."""
-        family = replace(wanted, zero=min(wanted.zero, 1), outer=0)
+        family = replace(wanted, zero=min(wanted.zero, 1))
         if (family, purposes) not in self.known:
             self.known[family, purposes] = self.solve(family, purposes)
         return self.known[family, purposes]
@@ -172,12 +173,8 @@ class Drafts:
     def solve(self, wanted: Baseline, purposes: Purposes) -> Solution | None:
         if not has_place(wanted, purposes, self.problem):
             return None
-        try:
-            space = self.vicinity.of(family(wanted, purposes, self.problem))
-            return without_memory(space, self.gap, Clock(self.time_limit_s))
-        except SolverError as error:
-            LOG.info("baseline %s over %s: %s", wanted, purposes, error)
-            return None
+        space = self.vicinity.of(family(wanted, purposes, self.problem))
+        return shard(space, math.inf, self.gap, Clock(self.time_limit_s))
 
 
 def tries(problem: Problem, name: str, checkpoint: Checkpoint, drafts: Drafts) -> Iterator[Tried]:
@@ -307,7 +304,7 @@ def resting(wanted: Baseline, options: Iterable[Placement], purposes: Purposes) 
     left = list(options)
     for axis, purpose in enumerate(purposes):
         if purpose != TENSOR:
-            cut = ({True}, {False}) if wanted.zero else ({False},)
+            cut = ({True}, {False}) if wanted.zero and (axis == len(purposes) - 1 or not wanted.within) else ({False},)
             left = first_met(left, lambda p, axis=axis: isinstance(p.states[axis], int), cut)  # type: ignore[misc]
     return left
 
