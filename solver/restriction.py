@@ -32,6 +32,12 @@ class Restriction:
         """Whether a plan that keeps all that backward reads may be forbidden, whatever the budget."""
         return self.keep is not None or self.keep_inside is not None
 
+    def may_keep(self, region: str, tensor: str) -> bool:
+        return self.keep is None or self.keep(region, tensor)
+
+    def may_keep_inside(self, region: str, unit: str) -> bool:
+        return self.keep_inside is None or self.keep_inside(region, unit)
+
     def __and__(self, other: Restriction) -> Restriction:
         """What both allow."""
         return Restriction(**{one.name: _both(getattr(self, one.name), getattr(other, one.name)) for one in fields(self)})
@@ -54,8 +60,8 @@ class Restriction:
             all(self.strategy is None or self.strategy(name, unit, index) for unit, index in choice.strategies.items())
             and all(self.redo is None or self.redo(name, unit) for unit in redone)
             and all(self.reconvert is None or self.reconvert(name, tensor) for tensor in again)
-            and all(self.keep is None or self.keep(name, tensor) for tensor in kept)
-            and all(self.keep_inside is None or self.keep_inside(name, unit) for unit in inside)
+            and all(self.may_keep(name, tensor) for tensor in kept)
+            and all(self.may_keep_inside(name, unit) for unit in inside)
         )
 
 
