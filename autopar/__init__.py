@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autopar import errors as errors
     from autopar.api import compile as compile
+    from autopar.api import pareto as pareto
     from autopar.api import plan as plan
     from autopar.api import profile as profile
     from autopar.ir.constraints import Constraints as Constraints
     from autopar.ir.mesh import MeshSpec as MeshSpec
+    from autopar.ir.pareto import Pareto as Pareto
     from autopar.ir.plan import Plan as Plan
     from autopar.ops.tables import op_rule as op_rule
     from autopar.verification import verify as verify
@@ -23,16 +25,31 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "compile": "autopar.api",
+    "pareto": "autopar.api",
     "plan": "autopar.api",
     "profile": "autopar.api",
     "verify": "autopar.verification",
     "Constraints": "autopar.ir.constraints",
     "MeshSpec": "autopar.ir.mesh",
+    "Pareto": "autopar.ir.pareto",
     "Plan": "autopar.ir.plan",
     "op_rule": "autopar.ops.tables",
 }
 
-__all__ = ["Constraints", "MeshSpec", "Plan", "__version__", "compile", "errors", "op_rule", "plan", "profile", "verify"]
+__all__ = [
+    "Constraints",
+    "MeshSpec",
+    "Pareto",
+    "Plan",
+    "__version__",
+    "compile",
+    "errors",
+    "op_rule",
+    "pareto",
+    "plan",
+    "profile",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

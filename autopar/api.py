@@ -14,11 +14,13 @@ from autopar.codegen.module import ParallelModule, PlannedOnFirstBatch
 from autopar.errors import AutoparError, InputError, MeshError
 from autopar.hardware import Hardware, load
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
-from autopar.ir.mesh import MeshLike, MeshSpec
+from autopar.ir.mesh import MeshLike, MeshSpec, require_device_mesh
+from autopar.ir.pareto import Pareto
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ops.units import random_places
 from autopar.planning.batches import micro_batch_counts, with_batch
+from autopar.planning.front import FrontSearch
 from autopar.planning.planner import Aims, Planner, Progress, silent
 from autopar.planning.settings import SettingSearch
 from autopar.planning.shapes import one_or_all
@@ -43,7 +45,6 @@ def plan(
     *,
     devices: int | None = None,
     global_batch: int | None = None,
-    min_micro_batch: int = 1,
     memory: int | str | None = None,
     hardware: str | Hardware = "cpu",
     optimizer: str = "adamw",
@@ -57,8 +58,8 @@ def plan(
 
     Nothing runs and no weights are needed: model and inputs may be on the meta device. `mesh` is "8x8", sizes, a MeshSpec
     or a DeviceMesh; with `devices` in its place all shapes of 1 to 3 axes are considered. With `global_batch` a step is that
-    many samples, in as many micro-batches (of at least `min_micro_batch`) as are best; dim 0 of the inputs is the batch, and
-    the plan is for one micro-batch. `memory` is the budget per device ("70GiB" or bytes; None: no limit), `hardware` a
+    many samples, in as many micro-batches as are best; dim 0 of the inputs is the batch, and the plan is for one micro-batch.
+    `memory` is the budget per device ("70GiB" or bytes; None: no limit), `hardware` a
     known name or a file. `constraints` are pins and bans that every plan has to obey; the plan records them.
     `time_limit_s`: for the solver, 60 if left out; with several settings for all of them together, then 600.
     The plan's emitted graphs are counted before it is returned: their liveness peak is within the budget.
@@ -69,7 +70,7 @@ def plan(
     """
     said, kwargs = progress or silent, dict(kwargs or {})
     meshes = one_or_all(None if mesh is None else MeshSpec.of(mesh), devices)
-    counts = (1,) if global_batch is None else micro_batch_counts(global_batch, min_micro_batch)
+    counts = (1,) if global_batch is None else micro_batch_counts(global_batch, constraints.min_micro_batch)
     several = devices is not None or global_batch is not None
     if not several:
         constraints.require_axes(meshes[0].names)
@@ -88,6 +89,38 @@ def plan(
         return planner_of(1, said).find(meshes[0], budget).plan
     search = SettingSearch(planner_of, meshes, counts, budget, time_limit_s=limit_s, gap=gap, progress=said)
     return search.run().plan
+
+
+def pareto(
+    model: nn.Module,
+    mesh: MeshLike,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    points: int = 8,
+    memory: int | str | None = None,
+    hardware: str | Hardware = "cpu",
+    optimizer: str = "adamw",
+    time_limit_s: float = SEVERAL_LIMIT_S,
+    gap: float = 1e-3,
+    constraints: Constraints = NO_CONSTRAINTS,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Pareto:
+    """Step time against memory: at most so many plans, from the one that needs least to the fastest (within `memory`).
+
+    Other arguments as for `plan`; `time_limit_s` is for all points together. Each plan is the fastest within its memory, up
+    to `gap`, and can be saved and run by itself; none is both slower and larger than another.
+
+    >>> # front = autopar.pareto(model, "8x8", kwargs=batch, hardware="h100-sxm"); front.within(40 * 2**30).save("plan.json")
+    """
+    said, spec = progress or silent, MeshSpec.of(mesh)
+    constraints.require_axes(spec.names)
+    aims = aims_of(hardware, optimizer, time_limit_s, gap, constraints)
+    budget = None if memory is None else parse_bytes(memory)
+    said("tracing")
+    planner = Planner(trace(model, args, dict(kwargs or {}), name=name, progress=said), aims, progress=said)
+    return FrontSearch(planner, spec, points=points, budget_bytes=budget, time_limit_s=time_limit_s).run()
 
 
 def plan_program(
@@ -139,6 +172,7 @@ def compile(
     >>> # parallel = autopar.compile(model, mesh, kwargs=batch, memory="2GiB")
     """
     spec = MeshSpec.of(mesh)
+    require_device_mesh(mesh)
     constraints.require_axes(spec.names)
     options: dict[str, Any] = {"hardware": hardware, "optimizer": optimizer, "time_limit_s": time_limit_s, "gap": gap}
     options["constraints"] = constraints

@@ -33,8 +33,9 @@ from autopar.cli_options import (
     read_constraints,
     stages,
 )
+from autopar.cli_plan import plan, show
 from autopar.cli_profile import profile
-from autopar.errors import AutoparError, InputError
+from autopar.errors import AutoparError
 
 WRONG, INTERRUPTED = 2, 130
 
@@ -74,69 +75,8 @@ def common(
     """Plan the parallel training of an unmodified PyTorch model: sharding, collectives and recomputation in one ILP."""
 
 
-@app.command()
-def plan(
-    model: ModelArgument,
-    mesh: MeshOption,
-    hardware: HardwareOption = "cpu",
-    memory: MemoryOption = None,
-    batch: BatchOption = None,
-    seq: SeqOption = None,
-    dtype: DtypeOption = None,
-    optimizer: Annotated[str, typer.Option(help="adamw, adam, momentum or sgd.")] = "adamw",
-    time_limit: Annotated[float, typer.Option(help="Seconds for the solver.", min=1)] = 60.0,
-    gap: Annotated[float, typer.Option(help="Relative distance from the optimum to stop at.", min=0)] = 1e-3,
-    pin: PinOption = None,
-    ban: BanOption = None,
-    constraints: ConstraintsOption = None,
-    no_recompute: NoRecomputeOption = False,
-    whole_parameters: WholeParametersOption = False,
-    min_micro_batch: MinMicroBatchOption = None,
-    free_checkpoints: FreeCheckpointsOption = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the plan, as JSON.")] = None,
-) -> None:
-    """Find the cheapest plan that fits, and print it. Needs no devices and no weights."""
-    limits = read_constraints(
-        constraints,
-        pin,
-        ban,
-        no_recompute=no_recompute,
-        whole_parameters=whole_parameters,
-        min_micro_batch=min_micro_batch,
-        free_checkpoints=free_checkpoints,
-    )
-    check_arguments(mesh=mesh, memory=memory, hardware=hardware, output=output, constraints=limits)
-    with stages() as stage:
-        loaded = load_model(model, hardware, batch, seq, dtype, stage)
-        import autopar
-
-        found = autopar.plan(
-            loaded.model,
-            mesh,
-            loaded.args,
-            dict(loaded.kwargs),
-            memory=memory,
-            hardware=hardware,
-            optimizer=optimizer,
-            time_limit_s=time_limit,
-            gap=gap,
-            constraints=limits,
-            name=loaded.name,
-            progress=stage,
-        )
-    if output is not None:
-        save(found, output)
-    print_tables(found)
-    if output is not None:
-        typer.echo(f"wrote {output}", err=True)
-
-
-@app.command()
-def show(path: Annotated[Path, typer.Argument(metavar="PLAN", help="A file that `autopar plan -o` wrote.")]) -> None:
-    """Print a plan as tables."""
-    import autopar
-
-    print_tables(autopar.Plan.load(path))
+app.command("plan")(plan)
+app.command("show")(show)
 
 
 @app.command()
@@ -203,19 +143,6 @@ def demo(ctx: typer.Context) -> None:
 
     if code := run_demo(list(ctx.args)):
         raise typer.Exit(code)
-
-
-def save(found: Any, output: Path) -> None:
-    try:
-        found.save(output)
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror}: give another file with -o") from error
-
-
-def print_tables(found: Any) -> None:
-    from autopar.render import print_plan
-
-    print_plan(found)
 
 
 def print_report(report: Any, model: str, mesh: str, steps: int, worst: int = 5) -> None:

@@ -78,16 +78,10 @@ def check(
 ) -> None:
     """Raise for what can be seen to be wrong before anything slow happens."""
     check_arguments(memory=memory, hardware=hardware)
-    for path, example in ((json, "profile.json"), (plot, "memory.png")):
-        if path is not None and path.is_dir():
-            raise InputError(f"{path} is a folder: give a file, as {path / example}")
+    if json is not None and json.is_dir():
+        raise InputError(f"{json} is a folder: give a file, as {json / 'profile.json'}")
     if plot is not None:
-        from importlib.util import find_spec
-
-        if plot.suffix not in PICTURES:
-            raise InputError(f"--plot {plot}: its name must end in one of {', '.join(PICTURES)}")
-        if find_spec("matplotlib") is None:
-            raise InputError("--plot needs the matplotlib package: pip install 'autopar[examples]'")
+        check_picture(plot, "memory.png")
     from autopar.profiler.optimizers import OPTIMIZERS
     from autopar.profiler.precision import Precision
 
@@ -95,6 +89,18 @@ def check(
         raise InputError(f"unknown optimizer {optimizer!r}: use one of {', '.join(OPTIMIZERS)}")
     if precision is not None:
         Precision.parse(precision)
+
+
+def check_picture(plot: Path, example: str) -> None:
+    """Raise for a picture that could not be drawn."""
+    from importlib.util import find_spec
+
+    if plot.is_dir():
+        raise InputError(f"{plot} is a folder: give a file, as {plot / example}")
+    if plot.suffix not in PICTURES:
+        raise InputError(f"--plot {plot}: its name must end in one of {', '.join(PICTURES)}")
+    if find_spec("matplotlib") is None:
+        raise InputError("--plot needs the matplotlib package: pip install 'autopar[examples]'")
 
 
 def dims_named(text: str | None) -> dict[str, int]:

@@ -19,6 +19,7 @@ from rich.text import Text
 from autopar.bytes import human, three_figures
 from autopar.ir.plan import Plan, PlannedCollective, PlannedTensor
 from autopar.render_region import RegionView, pattern, region_view
+from autopar.render_search import tried_table
 
 if TYPE_CHECKING:
     from autopar.codegen.measure import Counted
@@ -69,6 +70,7 @@ def plan_renderables(plan: Plan, measured: Counted | None = None) -> list[Render
     found += [RegionTable(plan, region_view(plan, name)) for name in plan.regions]
     found += [legend(), state_table(plan), collectives_table(plan, measured), memory_table(plan)]
     found += [measured_table(plan, measured)] if measured else []
+    found += [tried_table(plan)] if plan.tried else []
     return [Group(renderable, Text()) for renderable in found]
 
 

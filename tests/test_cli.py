@@ -212,7 +212,7 @@ MISTAKES = {
     "plan of another version": (["show", "{old}"], "has plan version 999, this autopar reads version 1"),
     "damaged plan": (["show", "{damaged}"], "field mesh"),
     "folder as output": (["plan", "{model}", "--mesh", "2", "-o", "{folder}"], "is a folder: give a file"),
-    "no mesh": (["plan", "{model}"], "Missing option '--mesh'"),
+    "no mesh": (["plan", "{model}"], "neither of mesh and devices"),
     "no such command": (["plna"], "No such command 'plna'"),
     "no such option": (["show", "x", "--wide"], "No such option: --wide"),
     "time limit": (["plan", "{model}", "--mesh", "2", "--time-limit", "0"], "Invalid value for '--time-limit'"),

@@ -8,7 +8,20 @@ import sys
 
 import autopar
 
-PUBLIC = ("Constraints", "MeshSpec", "Plan", "__version__", "compile", "errors", "op_rule", "plan", "profile", "verify")
+PUBLIC = (
+    "Constraints",
+    "MeshSpec",
+    "Pareto",
+    "Plan",
+    "__version__",
+    "compile",
+    "errors",
+    "op_rule",
+    "pareto",
+    "plan",
+    "profile",
+    "verify",
+)
 
 
 def test_public_names() -> None:

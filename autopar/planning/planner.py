@@ -139,7 +139,8 @@ class Planner:
         return self.aims.time_limit_s if time_limit_s is None else time_limit_s
 
     def setting(self, mesh: MeshSpec) -> Setting:
-        return Setting(mesh=mesh, hardware=self.aims.hardware, optimizer=self.aims.optimizer)
+        aims = self.aims
+        return Setting(mesh=mesh, hardware=aims.hardware, optimizer=aims.optimizer, micro_batches=self.micro_batches)
 
     def find(
         self,
@@ -154,14 +155,18 @@ class Planner:
         Raises UnshardableError, BudgetError, ConstraintError, SolverError.
         """
         priced = self.priced(mesh)
-        problem = replace(priced.problem, budget_bytes=budget_bytes)
-        notes: tuple[str, ...] = ()
+        problem, notes = replace(priced.problem, budget_bytes=budget_bytes), priced.wanted.notes
         for _ in range(TIGHTENINGS):
-            solution = self.cheapest(mesh, problem, self.limit_s(time_limit_s), incumbents)
+            try:
+                solution = self.cheapest(mesh, problem, self.limit_s(time_limit_s), incumbents)
+            except BudgetError:
+                if problem.budget_bytes == budget_bytes:
+                    raise
+                break
             self.progress("emitting and counting")
             found = realise(priced.builder, problem, solution)
             if budget_bytes is None or found.counted.peak_bytes <= budget_bytes:
-                return self.finished(found, budget_bytes, (*priced.wanted.notes, *notes))
+                return self.finished(found, budget_bytes, notes)
             tighter = (problem.budget_bytes or budget_bytes) - (found.counted.peak_bytes - budget_bytes) * 1.02
             notes = (*notes, f"emitted graphs needed {human(found.counted.peak_bytes)}: searched again under {human(tighter)}")
             logger.info(notes[-1])

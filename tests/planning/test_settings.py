@@ -17,13 +17,13 @@ from autopar.ir.plan import Plan
 from autopar.planning.planner import Aims, Planner, silent
 from autopar.planning.settings import SettingSearch
 from autopar.planning.shapes import mesh_shapes
-from autopar.solver.smallest import smallest
 from autopar.tracer import trace
 from tests.hardware_toy import toy_hardware
 from tests.models import mlp
 from tests.planned import traced
 
 GAP = 1e-3
+EIGHT = autopar.Constraints(min_micro_batch=8)
 
 
 class Square(nn.Module):
@@ -43,56 +43,65 @@ def slow_links() -> Hardware:
 
 
 @lru_cache(maxsize=1)
-def planner() -> Planner:
+def activations() -> Planner:
+    """Of a model whose activations are most of its memory, so that budgets matter."""
+    model, kwargs = mlp(device="meta", batch=256)
+    aims = Aims(hardware=slow_links(), optimizer="sgd", gap=GAP, time_limit_s=10)
+    return Planner(trace(model, (), kwargs, name="mlp"), aims)
+
+
+@lru_cache(maxsize=1)
+def parameters() -> Planner:
+    """Of a model that is mostly parameters: solved in no time."""
     return Planner(traced("mlp").program, Aims(hardware=slow_links(), gap=GAP))
 
 
-def search(devices: int, budget: float | None = None, said: list[str] | None = None, limit_s: float = 60.0) -> Plan:
-    progress = silent if said is None else said.append
-    shapes = mesh_shapes(devices, 2)
-    return (
-        SettingSearch(lambda n, s: planner(), shapes, (1,), budget, time_limit_s=limit_s, gap=GAP, progress=progress).run().plan
-    )
+def search(
+    planner: Planner, devices: int, budget: float | None = None, said: list[str] | None = None, limit_s: float = 40.0
+) -> Plan:
+    progress, shapes = silent if said is None else said.append, mesh_shapes(devices, 2)
+    found = SettingSearch(lambda n, s: planner, shapes, (1,), budget, time_limit_s=limit_s, gap=GAP, progress=progress)
+    return found.run().plan
 
 
-@pytest.mark.parametrize("share", [None, 0.995])
-def test_the_best_shape_is_found_and_what_was_left_out_is_no_better(share: float | None) -> None:
-    budget = share and share * search(4).peak_bytes
-    plan = search(4, budget)
+@pytest.mark.parametrize("budget", [None, pytest.param(372_000, marks=pytest.mark.slow)])
+def test_the_best_shape_is_found_and_what_was_left_out_is_no_better(budget: int | None) -> None:
+    """Under the budget the emitted graphs of the shape that would be best do not fit."""
+    plan = search(activations(), 4, budget)
     assert [t.mesh.sizes for t in plan.tried] == [(4,), (2, 2)]
     (chosen,) = (t for t in plan.tried if t.outcome == "chosen")
     assert (chosen.mesh, chosen.step_time_s, chosen.peak_bytes) == (plan.mesh, plan.step_time_s, plan.peak_bytes)
     for tried in plan.tried:
-        if tried.outcome == "does not fit":
-            assert smallest(planner().priced(tried.mesh).problem, time_limit_s=5).bound_bytes > (budget or 0), tried
+        try:
+            each = activations().find(tried.mesh, budget, incumbents=()).plan
+        except BudgetError:
+            assert tried.outcome in ("cannot be faster", "does not fit"), tried
             continue
-        each = planner().find(tried.mesh, budget, incumbents=()).plan
         assert each.step_time_s >= plan.step_time_s * (1 - 2 * GAP), tried
         assert tried.lower_bound_s is None or tried.lower_bound_s <= each.step_time_s * (1 + 1e-9), tried
-        assert tried.outcome in ("chosen", "slower", "cannot be faster")
+        assert tried.outcome in ("chosen", "slower", "cannot be faster"), tried
     assert Plan.from_json(plan.to_json()) == plan
 
 
 def test_each_stage_is_told_with_its_setting() -> None:
     said: list[str] = []
-    search(4, said=said)
+    search(parameters(), 4, said=said)
     assert said[0] == "setting 1 of 2 (4): bounding"
     assert "setting 2 of 2 (2x2): bounding" in said
 
 
 def test_no_shape_fits() -> None:
     with pytest.raises(BudgetError, match=r"in any of 2 settings: the smallest budget that works is .* on mesh") as caught:
-        search(4, 1000)
+        search(parameters(), 4, 1000)
     error = caught.value
     assert error.smallest_bytes > 1000
     assert len(error.binding) == 3
-    plan = search(4, error.smallest_bytes * 1.05)
-    assert plan.peak_bytes <= error.smallest_bytes * 1.05
+    assert search(parameters(), 4, error.smallest_bytes * 1.2).peak_bytes <= error.smallest_bytes * 1.2
 
 
 def test_an_axis_that_divides_nothing_is_told() -> None:
     with pytest.raises(UnshardableError, match="67 devices"):
-        search(67)
+        search(parameters(), 67)
 
 
 def test_shapes_that_divide_nothing_stand_beside_those_that_do() -> None:
@@ -107,7 +116,7 @@ def test_shapes_that_divide_nothing_stand_beside_those_that_do() -> None:
 
 
 def test_time_that_is_over_is_told() -> None:
-    plan = search(4, limit_s=0.0)
+    plan = search(parameters(), 4, limit_s=0.0)
     late = [t for t in plan.tried if t.outcome == "not tried"]
     assert late
     assert plan.notes[-1] == f"{len(late)} of {len(plan.tried)} settings were not tried: time limit"
@@ -120,7 +129,11 @@ def test_time_that_is_over_is_told() -> None:
         ({"mesh": "2", "devices": 2}, MeshError, "both of mesh and devices"),
         ({"devices": 0}, InputError, "0 devices"),
         ({"devices": 4, "global_batch": 0}, InputError, "global batch 0"),
-        ({"devices": 4, "global_batch": 4, "min_micro_batch": 8}, InputError, "larger than the global batch of 4"),
+        (
+            {"devices": 4, "global_batch": 4, "constraints": autopar.Constraints(min_micro_batch=8)},
+            InputError,
+            "larger than the global batch of 4",
+        ),
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:

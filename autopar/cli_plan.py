@@ -1,0 +1,172 @@
+"""`autopar plan` and `autopar show`: the best plan of one setting or of many, or step time against memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autopar.cli_options import (
+    BanOption,
+    BatchOption,
+    ConstraintsOption,
+    DtypeOption,
+    FreeCheckpointsOption,
+    HardwareOption,
+    MemoryOption,
+    MinMicroBatchOption,
+    ModelArgument,
+    NoRecomputeOption,
+    PinOption,
+    SeqOption,
+    WholeParametersOption,
+    check_arguments,
+    load_model,
+    read_constraints,
+    stages,
+)
+from autopar.cli_profile import check_picture
+from autopar.errors import InputError, MeshError
+
+if TYPE_CHECKING:
+    from autopar import Pareto, Plan
+
+
+def plan(
+    model: ModelArgument,
+    mesh: Annotated[
+        str | None, typer.Option("--mesh", help="Devices per axis, slowest link first: 8, 2x4, data=2,tensor=4@pcie-4.")
+    ] = None,
+    devices: Annotated[int | None, typer.Option(help="Instead of a mesh: so many devices, in the best shape.")] = None,
+    hardware: HardwareOption = "cpu",
+    memory: MemoryOption = None,
+    batch: BatchOption = None,
+    global_batch: Annotated[
+        int | None, typer.Option(help="Samples per step, in as many micro-batches as are best; --batch is not needed then.")
+    ] = None,
+    seq: SeqOption = None,
+    dtype: DtypeOption = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, adam, momentum or sgd.")] = "adamw",
+    time_limit: Annotated[
+        float | None, typer.Option(help="Seconds for the solver: 60, or 600 for several settings, if left out.", min=1)
+    ] = None,
+    gap: Annotated[float, typer.Option(help="Relative distance from the optimum to stop at.", min=0)] = 1e-3,
+    pareto: Annotated[bool, typer.Option("--pareto", help="Several plans: step time against memory.")] = False,
+    points: Annotated[int, typer.Option(help="With --pareto: how many plans at most.", min=2)] = 8,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="With --pareto: draw it: .png, .svg or .pdf.")] = None,
+    pin: PinOption = None,
+    ban: BanOption = None,
+    constraints: ConstraintsOption = None,
+    no_recompute: NoRecomputeOption = False,
+    whole_parameters: WholeParametersOption = False,
+    min_micro_batch: MinMicroBatchOption = None,
+    free_checkpoints: FreeCheckpointsOption = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the plan or plans, as JSON.")] = None,
+) -> None:
+    """Find the cheapest plan that fits, and print it. Needs no devices and no weights."""
+    limits = read_constraints(
+        constraints,
+        pin,
+        ban,
+        no_recompute=no_recompute,
+        whole_parameters=whole_parameters,
+        min_micro_batch=min_micro_batch,
+        free_checkpoints=free_checkpoints,
+    )
+    check_setting(mesh, devices, pareto, global_batch, plot)
+    check_arguments(mesh=mesh, memory=memory, hardware=hardware, output=output, constraints=limits)
+    options: dict[str, Any] = {"memory": memory, "hardware": hardware, "optimizer": optimizer, "gap": gap}
+    options |= {"constraints": limits} | ({} if time_limit is None else {"time_limit_s": time_limit})
+    with stages() as stage:
+        loaded = load_model(model, hardware, batch, seq, dtype, stage)
+        import autopar
+
+        example = (loaded.model, mesh, loaded.args, dict(loaded.kwargs))
+        options |= {"name": loaded.name, "progress": stage}
+        found: Plan | Pareto
+        if pareto:
+            found = autopar.pareto(*example, points=points, **options)
+        else:
+            found = autopar.plan(*example, devices=devices, global_batch=global_batch, **options)
+    if output is not None:
+        save(found, output)
+    print_found(found)
+    if plot is not None:
+        draw(found, plot)
+    for path in (output, plot):
+        if path is not None:
+            typer.echo(f"wrote {path}", err=True)
+
+
+def check_setting(mesh: str | None, devices: int | None, pareto: bool, global_batch: int | None, plot: Path | None) -> None:
+    """Raise for options that do not go together, before anything slow happens."""
+    from autopar import MeshSpec
+    from autopar.planning.shapes import one_or_all
+
+    one_or_all(None if mesh is None else MeshSpec.of(mesh), devices)
+    if pareto and (devices is not None or global_batch is not None):
+        raise MeshError("--pareto is for one mesh and one batch: find them with --devices and --global-batch first")
+    if plot is not None:
+        if not pareto:
+            raise InputError(f"--plot {plot} draws step time against memory: it needs --pareto")
+        check_picture(plot, "front.png")
+
+
+def show(
+    path: Annotated[Path, typer.Argument(metavar="PLAN", help="A file that `autopar plan -o` wrote.")],
+    point: Annotated[
+        int | None, typer.Option(metavar="N", help="Of several plans (--pareto) the Nth, the smallest is 1.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --point: a file for that plan alone.")] = None,
+) -> None:
+    """Print a plan, or several plans, as tables."""
+    found = load_any(path)
+    if point is not None:
+        plans = getattr(found, "plans", (found,))
+        if not 1 <= point <= len(plans):
+            raise InputError(f"{path} has {len(plans)} plans: --point {point} is none of them")
+        found = plans[point - 1]
+    if output is not None:
+        save(found, output)
+    print_found(found)
+    if output is not None:
+        typer.echo(f"wrote {output}", err=True)
+
+
+def load_any(path: Path) -> Plan | Pareto:
+    """What the file's format says it is; raises PlanError."""
+    import autopar
+
+    try:
+        front = '"autopar-pareto"' in path.read_text()[:200]
+    except (OSError, UnicodeDecodeError):
+        front = False
+    return autopar.Pareto.load(path) if front else autopar.Plan.load(path)
+
+
+def save(found: Plan | Pareto, output: Path) -> None:
+    try:
+        found.save(output)
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror}: give another file with -o") from error
+
+
+def print_found(found: Any) -> None:
+    if hasattr(found, "plans"):
+        from autopar.render_search import print_front
+
+        print_front(found)
+    else:
+        from autopar.render import print_plan
+
+        print_plan(found)
+
+
+def draw(found: Any, path: Path) -> None:
+    from autopar.plot_pareto import plot_front
+
+    try:
+        plot_front(found, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}: give another file with --plot") from error
