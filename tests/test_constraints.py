@@ -152,6 +152,28 @@ def test_zero_devices(mesh: Any) -> None:
         autopar.plan(traced("gpt2").model, mesh, kwargs=traced("gpt2").kwargs)
 
 
+@pytest.mark.parametrize(
+    ("mesh", "processes", "message"),
+    [
+        ("2x4", None, "mesh 2x4 has 8 devices, this job has 1 process: start it with `torchrun --nproc-per-node 8`"),
+        ((2, 4), "4", r"this job has 4 processes: .*choose a mesh of 4"),
+        (
+            "2x2",
+            "4",
+            r"only the shape of a mesh: pass .*init_device_mesh\('cuda', \(2, 2\), mesh_dim_names=\('node', 'gpu'\)\)",
+        ),
+    ],
+)
+def test_a_mesh_that_the_job_does_not_have(
+    mesh: Any, processes: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(MeshError, match=message):
+        autopar.compile(torch.nn.Linear(2, 2), mesh)
+
+
 MODULE = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})

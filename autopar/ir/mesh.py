@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Union
@@ -80,6 +81,27 @@ class MeshSpec:
 
     def __str__(self) -> str:
         return "x".join(map(str, self.sizes))
+
+
+def require_device_mesh(mesh: object) -> None:
+    """Raise MeshError for a mesh without devices behind it, with what it takes: so many processes, a DeviceMesh."""
+    if hasattr(mesh, "mesh_dim_names"):
+        return
+    import torch.distributed as dist
+
+    spec = MeshSpec.of(mesh)  # type: ignore[arg-type]
+    processes = (
+        dist.get_world_size() if dist.is_available() and dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    )
+    if spec.devices != processes:
+        raise MeshError(
+            f"mesh {spec} has {spec.devices} devices, this job has {processes} process{'' if processes == 1 else 'es'}: start "
+            f"it with `torchrun --nproc-per-node {spec.devices}`, or on several nodes, or choose a mesh of {processes}"
+        )
+    raise MeshError(
+        f"{spec} is only the shape of a mesh: pass torch.distributed.device_mesh.init_device_mesh("
+        f"'cuda', {spec.sizes}, mesh_dim_names={spec.names}), or 'cpu'"
+    )
 
 
 MeshLike = Union[str, int, tuple[int, ...], MeshSpec, "DeviceMesh"]
