@@ -173,6 +173,12 @@ def _cross_entropy(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     return call.emit(sharded.cross_entropy, call.args[:2], options)
 
 
+def _causal_attention(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    names = ("dropout_p", "scale", "enable_gqa")
+    options = {name: value for name in names if (value := argument(call.node, name)) is not None}
+    return call.emit(sharded.causal_attention, (*call.args[:3], cuts["q"].axes, cuts["q"].coordinates), options)
+
+
 def _experts(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     return call.emit(sharded.experts_of_axes, (*call.args[:6], cuts["e"].axes, cuts["e"].coordinates), call.kwargs)
 
@@ -184,6 +190,7 @@ IMPLEMENTATIONS: dict[str, Lowering] = {
     "mean": _mean,
     "layer_norm": _layer_norm,
     "cross_entropy": _cross_entropy,
+    "causal_attention": _causal_attention,
     "experts": _experts,
 }
 """Names in the `sharded` column of the rule table, to what emits them."""

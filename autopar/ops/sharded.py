@@ -43,12 +43,17 @@ def not_first(coordinates: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(coordinates)).any()
 
 
-def local_index(index: Tensor, rows: int, axes: Axes, coordinates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Positions among this device's `rows` rows of a sharded dim (0 where another device has the row), and who has it here."""
-    piece = torch.zeros((), dtype=torch.int64, device=index.device)
+def piece_of(axes: Axes, coordinates: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Which of the pieces that the axes cut, outermost first, this device has, as a 0-dim int64 tensor."""
+    piece = torch.zeros((), dtype=torch.int64, device=device)
     for (_, size), coordinate in zip(axes, coordinates, strict=True):
         piece = piece * size + coordinate
-    local = index - piece * rows
+    return piece
+
+
+def local_index(index: Tensor, rows: int, axes: Axes, coordinates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Positions among this device's `rows` rows of a sharded dim (0 where another device has the row), and who has it here."""
+    local = index - piece_of(axes, coordinates, index.device) * rows
     here = (local >= 0) & (local < rows)
     return local.masked_fill(~here, 0), here
 
@@ -324,6 +329,28 @@ def convolution_row_bias(
 def mean_partial(x: Tensor, dims: Sequence[int], keepdim: bool, axes: Axes) -> Tensor:
     """aten.mean.dim with one of the dims sharded over the axes: x S, the result P."""
     return x.mean(tuple(dims), keepdim) / parts(axes)
+
+
+def causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    axes: Axes,
+    coordinates: Sequence[Tensor],
+    *,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """aten.scaled_dot_product_attention under `is_causal` with the queries sharded: query S(2), key and value R; S(2).
+
+    Each device masks the keys after its own queries: a bool tensor [queries / parts, keys], and a kernel that takes masks.
+    """
+    rows = query.shape[-2]
+    queries = torch.arange(rows, device=query.device).unsqueeze(1) + piece_of(axes, coordinates, query.device) * rows
+    mask = torch.arange(key.shape[-2], device=query.device) <= queries
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(query, key, value, mask, dropout_p, scale=scale, enable_gqa=enable_gqa)
 
 
 def experts_of_axes(

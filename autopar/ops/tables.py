@@ -51,15 +51,24 @@ def given_shapes(operands: Sequence[Shape | None]) -> list[Shape]:
 
 
 def sdpa(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
-    """Attention over [batch, heads, queries, dim]; each query shard needs all keys, so causal masks keep queries whole."""
+    """Attention over [batch, heads, queries, dim]; each piece of the queries needs all keys, and under `is_causal` its place.
+
+    With `enable_gqa` a head of the keys serves as many heads of the queries as there are more of them, one after the other.
+    """
     query_shape, key_shape, _, *masks = given_shapes(operands)
-    shared_heads = bool(argument(node, "enable_gqa", False)) and query_shape[1] != key_shape[1]
-    if shared_heads or len(query_shape) != 4:
+    if len(query_shape) != 4:
         return fits.all_whole(node, operands, results)
-    query = "q!" if argument(node, "is_causal", False) else "q"
-    mask_dims = {0: "", 2: f", {query} k!", 3: f", h {query} k!", 4: f", b h {query} k!"}
+    sharded = {"q": "causal_attention"} if argument(node, "is_causal", False) else {}
+    mask_dims = {0: "", 2: ", q k!", 3: ", h q k!", 4: ", b h q k!"}
     mask = mask_dims[len(masks[0]) if masks else 0]
-    return fit_text(f"b h {query} d!, b h k! d!, b h k! e!{mask} -> b h {query} e!", operands, results)
+    if not argument(node, "enable_gqa", False) or query_shape[1] == key_shape[1]:
+        return fit_text(f"b h q d!, b h k! d!, b h k! e!{mask} -> b h q e!", operands, results, sharded)
+    if masks:
+        return fits.all_whole(node, operands, results)
+    shapes = [(s[0], key_shape[1], s[1] // key_shape[1], *s[2:]) for s in (query_shape, results[0])]
+    base = fit_text("b g r q d!, b g k! d!, b g k! e! -> b g r q e!", [shapes[0], *operands[1:3]], [shapes[1]], sharded)
+    joined = [(dims[0], dims[1] + dims[2], *dims[3:]) for dims in (base.operands[0] or (), base.results[0])]
+    return Signature(operands=(joined[0], *base.operands[1:]), results=(joined[1],), sizes=base.sizes, marks=base.marks)
 
 
 def cross_entropy(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:

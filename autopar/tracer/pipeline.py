@@ -17,6 +17,7 @@ from autopar.tracer.experts import whole_experts
 from autopar.tracer.failures import check_no_data_dependent_sizes
 from autopar.tracer.fold import fold
 from autopar.tracer.gradients import propagate
+from autopar.tracer.masks import fold_masks
 
 
 def trace(
@@ -47,6 +48,7 @@ def trace(
     symbols = dims.apply(captured, marks) if dims.names else {}
     clean(captured.graph)
     whole_experts(captured.graph)
+    fold_masks(captured.graph)
     drop_dead(captured.graph)
     check_no_data_dependent_sizes(captured.graph)
     propagate(captured.graph, captured.results[1])
