@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import torch
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from autopar.errors import TraceError
 from autopar.ir.program import Program
 from autopar.ops.units import Unit, units
-from autopar.profiler.unit_cost import UnitCost, unit_cost
+from autopar.profiler.unit_cost import UnitCost, structure, unit_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,21 +22,25 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
-    """`regions`: per region type its units in execution order. `device` is the device type that kernels were chosen for."""
+    """`regions`: per region type its units in execution order. `device` is the device type that kernels were chosen for.
+
+    `families`: what sharded implementations cost (`strategy_cost`), filled in as meshes ask for it.
+    """
 
     program: Program
     regions: Mapping[str, tuple[Measured, ...]]
     device: str
+    families: MutableMapping[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def measure(program: Program, device: str = "cpu") -> ModelCost:
-    """Trace every unit of every region type; equal units (same ops on same shapes) are traced once."""
+    """Trace every unit of every region type; units that differ only in the sizes of what may be cut are traced once."""
     known: dict[str, UnitCost] = {}
     regions = {}
     for name, region in program.regions.items():
         found = []
         for unit in units(region):
-            key = signature(unit)
+            key = structure(unit, unit.shardable)
             if key not in known:
                 known[key] = traceable_cost(unit, name, device)
             found.append(Measured(unit=unit, cost=known[key]))
@@ -56,14 +59,3 @@ def traceable_cost(unit: Unit, region: str, device: str) -> UnitCost:
             f"{unit.name} of {region} ({ops}) cannot be profiled: {reason}. Replace the op in the model, or wrap it as a "
             "custom op (torch.library.custom_op) with a fake implementation and give that a rule (autopar.op_rule)"
         ) from error
-
-
-def signature(unit: Unit) -> str:
-    """Text equal for units that run the same ops on the same shapes."""
-    number: dict[torch.fx.Node, str] = {node: f"%o{i}" for i, node in enumerate(unit.operands)}
-    lines = [f"{n.meta['val'].dtype}{n.meta['needs_grad']}{unit.dims[n]}" for n in unit.operands]
-    for i, node in enumerate(unit.nodes):
-        number[node] = f"%{i}"
-        args = torch.fx.node.map_arg((node.args, node.kwargs), number.__getitem__)
-        lines.append(f"{node.target}{args}{node in unit.results}{node in unit.dense}")
-    return "\n".join([*lines, str(sorted(unit.sizes.items()))])

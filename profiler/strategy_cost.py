@@ -8,7 +8,7 @@ names when a strategy asks: cutting k over one axis or the other is one entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,7 +19,7 @@ from autopar.ops.factors import Factor
 from autopar.ops.flops import Collective, collectives_of
 from autopar.ops.lower import emit_unit
 from autopar.ops.strategies import Strategy
-from autopar.ops.units import Unit, is_getitem, rule_of
+from autopar.ops.units import Unit
 from autopar.profiler.model_cost import Measured
 from autopar.profiler.unit_cost import (
     ONE_DEVICE,
@@ -30,6 +30,7 @@ from autopar.profiler.unit_cost import (
     figures,
     fitted_cost,
     monomial,
+    structure,
     trace_unit,
     unsharded,
 )
@@ -63,12 +64,16 @@ class Family:
     backward: tuple[Sent, ...]
 
 
-class StrategyCosts:
-    """Costs of strategies on one mesh, each family traced once."""
+Families = MutableMapping[tuple[str, Cuts], Family | None]
+"""By a unit's structure and the cuts; None where the implementation is the op itself."""
 
-    def __init__(self, mesh: MeshSpec, device: str) -> None:
+
+class StrategyCosts:
+    """Costs of strategies on one mesh, each family traced once; `families` has those that are known from other meshes."""
+
+    def __init__(self, mesh: MeshSpec, device: str, families: Families | None = None) -> None:
         self.mesh, self.device = mesh, device
-        self.families: dict[tuple[str, Cuts], Family | None] = {}
+        self.families: Families = {} if families is None else families
 
     def of(self, measured: Measured, chosen: Strategy) -> UnitCost:
         """The unit's cost under the strategy, as monomials in its local factor sizes; its collectives in bytes."""
@@ -120,19 +125,6 @@ def any_size(unit: Unit, factor: Factor) -> bool:
 def growing(unit: Unit, cuts: Cuts) -> list[Factor]:
     """Factors in whose sizes figures are monomials; the others' sizes are constants of a family."""
     return [f for f in unit.sizes if f in unit.shardable and not (f in dict(cuts) and not any_size(unit, f))]
-
-
-def structure(unit: Unit, grown: Collection[Factor]) -> str:
-    """Text equal for units that run the same ops on the same factors, whatever the sizes of those in `grown`."""
-    number: dict[torch.fx.Node, str] = {node: f"%o{i}" for i, node in enumerate(unit.operands)}
-    lines = [f"{n.meta['val'].dtype}{n.meta['needs_grad']}{unit.dims[n]}" for n in unit.operands]
-    for i, node in enumerate(unit.nodes):
-        number[node] = f"%{i}"
-        spelled = None if is_getitem(node) else rule_of(node).shape_argument
-        args = [len(a) if at == spelled and isinstance(a, Sized) else a for at, a in enumerate(node.args)]
-        rest = torch.fx.node.map_arg((args, node.kwargs), number.__getitem__)
-        lines.append(f"{node.target}{rest}{unit.dims[node]}{node in unit.results}{node in unit.dense}")
-    return "\n".join([*lines, str(sorted((f, n) for f, n in unit.sizes.items() if f not in grown))])
 
 
 def family(unit: Unit, cuts: Cuts, device: str) -> Family:

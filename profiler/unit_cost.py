@@ -8,7 +8,7 @@ implementation are traced by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -22,7 +22,7 @@ from autopar.ops.flops import Collective, collectives_of, node_flops
 from autopar.ops.joint import Joint, TensorLike, alias_base, bytes_of, owner, trace_joint
 from autopar.ops.lower import emit_unit
 from autopar.ops.strategies import Strategy, strategy
-from autopar.ops.units import Unit, needs_grad
+from autopar.ops.units import Unit, is_getitem, needs_grad, rule_of
 
 ONE_DEVICE = MeshSpec((1,))
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
@@ -203,6 +203,19 @@ def unsharded(unit: Unit) -> Strategy:
     return found
 
 
+def structure(unit: Unit, grown: Collection[Factor]) -> str:
+    """Text equal for units that run the same ops on the same factors, whatever the sizes of those in `grown`."""
+    number: dict[torch.fx.Node, str] = {node: f"%o{i}" for i, node in enumerate(unit.operands)}
+    lines = [f"{n.meta['val'].dtype}{n.meta['needs_grad']}{unit.dims[n]}" for n in unit.operands]
+    for i, node in enumerate(unit.nodes):
+        number[node] = f"%{i}"
+        spelled = None if is_getitem(node) else rule_of(node).shape_argument
+        args = [len(a) if at == spelled and isinstance(a, Sized) else a for at, a in enumerate(node.args)]
+        rest = torch.fx.node.map_arg((args, node.kwargs), number.__getitem__)
+        lines.append(f"{node.target}{rest}{unit.dims[node]}{node in unit.results}{node in unit.dense}")
+    return "\n".join([*lines, str(sorted((f, n) for f, n in unit.sizes.items() if f not in grown))])
+
+
 def unit_cost(unit: Unit, device: str = "cpu", *, grown: Collection[Factor] | None = None) -> UnitCost:
     """The unit's cost as monomials in the factors of `grown` (default: those that a strategy may cut).
 
@@ -212,7 +225,7 @@ def unit_cost(unit: Unit, device: str = "cpu", *, grown: Collection[Factor] | No
     growth = dict(zip(factors, PRIMES, strict=False))
     base = figures(trace_unit(unit, unsharded(unit), ONE_DEVICE, device), len(unit.operands))
     larger = replace(unit, sizes={f: int(n) * growth.get(f, 1) for f, n in unit.sizes.items()})
-    probe = figures(trace_unit(larger, unsharded(unit), ONE_DEVICE, device), len(unit.operands))
+    probe = figures(trace_unit(larger, unsharded(unit), ONE_DEVICE, device), len(unit.operands)) if growth else base
     for ours, theirs in ((base.forward, probe.forward), (base.backward, probe.backward)):
         assert [len(n[1]) for n in ours] == [len(n[1]) for n in theirs], f"{unit.name} runs other kernels at other sizes"
     fitted = partial(monomial, growth=growth, unit=unit)

@@ -49,7 +49,7 @@ class Builder:
         self.cost, self.setting = cost, setting
         self.program: Program = cost.program
         self.mesh, self.hardware = setting.mesh, setting.hardware
-        self.costs = StrategyCosts(setting.mesh, cost.device)
+        self.costs = StrategyCosts(setting.mesh, cost.device, cost.families)
         self.links = setting.hardware.axis_links(setting.mesh)
         self.link_of = [self.links.index(link) for link in self.links]
         self.boundary_of = group_boundaries(self.program)

@@ -15,7 +15,7 @@ from autopar.ops.strategies import Strategy, strategies
 from autopar.ops.units import Unit
 from autopar.profiler.model_cost import Measured, ModelCost, measure
 from autopar.profiler.strategy_cost import StrategyCosts
-from autopar.profiler.unit_cost import Monomial, NodeCost, UnitCost, constants, trace_unit
+from autopar.profiler.unit_cost import Monomial, NodeCost, UnitCost, constants, trace_unit, unit_cost
 from autopar.profiler.unit_cost import figures as trace_figures
 from autopar.tracer import trace
 
@@ -108,3 +108,25 @@ def test_axes_keep_their_names() -> None:
         ("inner", "inner"),
     }
     assert len(costs.families) == 2
+
+
+def test_what_one_mesh_found_holds_on_another() -> None:
+    """One store for several meshes: its keys tell norms apart, into which global sizes are written, and join embeddings."""
+    shared = dict(measured("gpt2").families)
+    for mesh in ("2x2", "4", "2x4"):
+        spec = MeshSpec.of(mesh)
+        known, alone = StrategyCosts(spec, "cpu", shared), StrategyCosts(spec, "cpu")
+        for m, chosen in with_implementation("gpt2", spec, 2):
+            assert known.of(m, chosen) == alone.of(m, chosen), f"{mesh}: {m.unit.name} {chosen.factors}"
+        assert alone.families.keys() <= shared.keys()
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2", "bert"])
+def test_units_that_share_a_trace_cost_what_their_own_says(model: str) -> None:
+    """Query, key and value, or the projections of an MLP: the same ops at other sizes."""
+    found = [m for region in measured(model).regions.values() for m in region]
+    shared = [m for m in found if sum(m.cost is other.cost for other in found) > 1]
+    assert {str(sorted(m.unit.sizes.values())) for m in shared if m.unit.kind == "matmul"} != set()
+    for m in shared:
+        assert m.cost == unit_cost(m.unit), m.unit.name
+    assert len({str(m.unit.sizes) for m in shared}) > len({id(m.cost) for m in shared})
