@@ -19,7 +19,8 @@ from autopar.ir.pareto import Pareto
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ops.units import random_places
-from autopar.planning.batches import micro_batch_counts, with_batch
+from autopar.planning.advice import find_or_advise
+from autopar.planning.batches import batch_of, micro_batch_counts, with_batch
 from autopar.planning.front import FrontSearch
 from autopar.planning.planner import Aims, Planner, Progress, silent
 from autopar.planning.settings import SettingSearch
@@ -85,8 +86,16 @@ def plan(
         program = trace(model, *given, name=name, progress=said)
         return Planner(program, aims, micro_batches=count, progress=said)
 
+    def halved() -> Planner | None:
+        """Of half the example batch, in twice the micro-batches; None if it cannot be halved."""
+        batch = batch_of(args, kwargs)
+        if batch % 2:
+            return None
+        smaller = trace(model, *with_batch(args, kwargs, batch // 2), name=name)
+        return Planner(smaller, aims, micro_batches=2)
+
     if not several:
-        return planner_of(1, said).find(meshes[0], budget).plan
+        return find_or_advise(planner_of(1, said), meshes[0], budget, halved).plan
     search = SettingSearch(planner_of, meshes, counts, budget, time_limit_s=limit_s, gap=gap, progress=said)
     return search.run().plan
 
@@ -137,7 +146,8 @@ def plan_program(
 ) -> tuple[Plan, Emitted, Counted]:
     """As `plan`, for a traced program; also the emitted graphs and what was counted on them."""
     aims = aims_of(hardware, optimizer, time_limit_s, gap, constraints)
-    found = Planner(program, aims, progress=progress).find(mesh, None if memory is None else parse_bytes(memory))
+    budget = None if memory is None else parse_bytes(memory)
+    found = find_or_advise(Planner(program, aims, progress=progress), mesh, budget)
     return found.plan, found.emitted, found.counted
 
 

@@ -50,21 +50,31 @@ class BudgetError(AutoparError):
     """No plan fits the byte budget.
 
     `smallest_bytes` is the smallest budget per device for which a plan exists, `binding` the tensors that need most of it
-    as `(name, bytes)`, largest first.
+    as `(name, bytes)`, largest first; `remedies` what would help, as `(what, bytes that would then be enough)`, best first.
     """
 
-    def __init__(self, message: str, *, smallest_bytes: int, binding: tuple[tuple[str, int], ...] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        smallest_bytes: int,
+        binding: tuple[tuple[str, int], ...] = (),
+        remedies: tuple[tuple[str, int], ...] = (),
+    ) -> None:
         super().__init__(message)
         self.smallest_bytes = smallest_bytes
         self.binding = binding
+        self.remedies = remedies
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors travel between processes: rank 0 plans, and all ranks raise."""
-        return _budget_error, (str(self), self.smallest_bytes, self.binding)
+        return _budget_error, (str(self), self.smallest_bytes, self.binding, self.remedies)
 
 
-def _budget_error(message: str, smallest_bytes: int, binding: tuple[tuple[str, int], ...]) -> BudgetError:
-    return BudgetError(message, smallest_bytes=smallest_bytes, binding=binding)
+def _budget_error(
+    message: str, smallest_bytes: int, binding: tuple[tuple[str, int], ...], remedies: tuple[tuple[str, int], ...]
+) -> BudgetError:
+    return BudgetError(message, smallest_bytes=smallest_bytes, binding=binding, remedies=remedies)
 
 
 class SolverError(AutoparError):

@@ -7,6 +7,7 @@ returned: where they need more than the budget, the search is repeated under a t
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -96,25 +97,31 @@ class Planner:
         self.program, self.aims, self.micro_batches, self.progress = program, aims, micro_batches, progress
         self._priced: dict[MeshKey, Priced] = {}
         self._loosest: dict[MeshKey, Solution] = {}
+        self._pricing_s: dict[MeshKey, float] = {}
+        self.measuring_s = 0.0
         if places := random_places(program):
             logger.warning("%s draws random numbers, at %s: it can be planned, but not yet run", program.name, places[0])
 
     @cached_property
     def cost(self) -> ModelCost:
         self.progress("profiling")
-        return measure(self.program)
+        began_s = time.monotonic()
+        measured = measure(self.program)
+        self.measuring_s = time.monotonic() - began_s
+        return measured
 
     def priced(self, mesh: MeshSpec) -> Priced:
         """Raises UnshardableError if an axis divides nothing, ConstraintError if the constraints do not fit."""
         key = (mesh, mesh.links)
         if key not in self._priced:
-            cost = self.cost
+            cost, began_s = self.cost, time.monotonic()
             self.progress("pricing strategies and conversions")
             builder = Builder(cost, self.setting(mesh))
             problem = builder.problem()
             require_shardable(problem, mesh, self.program)
             allowed = wanted(self.aims.constraints, builder, problem)
             self._priced[key] = Priced(builder=builder, problem=problem, wanted=allowed)
+            self._pricing_s[key] = time.monotonic() - began_s
         return self._priced[key]
 
     def loosest(self, mesh: MeshSpec, time_limit_s: float | None = None) -> Solution:
@@ -137,6 +144,11 @@ class Planner:
 
     def limit_s(self, time_limit_s: float | None) -> float:
         return self.aims.time_limit_s if time_limit_s is None else time_limit_s
+
+    def pricing_s(self, mesh: MeshSpec) -> float:
+        """How long pricing took, so that one may know what it would take again."""
+        self.priced(mesh)
+        return self._pricing_s[mesh, mesh.links]
 
     def setting(self, mesh: MeshSpec) -> Setting:
         aims = self.aims

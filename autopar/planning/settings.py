@@ -18,6 +18,7 @@ from autopar.bytes import human
 from autopar.errors import AutoparError, BudgetError, ConstraintError, SolverError, UnshardableError
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import TriedSetting
+from autopar.planning.advice import advised, what_would_help
 from autopar.planning.planner import Found, Planner, Progress
 from autopar.planning.scaling import grows_faster_than_batch
 from autopar.solver.smallest import Clock, Smallest, smallest
@@ -195,23 +196,26 @@ class SettingSearch:
         if not tight:
             return self.errors[0]
         least = min((c for c in tight), key=lambda c: (-c.micro_batches, len(c.mesh)))
-        found: dict[str, Smallest] = {}
+        found: list[tuple[Candidate, Smallest]] = []
         for candidate in (c for c in tight if c.micro_batches == least.micro_batches):
             self.tell(candidate, "looking for the smallest budget")
             priced = self.planner(candidate).priced(candidate.mesh)
             try:
-                found[candidate.title] = smallest(priced.problem, allow=priced.wanted.allow, time_limit_s=LEAST_S)
+                found.append((candidate, smallest(priced.problem, allow=priced.wanted.allow, time_limit_s=LEAST_S)))
             except SolverError:
                 continue
-            candidate.reason = f"needs {human(found[candidate.title].bytes)}"
-        title, best = min(found.items(), key=lambda item: item[1].bytes, default=("", None))
-        if best is None or best.bytes <= (self.budget_bytes or 0):
+        if not found:
             return self.errors[0] if self.errors else SolverError("no plan was found within the time limit: allow more time")
-        return BudgetError(
+        where, best = min(found, key=lambda pair: pair[1].bytes)
+        if best.bytes <= (self.budget_bytes or 0) and self.errors:
+            return self.errors[0]
+        self.tell(where, "nothing fits: looking for what would help")
+        error = BudgetError(
             f"no plan fits {human(self.budget_bytes or math.inf)} per device in any of {len(tight)} settings: the smallest "
-            f"budget that works is {human(best.bytes)} ({best.bytes} bytes), on mesh {title}. At its peak, in {best.where}, "
-            f"the largest are {', '.join(f'{name}: {human(size)}' for name, size in best.binding)}. Give more memory, more "
-            "devices, or a smaller batch or sequence.",
+            f"budget that works is {human(best.bytes)} ({best.bytes} bytes), on mesh {where.title}. At its peak, in "
+            f"{best.where}, the largest are {', '.join(f'{name}: {human(size)}' for name, size in best.binding)}. Give more "
+            "memory, more devices, or a smaller batch or sequence.",
             smallest_bytes=best.bytes,
             binding=best.binding,
         )
+        return advised(error, what_would_help(self.planner(where), where.mesh, int(self.budget_bytes or 0), best.bytes))
