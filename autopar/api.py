@@ -204,6 +204,19 @@ def compile(
     return ParallelModule(build(args, kwargs or {}), model, mesh)
 
 
+def require_processes(mesh: MeshSpec) -> None:
+    """Raise MeshError unless there is a process group with one process per device of the mesh."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        raise MeshError("compile needs a process group: start with torchrun and build the mesh with init_device_mesh")
+    if (processes := dist.get_world_size()) != mesh.devices:
+        raise MeshError(
+            f"mesh {mesh} has {mesh.devices} devices, the process group has {processes} processes: build the mesh over all "
+            f"of them, or start with torchrun --nproc-per-node {mesh.devices}"
+        )
+
+
 def require_no_randomness(program: Program) -> None:
     """Raise InputError for dropout: devices would draw other numbers for equal pieces, or equal ones for different pieces."""
     if places := random_places(program):
@@ -218,8 +231,6 @@ def from_rank_0(make: Callable[[], Plan]) -> Plan:
     """Make a plan on rank 0 and send it to all; an error there is raised everywhere."""
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        raise MeshError("compile needs a process group: start with torchrun and build the mesh with init_device_mesh")
     box: list[Any] = [None]
     if dist.get_rank() == 0:
         try:

@@ -218,7 +218,8 @@ class Plan(_Part):
                 there = (tuple(actual[name].shape), str(actual[name].dtype).removeprefix("torch."))
                 if (tensor.shape, tensor.dtype) != there:
                     here = f"{tensor.dtype}{list(tensor.shape)}"
-                    return f"{what} {name} is {here} in the plan and {there[1]}{list(there[0])} in the model"
+                    part = f" (the plan is for one of {self.micro_batches} micro-batches)" if self.micro_batches > 1 else ""
+                    return f"{what} {name} is {here} in the plan{part} and {there[1]}{list(there[0])} in the model"
         for name in program.regions:
             if name not in self.regions:
                 return f"the model has a region {name} that the plan does not know"
