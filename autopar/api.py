@@ -183,6 +183,7 @@ def compile(
     """
     spec = MeshSpec.of(mesh)
     require_device_mesh(mesh)
+    require_processes(spec)
     constraints.require_axes(spec.names)
     options: dict[str, Any] = {"hardware": hardware, "optimizer": optimizer, "time_limit_s": time_limit_s, "gap": gap}
     options["constraints"] = constraints

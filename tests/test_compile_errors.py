@@ -1,4 +1,4 @@
-"""What `compile` says before it traces anything, on one process."""
+"""What `compile` says of meshes and batches that do not fit, on one process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch.distributed as dist
 
 import autopar
+from autopar.api import require_processes
 from autopar.errors import MeshError, PlanError
 from autopar.tracer import trace
 from tests.models import mlp
@@ -25,15 +26,14 @@ def one_process() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_process")
 def test_a_mesh_of_another_size_than_the_process_group() -> None:
-    model, kwargs = mlp()
     with pytest.raises(MeshError, match="mesh 2x2 has 4 devices, the process group has 1 processes"):
-        autopar.compile(model, "2x2", kwargs=kwargs)  # type: ignore[arg-type]
+        require_processes(autopar.MeshSpec((2, 2)))
+    require_processes(autopar.MeshSpec((1,)))
 
 
 def test_no_process_group() -> None:
-    model, kwargs = mlp()
     with pytest.raises(MeshError, match="compile needs a process group"):
-        autopar.compile(model, "2", kwargs=kwargs)  # type: ignore[arg-type]
+        require_processes(autopar.MeshSpec((1,)))
 
 
 def test_a_whole_batch_for_a_plan_of_micro_batches() -> None:
