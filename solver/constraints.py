@@ -8,24 +8,21 @@ the error names them before anything is searched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from autopar.errors import ConstraintError, SolverError
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints, Rule, Statement
-from autopar.ir.placement import INVARIANT, REPLICATE, Placement
+from autopar.ir.placement import INVARIANT, REPLICATE
 from autopar.ir.program import Program
 from autopar.solver.build import Builder
-from autopar.solver.problem import Problem, Strategy, Unit
+from autopar.solver.choices import Choices, choices, places
+from autopar.solver.problem import Problem, Strategy
 from autopar.solver.restriction import Restriction
 from autopar.solver.roles import BATCH, TENSOR_KINDS
 from autopar.solver.selection import Key, Modules, Picked, pick_state, pick_units
 from autopar.solver.space import narrow
-
-Options = frozenset[Hashable]
-MENTIONED = 3
-"""How many units an error tells about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,30 +31,6 @@ class Wanted:
 
     allow: Restriction
     notes: tuple[str, ...] = ()
-
-
-@dataclass
-class Choices:
-    """What is left to choose from for every unit or state group, and which wish took what away."""
-
-    what: str
-    left: dict[Hashable, Options]
-    wishes: dict[Hashable, list[tuple[str, Options]]] = field(default_factory=dict)
-
-    def restrict(self, key: Hashable, wish: str, allowed: Iterable[Hashable]) -> None:
-        """Raises ConstraintError, naming the wishes that contradict each other, if nothing is left."""
-        options = frozenset(allowed)
-        before = self.wishes.setdefault(key, [])
-        left = self.left[key] & options
-        if not left:
-            against = [other for other, taken in before if not taken & options][:1] or [other for other, _ in before]
-            where = " of ".join(reversed(key)) if isinstance(key, tuple) else key
-            raise ConstraintError(
-                f"{', '.join(dict.fromkeys(against))} and {wish} contradict each other: together they leave no choice for "
-                f"{self.what} {where}. Drop one of them"
-            )
-        self.left[key] = left
-        before.append((wish, options))
 
 
 def wanted(constraints: Constraints, builder: Builder, problem: Problem) -> Wanted:
@@ -173,36 +146,22 @@ class Translation:
             allowed = [p for p, found in has.items() if (not any(found) if rule.ban else all(found))]
             met.append(bool(allowed))
             if not allowed and (rule.ban or group in picked.by_name):
-                raise ConstraintError(f"{wish} cannot hold: {self.places(group, axes)}")
+                raise ConstraintError(f"{wish} cannot hold: {self.places(group, said)}")
             if allowed:
                 self.rest.restrict(group, wish, allowed)
         if not any(met):
-            raise ConstraintError(f"{wish} cannot hold: {self.places(picked.groups[0], said.axes(self.axes))}")
-
-    def places(self, group: str, axes: Sequence[int]) -> str:
-        shape = [int(n) for n in self.program.state[group].spec.shape]
-        options = self.problem.state[group].bytes_at
-        each = [f"on {self.axes[a]} {_listed({_state_text(p, a) for p in options})}" for a in axes]
-        return f"{group} {shape} can rest {', '.join(each)}"
+            raise ConstraintError(f"{wish} cannot hold: {self.places(picked.groups[0], said)}")
 
     def choices(self, keys: Sequence[Key], said: Statement) -> str:
-        """Which unit has which choices on the axes that a statement speaks of."""
-        shown = [f"{unit} of {region} {self.unit_choices((region, unit), said)}" for region, unit in keys[:MENTIONED]]
-        more = f"; and {len(keys) - MENTIONED} more units" if len(keys) > MENTIONED else ""
-        return "; ".join(shown) + more
+        return choices(self.units, keys, said, self.named(said))
 
-    def unit_choices(self, key: Key, said: Statement) -> str:
-        unit, axes = self.units[key], said.axes(self.axes)
-        texts = [f"on {self.axes[a]} {_listed(self.seen(unit, said, s, a) for s in unit.strategies)}" for a in axes]
-        return f"can be {', '.join(texts)}" if said.subject in ("role", "factor") else f"has {', '.join(texts)}"
+    def places(self, group: str, said: Statement) -> str:
+        shape = [int(n) for n in self.program.state[group].spec.shape]
+        return places(group, shape, self.problem.state[group].bytes_at, self.named(said))
 
-    def seen(self, unit: Unit, said: Statement, strategy: Strategy, axis: int) -> str:
-        if said.subject == "role":
-            return strategy.roles[axis] or "none"
-        if said.subject == "factor":
-            return strategy.factors[axis] or "none"
-        names, placements = (unit.operands, strategy.operands) if said.subject == "in" else (unit.results, strategy.results)
-        return " ".join(f"{name} {_state_text(p, axis)}" for name, p in zip(names, placements, strict=True)) or "nothing"
+    def named(self, said: Statement) -> dict[int, str]:
+        """The axes that a statement speaks of: index -> name."""
+        return {axis: self.axes[axis] for axis in said.axes(self.axes)}
 
     def decide_backward(self, wish: str, picked: Picked, *, redone: bool) -> None:
         if not redone:
@@ -231,8 +190,9 @@ class Translation:
             under: dict[int, set[Key]] = {}
             for unit in (m.unit for m in measured):
                 numbers = {node.meta.get("checkpoint") for node in unit.nodes}
-                if len(numbers) == 1 and None not in numbers and (region, unit.name) not in self.kept:
-                    under.setdefault(numbers.pop(), set()).add((region, unit.name))
+                number = numbers.pop() if len(numbers) == 1 else None
+                if number is not None and (region, unit.name) not in self.kept:
+                    under.setdefault(number, set()).add((region, unit.name))
             if under and self.constraints.recompute == "never":
                 self.notes.append(f"recompute never overrules the model's own checkpoints in {region}")
             elif under:
@@ -296,15 +256,6 @@ class Translation:
         return tensors, units
 
 
-def _state_text(placement: Placement, axis: int) -> str:
-    state = placement.states[axis]
-    return f"S({state})" if isinstance(state, int) else str(state)
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(sorted(set(words)))
-
-
 def blame(constraints: Constraints, builder: Builder, problem: Problem) -> ConstraintError | None:
     """The error that names the wishes without any one of which there would be a plan; None if others are to blame.
 
@@ -315,7 +266,8 @@ def blame(constraints: Constraints, builder: Builder, problem: Problem) -> Const
         return None
     guilty = [wish for wish, rest in _each_left_out(constraints) if _stuck(rest, builder, problem) is None]
     names = " and ".join(guilty) if guilty else f"the constraints together ({'; '.join(constraints.lines())})"
-    return ConstraintError(f"{names} leave no plan on mesh {builder.mesh}: {why}. Drop or loosen one of them")
+    verb = "leaves" if len(guilty) == 1 else "leave"
+    return ConstraintError(f"{names} {verb} no plan on mesh {builder.mesh}: {why}. Drop or loosen it")
 
 
 def _stuck(constraints: Constraints, builder: Builder, problem: Problem) -> str | None:

@@ -80,7 +80,8 @@ class CheckpointMarks(TorchFunctionMode):
 
 
 def _last(graph: Graph) -> Node:
-    return next(iter(reversed(graph.nodes)))
+    last: Node = next(iter(reversed(graph.nodes)))
+    return last
 
 
 def _of_reentrant(frame: FrameType | None) -> FrameType | None:
