@@ -190,7 +190,12 @@ class Planner:
         )
 
     def cheapest(
-        self, mesh: MeshSpec, problem: Problem, time_limit_s: float, incumbents: Sequence[Solution] | None
+        self,
+        mesh: MeshSpec,
+        problem: Problem,
+        time_limit_s: float,
+        incumbents: Sequence[Solution] | None,
+        gap: float | None = None,
     ) -> Solution:
         """The best solution under the problem's budget: the one without a budget if it fits, since nothing is better."""
         with suppress(SolverError):
@@ -201,13 +206,20 @@ class Planner:
             self.progress("solving for the known ways to parallelize")
             incumbents = [s for s in solve_baselines(problem).values() if s is not None]
         self.progress("solving")
-        return self.solve(self.priced(mesh), problem, time_limit_s, incumbents)
+        return self.solve(self.priced(mesh), problem, time_limit_s, incumbents, gap)
 
-    def solve(self, priced: Priced, problem: Problem, time_limit_s: float, incumbents: Sequence[Solution]) -> Solution:
+    def solve(
+        self,
+        priced: Priced,
+        problem: Problem,
+        time_limit_s: float,
+        incumbents: Sequence[Solution],
+        gap: float | None = None,
+    ) -> Solution:
         """The best solution that the constraints allow; raises ConstraintError if no choice is left."""
-        allow = priced.wanted.allow
+        allow, gap = priced.wanted.allow, self.aims.gap if gap is None else gap
         try:
-            return solve(problem, gap=self.aims.gap, time_limit_s=time_limit_s, allow=allow, incumbents=incumbents)
+            return solve(problem, gap=gap, time_limit_s=time_limit_s, allow=allow, incumbents=incumbents)
         except SolverError as error:
             raise blame(self.aims.constraints, priced.builder, problem) or error from error
 

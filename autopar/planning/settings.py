@@ -1,7 +1,8 @@
 """The best of many settings: mesh shapes, and into how many micro-batches a step is divided.
 
 Each setting has a bound that costs little: the best plan if memory were free. Settings are solved in the order of their
-bounds, until the next bound is no better than the best plan: what is left cannot win. Meshes of few axes come first, since
+bounds, until the next bound is no better than the best plan: what is left cannot win. They are first solved roughly; only
+those that may still be the best are planned to the end. Meshes of few axes come first, since
 they are cheap and a good plan early makes most of the others unnecessary; the same with few micro-batches. A bound of some
 micro-batches also holds for a multiple of them where no cost grows faster than the batch: that is looked up, not assumed.
 """
@@ -21,12 +22,16 @@ from autopar.ir.plan import TriedSetting
 from autopar.planning.advice import advised, what_would_help
 from autopar.planning.planner import Found, Planner, Progress
 from autopar.planning.scaling import grows_faster_than_batch
+from autopar.solver.problem import Solution
 from autopar.solver.smallest import Clock, Smallest, smallest
 
 logger = logging.getLogger("autopar")
 
+ROUGH, ROUGH_SHARE = 0.01, 0.1
+"""The gap to which settings are compared at first, and what of the time limit one of them may take for it."""
+
 SHARE = 0.25
-"""Of the time limit of the whole search, what one setting may take at most."""
+"""Of the time limit, what one setting may take to be planned to the end."""
 
 LEAST_S = 5.0
 """What the search for the smallest budget of one setting may take."""
@@ -41,8 +46,13 @@ class Candidate:
     bound_s: float = 0.0
     step_time_s: float | None = None
     peak_bytes: float | None = None
+    solution: Solution | None = None
     outcome: str = ""
     reason: str = ""
+
+    def take(self, step_time_s: float, peak_bytes: float, bound_s: float) -> None:
+        """Figures of a plan."""
+        self.step_time_s, self.peak_bytes, self.bound_s = step_time_s, peak_bytes, max(self.bound_s, bound_s)
 
     def close(self, outcome: str, reason: str = "") -> None:
         self.outcome, self.reason = outcome, reason
@@ -93,6 +103,7 @@ class SettingSearch:
         by_size = groupby(self.candidates, key=lambda c: (c.micro_batches, len(c.mesh)))
         for _, group in by_size:
             self.visit(list(group))
+        self.refine()
         if self.best is None or self.chosen is None:
             raise self.failure()
         self.chosen.close("chosen")
@@ -112,11 +123,16 @@ class SettingSearch:
 
     def may_win(self, candidate: Candidate) -> bool:
         """Whether it could be better by more than the gap; if not, or if time is over, it is closed."""
-        if self.best is not None and candidate.bound_s >= self.best.plan.step_time_s * (1 - self.gap):
+        if candidate.bound_s >= self.best_s * (1 - self.gap):
             candidate.close("cannot be faster")
-        elif self.best is not None and not self.clock.left_s:
+        elif self.best_s < math.inf and not self.clock.left_s:
             candidate.close("not tried", "time limit")
         return not candidate.outcome
+
+    @property
+    def best_s(self) -> float:
+        """Of the best plan so far."""
+        return min((c.step_time_s for c in self.candidates if c.solution and c.step_time_s is not None), default=math.inf)
 
     def inherited_bound_s(self, candidate: Candidate) -> float:
         """The best bound of the same mesh with fewer micro-batches, of which these are parts."""
@@ -138,7 +154,7 @@ class SettingSearch:
         self.tell(candidate, "bounding")
         try:
             planner = self.planner(candidate)
-            loose = planner.loosest(candidate.mesh, self.share_s())
+            loose = planner.loosest(candidate.mesh, self.share_s(ROUGH_SHARE))
         except (UnshardableError, ConstraintError) as error:
             self.errors.append(error)
             candidate.close("impossible", str(error))
@@ -149,22 +165,48 @@ class SettingSearch:
             candidate.bound_s = max(candidate.bound_s, loose.bound_s)
 
     def solve(self, candidate: Candidate) -> None:
+        """Roughly: whether the setting can be the best shows long before its own plan is proven."""
         self.tell(candidate, "planning")
-        planner = self.planner(candidate)
+        planner, rough = self.planner(candidate), max(ROUGH, self.gap)
         try:
-            if not planner.may_fit(candidate.mesh, self.budget_bytes, self.share_s()):
+            if not planner.may_fit(candidate.mesh, self.budget_bytes, self.share_s(ROUGH_SHARE)):
                 candidate.close("does not fit")
                 return
-            found = planner.find(candidate.mesh, self.budget_bytes, incumbents=(), time_limit_s=self.share_s())
-        except BudgetError as error:
-            candidate.close("does not fit", f"needs {human(error.smallest_bytes)}")
-            self.errors.append(error)
-        except SolverError as error:
-            candidate.close("not tried", str(error))
-            self.errors.append(error)
+            problem = replace(planner.priced(candidate.mesh).problem, budget_bytes=self.budget_bytes)
+            found = planner.cheapest(candidate.mesh, problem, self.share_s(ROUGH_SHARE), (), rough)
+        except (BudgetError, SolverError) as error:
+            self.failed(candidate, error)
         else:
-            candidate.step_time_s, candidate.peak_bytes = found.plan.step_time_s, found.plan.peak_bytes
-            candidate.bound_s = max(candidate.bound_s, found.plan.lower_bound_s)
+            candidate.take(found.cost_s, found.peak_bytes, found.bound_s)
+            candidate.solution = found
+
+    def failed(self, candidate: Candidate, error: BudgetError | SolverError) -> None:
+        self.errors.append(error)
+        if isinstance(error, BudgetError):
+            candidate.close("does not fit", f"needs {human(error.smallest_bytes)}")
+        else:
+            candidate.close("not tried", str(error))
+
+    def refine(self) -> None:
+        """Plans of those settings that may still be the best, to the wanted gap; the most promising first."""
+        solved = (c for c in self.candidates if c.solution is not None)
+        for candidate in sorted(solved, key=lambda c: c.step_time_s or 0.0):
+            if self.best is not None and candidate.bound_s >= self.best.plan.step_time_s * (1 - self.gap):
+                candidate.close("slower")
+                continue
+            if self.best is not None and not self.clock.left_s:
+                candidate.close("slower", "as far as time allowed")
+                continue
+            self.tell(candidate, "planning to the end")
+            known = [candidate.solution] if candidate.solution else []
+            try:
+                found = self.planner(candidate).find(
+                    candidate.mesh, self.budget_bytes, incumbents=known, time_limit_s=self.share_s(SHARE)
+                )
+            except (BudgetError, SolverError) as error:
+                self.failed(candidate, error)
+                continue
+            candidate.take(found.plan.step_time_s, found.plan.peak_bytes, found.plan.lower_bound_s)
             candidate.close("slower")
             if self.best is None or found.plan.step_time_s < self.best.plan.step_time_s:
                 self.best, self.chosen = found, candidate
@@ -180,9 +222,9 @@ class SettingSearch:
         number = self.candidates.index(candidate) + 1
         self.said(f"setting {number} of {len(self.candidates)} ({candidate.title}): {stage}")
 
-    def share_s(self) -> float:
-        """Of the time that is left; a little where nothing was found yet."""
-        return max(min(SHARE * self.clock.limit_s, self.clock.left_s), 0.0 if self.best else 1.0)
+    def share_s(self, share: float) -> float:
+        """Of the whole time, as far as it is left; a little where nothing was found yet."""
+        return max(min(share * self.clock.limit_s, self.clock.left_s), 0.0 if self.best else 1.0)
 
     def remarks(self) -> Iterable[str]:
         """What the user should know about how sure the choice is."""
