@@ -1,90 +1,152 @@
 """Masks that are causal by construction go back into attention, which then is the fast kernel without a mask.
 
 Traced Hugging Face models compute a mask [batch, 1, seq, seq] from positions, where their eager code may pass `is_causal`.
-Which one a mask is follows for all sizes at once from what its nodes are: positions are affine in the index, comparisons of
-them are half-planes of indices, and `&` intersects these. What is not of this kind (a padding mask among the inputs, say)
-is unknown, and so is everything made from it, except where it does not matter. Nothing is run, so dynamic sizes do not
-matter either.
-
-With the mask goes what it forces upon models with fewer key heads: copies of keys and values for every head.
+Which one a mask is follows from what its nodes are (`autopar.tracer.known`), whatever the sizes. With the mask goes what it
+forces upon models with fewer key heads: copies of keys and values for every head. Masks that stay are made only as large as
+they differ: not once per row of the batch if all rows have the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
+from autopar.torch_private import OpOverload
+from autopar.tracer.affine import Affine, Unknown, Where, is_zero, truth_of
 from autopar.tracer.clean import shape_of
+from autopar.tracer.known import Knowledge
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
-
-
-class Unknown(Exception):
-    """Nothing is known of the node."""
-
-
-@dataclass(frozen=True)
-class Affine:
-    """The integer at index i is constant + sum of slopes[d] * i[d]; a slope of a dim of size one is 0."""
-
-    constant: int
-    slopes: tuple[int, ...]
-
-    def __add__(self, other: Affine) -> Affine:
-        left, right = aligned(self.slopes, other.slopes)
-        return Affine(self.constant + other.constant, tuple(a + b for a, b in zip(left, right, strict=True)))
-
-    def __mul__(self, factor: int) -> Affine:
-        return Affine(self.constant * factor, tuple(a * factor for a in self.slopes))
-
-    @property
-    def is_constant(self) -> bool:
-        return not any(self.slopes)
-
-    def bounds(self, shape: Sequence[Any]) -> tuple[float, float]:
-        """Least and largest value over a tensor; infinite where sizes are symbols."""
-        ends = [s * (n - 1) if isinstance(n, int) else s * float("inf") for s, n in zip(self.slopes, shape, strict=True) if s]
-        return self.constant + sum(e for e in ends if e < 0), self.constant + sum(e for e in ends if e > 0)
-
-
-@dataclass(frozen=True)
-class Where:
-    """The flag at an index is true where all the affine forms are at least 0; `rank` dims. No forms: true everywhere."""
-
-    rank: int
-    forms: frozenset[Affine]
-
-
-Known = Affine | Where
-
-
-def aligned(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Slopes of tensors that broadcast: dims in front have slope 0."""
-    rank = max(len(left), len(right))
-    return (0,) * (rank - len(left)) + left, (0,) * (rank - len(right)) + right
+ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+COPIES = frozenset({aten.clone.default, aten.contiguous.default, aten._to_copy.default})
 
 
 def fold_masks(graph: Graph) -> None:
     """Attention under a mask that is true everywhere loses it; under a causal one it becomes `is_causal`. In place."""
     known = Knowledge()
+    narrow = Narrow(graph, known)
     for node in graph.find_nodes(op="call_function", target=SDPA):
         given = dict(zip(ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
-        mask = given.get("attn_mask")
-        if isinstance(mask, Node) and not given.get("is_causal", False) and (kind := known.kind(mask, node)):
-            given = {name: value for name, value in given.items() if name != "attn_mask"}
-            if kind == "causal":
-                given["is_causal"] = True
-            node.args = tuple(given.pop(name) for name in ARGUMENTS[:3])
-            node.kwargs = given
-            share_heads(node)
+        mask = given.pop("attn_mask", None)
+        if not isinstance(mask, Node) or given.get("is_causal", False):
+            continue
+        kind = kind_of(known, mask, node)
+        if kind == "other":
+            node.replace_input_with(mask, narrow.mask(mask))
+            continue
+        if kind == "causal":
+            given["is_causal"] = True
+        node.args = tuple(given.pop(name) for name in ARGUMENTS[:3])
+        node.kwargs = given
+        share_heads(node)
 
 
-ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+def kind_of(known: Knowledge, mask: Node, attention: Node) -> str:
+    """ "causal", "nothing" (it changes nothing), or "other"."""
+    found = known.of(mask)
+    queries, keys = (shape_of(attention.args[i].meta["val"])[-2] for i in (0, 1))  # type: ignore[union-attr]
+    if mask.meta["val"].dtype is not torch.bool or not isinstance(found, Where):
+        return "nothing" if is_zero(found) else "other"
+    if not found.forms:
+        return "nothing"
+    lower = Affine(0, (*(0,) * (found.rank - 2), 1, -1))
+    return "causal" if found.forms == {lower} and queries == keys else "other"
+
+
+class Narrow:
+    """Masks with size one in the dims in which they do not differ; attention broadcasts them."""
+
+    def __init__(self, graph: Graph, known: Knowledge) -> None:
+        self.graph, self.known = graph, known
+        self.done: dict[tuple[Node, int], Node | None] = {}
+
+    def mask(self, node: Node) -> Node:
+        """Of a mask [batch, heads, queries, keys]: all dims but the last."""
+        for dim in range(len(shape_of(node.meta["val"])) - 1):
+            node = self.at(node, dim) or node
+        return node
+
+    def at(self, node: Node, dim: int) -> Node | None:
+        """The same with size one at `dim`; None if it differs there or nobody knows."""
+        if (node, dim) not in self.done:
+            self.done[node, dim] = self.made(node, dim)
+        return self.done[node, dim]
+
+    def made(self, node: Node, dim: int) -> Node | None:
+        shape = shape_of(node.meta["val"])
+        if node.target is aten.where.self and (chosen := self.chosen(node)):
+            return self.at(chosen, dim)
+        if shape[dim] == 1:
+            return node
+        if node.target is aten.expand.default and (narrower := self.expanded(node, dim)):
+            return narrower
+        if self.is_alike(node, dim):
+            with self.graph.inserting_after(node):
+                return self.copy(node, dim, aten.slice.Tensor, (node, dim, 0, 1), {})
+        pointwise = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+        if node.op != "call_function" or not (pointwise or node.target in COPIES):
+            return None
+        return self.again(node, dim)
+
+    def chosen(self, node: Node) -> Node | None:
+        """Of a `where` whose condition is the same everywhere: what it takes, if that has all dims."""
+        condition = self.known.of(node.args[0])  # type: ignore[arg-type]
+        try:
+            taken = node.args[1 if truth_of(condition) else 2] if isinstance(condition, Where) else None
+        except Unknown:
+            return None
+        if not isinstance(taken, Node) or taken.meta["val"].dtype != node.meta["val"].dtype:
+            return None
+        return taken if taken.meta["val"].dim() == node.meta["val"].dim() else None
+
+    def is_alike(self, node: Node, dim: int) -> bool:
+        found = self.known.of(node)
+        forms = [found] if isinstance(found, Affine) else found.forms if isinstance(found, Where) else None
+        return forms is not None and all(form.slopes[dim] == 0 for form in forms)
+
+    def expanded(self, node: Node, dim: int) -> Node | None:
+        source, sizes = node.args[:2]
+        assert isinstance(source, Node)
+        assert isinstance(sizes, list | tuple)
+        inner = dim - (len(sizes) - source.meta["val"].dim())
+        if inner >= 0:
+            narrower = self.at(source, inner)
+            if narrower is None:
+                return None
+            source = narrower
+        wanted = [1 if d == dim else n for d, n in enumerate(sizes)]
+        value = one(node.meta["val"], dim)
+        if shape_of(source.meta["val"]) == shape_of(value):
+            return source
+        with self.graph.inserting_before(node):
+            return self.copy(node, dim, aten.expand.default, (source, wanted), {})
+
+    def again(self, node: Node, dim: int) -> Node | None:
+        """The op on narrower operands."""
+        rank, operands = node.meta["val"].dim(), {}
+        for source in node.all_input_nodes:
+            inner = dim - (rank - source.meta["val"].dim())
+            narrower = self.at(source, inner) if inner >= 0 else source
+            if narrower is None:
+                return None
+            operands[source] = narrower
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), operands.__getitem__)
+        with self.graph.inserting_before(node):
+            return self.copy(node, dim, node.target, args, kwargs)  # type: ignore[arg-type]
+
+    def copy(self, node: Node, dim: int, target: Callable[..., Any], args: Any, kwargs: Any) -> Node:
+        new = self.graph.call_function(target, tuple(args), dict(kwargs))
+        new.meta = {**node.meta, "val": one(node.meta["val"], dim)}
+        return new
+
+
+def one(value: torch.Tensor, dim: int) -> torch.Tensor:
+    """A fake tensor like this with size one at `dim`."""
+    return value.new_empty([1 if d == dim else n for d, n in enumerate(value.shape)])
 
 
 def share_heads(node: Node) -> None:
@@ -112,395 +174,3 @@ def repeated(node: Node) -> Node | None:
     if len(shape) != 4 or one != (*shape[:2], 1, *shape[2:]) or len(wide) != 5 or wide != (*one[:2], wide[2], *one[3:]):
         return None
     return node if whole == (shape[0], shape[1] * wide[2], *shape[2:]) else None
-
-
-class Knowledge:
-    """What is known of nodes, worked out once each."""
-
-    def __init__(self) -> None:
-        self.done: dict[Node, Known | None] = {}
-
-    def kind(self, mask: Node, attention: Node) -> str:
-        """ "causal" or "nothing" (true everywhere); "" for any other mask."""
-        found = self.of(mask)
-        queries, keys = (shape_of(attention.args[i].meta["val"])[-2] for i in (0, 1))  # type: ignore[union-attr]
-        if mask.meta["val"].dtype is not torch.bool or not isinstance(found, Where):
-            return ""
-        if not found.forms:
-            return "nothing"
-        lower = Affine(0, (*(0,) * (found.rank - 2), 1, -1))
-        return "causal" if found.forms == {lower} and queries == keys else ""
-
-    def of(self, node: Node) -> Known | None:
-        """None where nothing is known."""
-        todo = [node]
-        while todo:
-            last = todo[-1]
-            missing = [n for n in last.all_input_nodes if n not in self.done and isinstance(n.meta.get("val"), torch.Tensor)]
-            if last in self.done or not missing:
-                todo.pop()
-                if last not in self.done:
-                    self.done[last] = self.computed(last)
-            else:
-                todo += missing
-        return self.done[node]
-
-    def computed(self, node: Node) -> Known | None:
-        rule = RULES.get(node.target)
-        if rule is None or node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
-            return None
-        if node.meta["val"].dtype not in (torch.bool, torch.int32, torch.int64):
-            return None
-        try:
-            found = rule(self, node)
-        except Unknown:
-            return None
-        return simplified(found, shape_of(node.meta["val"]))
-
-    def integers(self, value: Any) -> Affine:
-        found = number(value) if not isinstance(value, Node) else self.of(value)
-        if not isinstance(found, Affine):
-            raise Unknown
-        return found
-
-    def flags(self, value: Any) -> Where:
-        found = self.of(value) if isinstance(value, Node) else None
-        if not isinstance(found, Where):
-            raise Unknown
-        return found
-
-
-def number(value: Any) -> Affine:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise Unknown
-    return Affine(value, ())
-
-
-def simplified(found: Known, shape: Sequence[Any]) -> Known:
-    """Slopes of dims of size one are 0; forms that hold everywhere are dropped, one that holds nowhere stands for all."""
-    if isinstance(found, Affine):
-        (_, slopes) = aligned((0,) * len(shape), found.slopes)
-        return Affine(found.constant, tuple(0 if n == 1 else s for s, n in zip(slopes, shape, strict=True)))
-    forms = {simplified(form, shape) for form in found.forms}
-    kept = {form for form in forms if isinstance(form, Affine) and form.bounds(shape)[0] < 0}
-    if any(form.bounds(shape)[1] < 0 for form in kept):
-        return Where(len(shape), frozenset({Affine(-1, (0,) * len(shape))}))
-    return Where(len(shape), frozenset(kept))
-
-
-def always(node: Node, truth: bool) -> Where:
-    rank = len(shape_of(node.meta["val"]))
-    return Where(rank, frozenset() if truth else frozenset({Affine(-1, (0,) * rank)}))
-
-
-def truth_of(found: Where) -> bool:
-    """Of flags that are alike everywhere."""
-    if found.forms and not all(f.is_constant for f in found.forms):
-        raise Unknown
-    return all(f.constant >= 0 for f in found.forms)
-
-
-def filled(node: Node, value: Any) -> Known:
-    """A tensor of one number or flag."""
-    rank = len(shape_of(node.meta["val"]))
-    if node.meta["val"].dtype is torch.bool:
-        if not isinstance(value, bool | int):
-            raise Unknown
-        return always(node, bool(value))
-    if not isinstance(value, bool | int):
-        raise Unknown
-    return Affine(int(value), (0,) * rank)
-
-
-def arange(_: Knowledge, node: Node) -> Known:
-    start, step = {aten.arange.default: (0, 1)}.get(node.target, (node.args[0], *node.args[2:3], 1)[:2])  # type: ignore[call-overload]
-    return Affine(number(start).constant, (number(step).constant,))
-
-
-def sum_of(known: Knowledge, node: Node) -> Known:
-    left, right = node.args
-    return known.integers(left) + known.integers(right) * alpha(node)
-
-
-def difference(known: Knowledge, node: Node) -> Known:
-    left, right = node.args
-    return known.integers(left) + known.integers(right) * -alpha(node)
-
-
-def alpha(node: Node) -> int:
-    return number(node.kwargs.get("alpha", 1)).constant
-
-
-def product(known: Knowledge, node: Node) -> Known:
-    left, right = (known.integers(a) for a in node.args)
-    if right.is_constant:
-        return (left + Affine(0, right.slopes)) * right.constant
-    if left.is_constant:
-        return (right + Affine(0, left.slopes)) * left.constant
-    raise Unknown
-
-
-def compared(make: Callable[[Affine, Affine], Sequence[Affine]]) -> Callable[[Knowledge, Node], Known]:
-    """Of two integer tensors, or one and a number: the forms that are at least 0 where the comparison holds."""
-
-    def rule(known: Knowledge, node: Node) -> Known:
-        left, right = (known.integers(a) for a in node.args)
-        forms = make(left, right)
-        return Where(max(len(form.slopes) for form in forms), frozenset(forms))
-
-    return rule
-
-
-def less(left: Affine, right: Affine) -> Sequence[Affine]:
-    return [right + left * -1 + Affine(-1, ())]
-
-
-def at_most(left: Affine, right: Affine) -> Sequence[Affine]:
-    return [right + left * -1]
-
-
-def equal(known: Knowledge, node: Node) -> Known:
-    left, right = (known.integers(a) for a in node.args)
-    apart = left + right * -1
-    low, high = apart.bounds(shape_of(node.meta["val"]))
-    if low == high == 0 or low > 0 or high < 0:
-        return always(node, low == high == 0)
-    raise Unknown
-
-
-def unequal(known: Knowledge, node: Node) -> Known:
-    found = equal(known, node)
-    assert isinstance(found, Where)
-    return always(node, not truth_of(found))
-
-
-def both(known: Knowledge, node: Node) -> Known:
-    """`a & b`; where one is false everywhere, the other does not matter."""
-    sides = [known.of(a) if isinstance(a, Node) else None for a in node.args]
-    if any(
-        isinstance(side, Where) and side.forms and not any(any(f.slopes) or f.constant >= 0 for f in side.forms)
-        for side in sides
-    ):
-        return always(node, False)
-    left, right = (known.flags(a) for a in node.args)
-    return Where(max(left.rank, right.rank), left.forms | right.forms)
-
-
-def either(known: Knowledge, node: Node) -> Known:
-    """`a | b` where one is the same everywhere."""
-    for one, other in (node.args, node.args[::-1]):
-        side = known.of(one) if isinstance(one, Node) else None
-        if isinstance(side, Where) and all(form.is_constant for form in side.forms):
-            return always(node, True) if truth_of(side) else known.flags(other)
-    raise Unknown
-
-
-def opposite(known: Knowledge, node: Node) -> Known:
-    found = known.flags(node.args[0])
-    if not found.forms:
-        return always(node, False)
-    if len(found.forms) > 1:
-        raise Unknown
-    (form,) = found.forms
-    return Where(found.rank, frozenset({form * -1 + Affine(-1, ())}))
-
-
-def cast(known: Knowledge, node: Node) -> Known:
-    """Among integers, and between flags and integers where all are alike."""
-    source = node.args[0]
-    found = known.of(source) if isinstance(source, Node) else None
-    if found is None:
-        raise Unknown
-    to_flags = node.meta["val"].dtype is torch.bool
-    if isinstance(found, Where):
-        return found if to_flags else filled(node, int(truth_of(found)))
-    if to_flags and not found.is_constant:
-        raise Unknown
-    return always(node, found.constant != 0) if to_flags else found
-
-
-def moved(known: Knowledge, node: Node, change: Callable[[tuple[int, ...]], tuple[int, ...]], shift: Any = None) -> Known:
-    """Dims come and go, or the index is shifted: `shift` gives what a form's constant grows by."""
-    source = node.args[0]
-    found = known.of(source) if isinstance(source, Node) else None
-    if found is None:
-        raise Unknown
-
-    def one(form: Affine) -> Affine:
-        return Affine(form.constant + (shift(form.slopes) if shift else 0), change(form.slopes))
-
-    if isinstance(found, Affine):
-        return one(found)
-    return Where(len(change((0,) * found.rank)), frozenset(map(one, found.forms)))
-
-
-def unsqueeze(known: Knowledge, node: Node) -> Known:
-    rank = len(shape_of(node.meta["val"]))
-    dim = number(node.args[1]).constant % rank
-    return moved(known, node, lambda slopes: (*slopes[:dim], 0, *slopes[dim:]))
-
-
-def ones_moved(known: Knowledge, node: Node) -> Known:
-    """A reshape in which only dims of size one come and go."""
-    before, after = shape_of(node.args[0].meta["val"]), shape_of(node.meta["val"])  # type: ignore[union-attr]
-    if [n for n in before if n != 1] != [n for n in after if n != 1]:
-        raise Unknown
-
-    def change(slopes: tuple[int, ...]) -> tuple[int, ...]:
-        rest = iter([s for s, n in zip(slopes, before, strict=True) if n != 1])
-        return tuple(0 if n == 1 else next(rest) for n in after)
-
-    return moved(known, node, change)
-
-
-def expand(known: Knowledge, node: Node) -> Known:
-    rank = len(shape_of(node.meta["val"]))
-    return moved(known, node, lambda slopes: (0,) * (rank - len(slopes)) + slopes)
-
-
-def slice_(known: Knowledge, node: Node) -> Known:
-    source = shape_of(node.args[0].meta["val"])  # type: ignore[union-attr]
-    dim, start, _, step = (*node.args[1:], *(0, 0, None, 1)[len(node.args) - 1 :])
-    dim, start, step = (number(0 if value is None else value).constant for value in (dim, start, step))
-    dim %= len(source)
-    if start < 0:
-        if not isinstance(source[dim], int):
-            raise Unknown
-        start = max(start + source[dim], 0)
-    return moved(known, node, lambda s: (*s[:dim], s[dim] * step, *s[dim + 1 :]), shift=lambda s: s[dim] * start)
-
-
-def select(known: Knowledge, node: Node) -> Known:
-    source = shape_of(node.args[0].meta["val"])  # type: ignore[union-attr]
-    dim, at = (number(a).constant for a in node.args[1:])
-    dim %= len(source)
-    if at < 0 and not isinstance(source[dim], int):
-        raise Unknown
-    at = at + source[dim] if at < 0 else at
-    return moved(known, node, lambda s: (*s[:dim], *s[dim + 1 :]), shift=lambda s: s[dim] * at)
-
-
-def joined(known: Knowledge, node: Node) -> Known:
-    """`cat` of pieces of one affine tensor."""
-    pieces, dim = node.args[0], number((*node.args[1:], 0)[0]).constant
-    assert isinstance(pieces, list | tuple)
-    shapes = [shape_of(p.meta["val"]) for p in pieces]
-    if len({len(shape) for shape in shapes}) > 1:
-        raise Unknown
-    dim %= len(shapes[0])
-    forms = [known.integers(p) for p in pieces]
-    offsets = [0]
-    for shape in shapes[:-1]:
-        if not isinstance(shape[dim], int):
-            raise Unknown
-        offsets.append(offsets[-1] + shape[dim])
-    slopes = {form.slopes[dim] for form, shape in zip(forms, shapes, strict=True) if shape[dim] != 1}
-    if not slopes and len(forms) > 1:
-        slopes = {forms[1].constant - forms[0].constant}
-    if len(slopes) > 1:
-        raise Unknown
-    slope = next(iter(slopes), 0)
-    along = (*forms[0].slopes[:dim], slope, *forms[0].slopes[dim + 1 :])
-    whole = Affine(forms[0].constant, along)
-    for form, shape, offset in zip(forms, shapes, offsets, strict=True):
-        expected = tuple(0 if d == dim and shape[d] == 1 else s for d, s in enumerate(along))
-        if form != Affine(whole.constant + slope * offset, expected):
-            raise Unknown
-    return whole
-
-
-def cumsum(known: Knowledge, node: Node) -> Known:
-    source = node.args[0]
-    found = known.of(source) if isinstance(source, Node) else None
-    if isinstance(found, Where):
-        found = Affine(int(truth_of(found)), (0,) * found.rank)
-    if found is None or not found.is_constant:
-        raise Unknown
-    dim = number(node.args[1]).constant % len(found.slopes)
-    return Affine(found.constant, tuple(found.constant if d == dim else 0 for d in range(len(found.slopes))))
-
-
-def looked_up(known: Knowledge, node: Node) -> Known:
-    """`source[i, j]` where all of the source is alike, or where it and all its indices are affine."""
-    source, positions = node.args
-    found = known.of(source) if isinstance(source, Node) else None
-    if isinstance(found, Where):
-        return always(node, truth_of(found))
-    if found is None:
-        raise Unknown
-    if found.is_constant:
-        return filled(node, found.constant)
-    if not isinstance(positions, list | tuple) or len(positions) != len(found.slopes) or None in positions:
-        raise Unknown
-    total = Affine(found.constant, ())
-    for slope, position in zip(found.slopes, positions, strict=True):
-        if slope:
-            at = known.integers(position)
-            if at.bounds(shape_of(position.meta["val"]))[0] < 0:
-                raise Unknown
-            total = total + at * slope
-    return total
-
-
-def fixed(position: int) -> Callable[[Knowledge, Node], Known]:
-    """Filled with the argument at the position."""
-    return lambda _, node: filled(node, node.args[position])
-
-
-def constant(value: int) -> Callable[[Knowledge, Node], Known]:
-    return lambda _, node: filled(node, value)
-
-
-def same(known: Knowledge, node: Node) -> Known:
-    return moved(known, node, lambda slopes: slopes)
-
-
-RULES: Mapping[Any, Callable[[Knowledge, Node], Known]] = {
-    aten.arange.default: arange,
-    aten.arange.start: arange,
-    aten.arange.start_step: arange,
-    aten.full.default: fixed(1),
-    aten.full_like.default: fixed(1),
-    aten.scalar_tensor.default: fixed(0),
-    aten.ones.default: constant(1),
-    aten.zeros.default: constant(0),
-    aten.ones_like.default: constant(1),
-    aten.zeros_like.default: constant(0),
-    aten.add.Tensor: sum_of,
-    aten.sub.Tensor: difference,
-    aten.mul.Tensor: product,
-    aten.le.Tensor: compared(at_most),
-    aten.le.Scalar: compared(at_most),
-    aten.lt.Tensor: compared(less),
-    aten.lt.Scalar: compared(less),
-    aten.ge.Tensor: compared(lambda a, b: at_most(b, a)),
-    aten.ge.Scalar: compared(lambda a, b: at_most(b, a)),
-    aten.gt.Tensor: compared(lambda a, b: less(b, a)),
-    aten.gt.Scalar: compared(lambda a, b: less(b, a)),
-    aten.eq.Tensor: equal,
-    aten.eq.Scalar: equal,
-    aten.ne.Tensor: unequal,
-    aten.ne.Scalar: unequal,
-    aten.bitwise_and.Tensor: both,
-    aten.logical_and.default: both,
-    aten.bitwise_or.Tensor: either,
-    aten.logical_or.default: either,
-    aten.bitwise_not.default: opposite,
-    aten.logical_not.default: opposite,
-    aten._to_copy.default: cast,
-    aten.unsqueeze.default: unsqueeze,
-    aten.reshape.default: ones_moved,
-    aten.squeeze.dim: ones_moved,
-    aten.squeeze.dims: ones_moved,
-    aten.expand.default: expand,
-    aten.slice.Tensor: slice_,
-    aten.select.int: select,
-    aten.cat.default: joined,
-    aten.cumsum.default: cumsum,
-    aten.index.Tensor: looked_up,
-    aten.clone.default: same,
-    aten.contiguous.default: same,
-    aten.detach.default: same,
-    aten.alias.default: same,
-}
-"""Op -> what its result is, from what its operands are; raises Unknown. Integer and boolean results only."""

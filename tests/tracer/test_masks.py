@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from autopar.ir.program import Program
 from autopar.ir.run import run_program
-from autopar.tracer import masks, pipeline, trace
-from autopar.tracer.masks import SDPA, Affine, Knowledge, Known
+from autopar.tracer import known, pipeline, trace
+from autopar.tracer.affine import Affine, Known
+from autopar.tracer.known import Knowledge
+from autopar.tracer.masks import SDPA
 from tests.models import MODELS
 
 SEQ = 6
@@ -53,13 +55,17 @@ MASKS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 
 class Attention(nn.Module):
-    def __init__(self, mask: Callable[[Tensor], Tensor]) -> None:
+    """The mask is made of which tokens to keep, and maybe of a trained bias [1, 4, SEQ, SEQ]."""
+
+    def __init__(self, mask: Callable[..., Tensor]) -> None:
         super().__init__()
         self.project, self.mask = nn.Linear(8, 8), mask
+        self.bias = nn.Parameter(torch.randn(1, 4, SEQ, SEQ))
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         heads = self.project(x).view(2, SEQ, 4, 2).transpose(1, 2)
-        return F.scaled_dot_product_attention(heads, heads, heads, self.mask(keep)).square().mean()
+        given = (keep, self.bias)[: self.mask.__code__.co_argcount]
+        return F.scaled_dot_product_attention(heads, heads, heads, self.mask(*given)).square().mean()
 
 
 def attentions(program: Program) -> list[torch.fx.Node]:
@@ -80,6 +86,43 @@ def test_which_masks_go(name: str) -> None:
     assert [kind(node) for node in attentions(program)] == [expected]
     state = dict(model.named_parameters())
     torch.testing.assert_close(run_program(program, state, (x, keep)), model(x, keep))
+
+
+WIDTHS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[int]]] = {
+    "padding": (lambda keep, bias: keep[:, None, None, :].expand(2, 1, SEQ, SEQ), [2, 1, 1, SEQ]),
+    "padding and all": (lambda keep, bias: (positions(2) >= 0) & keep[:, None, None, :], [2, 1, 1, SEQ]),
+    "a window for each row": (lambda keep, bias: (positions(3) == positions(2)).expand(2, 1, SEQ, SEQ), [1, 1, SEQ, SEQ]),
+    "a bias, causal for each row": (
+        lambda keep, bias: torch.where((positions(3) <= positions(2)).expand(2, 1, SEQ, SEQ), bias, -1e9).contiguous(),
+        [1, 4, SEQ, SEQ],
+    ),
+    "a bias for all": (
+        lambda keep, bias: torch.where((positions(3) >= 0).expand(2, 1, SEQ, SEQ), bias, -1e9).contiguous(),
+        [1, 4, SEQ, SEQ],
+    ),
+    "a bias and padding": (lambda keep, bias: torch.where(keep[:, None, None, :], bias, -1e9), [2, 4, SEQ, SEQ]),
+    "nothing": (lambda keep, bias: torch.zeros(2, 1, SEQ, SEQ).masked_fill(keep[:, None, None, :], 0.0), [2, 1, 1, SEQ]),
+    "zeros": (
+        lambda keep, bias: torch.where((positions(3) >= 0).expand(2, 1, SEQ, SEQ), torch.zeros(2, 4, SEQ, SEQ), -1e9),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_masks_are_as_large_as_they_differ(name: str) -> None:
+    mask, shape = WIDTHS[name]
+    torch.manual_seed(0)
+    model, x, keep = Attention(mask), torch.randn(2, SEQ, 8), torch.rand(2, SEQ) > 0.3
+    keep[:, 0] = True
+    program = trace(model, (x, keep))
+    (node,) = attentions(program)
+    assert [list(a.meta["val"].shape) for a in node.args[3:]] == ([shape] if shape else [])
+    state = dict(model.named_parameters())
+    mine, theirs = run_program(program, state, (x, keep)), model(x, keep)
+    torch.testing.assert_close(mine, theirs)
+    for a, b in zip(*(torch.autograd.grad(y, [*state.values()], allow_unused=True) for y in (mine, theirs)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("llama", "causal"), ("gpt2", "causal"), ("vit", "nothing"), ("bert", "mask")])
@@ -140,6 +183,6 @@ def test_what_is_known_is_true(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(masks.RULES, torch.ops.aten.le.Tensor, masks.compared(masks.less))  # type: ignore[attr-defined]
+    monkeypatch.setitem(known.RULES, torch.ops.aten.le.Tensor, known.compared(known.less))  # type: ignore[attr-defined]
     with pytest.raises(AssertionError, match="not equal"):
         test_what_is_known_is_true("causal", monkeypatch)
