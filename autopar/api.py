@@ -46,6 +46,7 @@ def plan(
     *,
     devices: int | None = None,
     global_batch: int | None = None,
+    micro_batch: int | None = None,
     memory: int | str | None = None,
     hardware: str | Hardware = "cpu",
     optimizer: str = "adamw",
@@ -59,7 +60,8 @@ def plan(
 
     Nothing runs and no weights are needed: model and inputs may be on the meta device. `mesh` is "8x8", sizes, a MeshSpec
     or a DeviceMesh; with `devices` in its place all shapes of 1 to 3 axes are considered. With `global_batch` a step is that
-    many samples, in as many micro-batches as are best; dim 0 of the inputs is the batch, and the plan is for one micro-batch.
+    many samples, in as many micro-batches as are best, or of `micro_batch` samples; dim 0 of the inputs is the batch, and the
+    plan is for one micro-batch.
     `memory` is the budget per device ("70GiB" or bytes; None: no limit), `hardware` a
     known name or a file. `constraints` are pins and bans that every plan has to obey; the plan records them.
     `time_limit_s`: for the solver, 60 if left out; with several settings for all of them together, then 600.
@@ -71,7 +73,9 @@ def plan(
     """
     said, kwargs = progress or silent, dict(kwargs or {})
     meshes = one_or_all(None if mesh is None else MeshSpec.of(mesh), devices)
-    counts = (1,) if global_batch is None else micro_batch_counts(global_batch, constraints.min_micro_batch)
+    if micro_batch is not None and global_batch is None:
+        raise InputError("micro_batch divides a global_batch: give both, or size the example inputs")
+    counts = (1,) if global_batch is None else micro_batch_counts(global_batch, constraints.min_micro_batch, micro_batch)
     several = devices is not None or global_batch is not None
     if not several:
         constraints.require_axes(meshes[0].names)

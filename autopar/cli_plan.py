@@ -43,7 +43,7 @@ def plan(
     memory: MemoryOption = None,
     batch: BatchOption = None,
     global_batch: Annotated[
-        int | None, typer.Option(help="Samples per step, in as many micro-batches as are best; --batch is not needed then.")
+        int | None, typer.Option(help="Samples per step, in as many micro-batches as are best, or of --batch samples each.")
     ] = None,
     seq: SeqOption = None,
     dtype: DtypeOption = None,
@@ -74,7 +74,7 @@ def plan(
         min_micro_batch=min_micro_batch,
         free_checkpoints=free_checkpoints,
     )
-    check_setting(mesh, devices, pareto, global_batch, plot)
+    check_setting(mesh, devices, pareto, global_batch, batch, plot)
     check_arguments(mesh=mesh, memory=memory, hardware=hardware, output=output, constraints=limits)
     options: dict[str, Any] = {"memory": memory, "hardware": hardware, "optimizer": optimizer, "gap": gap}
     options |= {"constraints": limits} | ({} if time_limit is None else {"time_limit_s": time_limit})
@@ -84,11 +84,12 @@ def plan(
 
         example = (loaded.model, mesh, loaded.args, dict(loaded.kwargs))
         options |= {"name": loaded.name, "progress": stage}
+        batches = {} if global_batch is None else {"global_batch": global_batch, "micro_batch": batch}
         found: Plan | Pareto
         if pareto:
             found = autopar.pareto(*example, points=points, **options)
         else:
-            found = autopar.plan(*example, devices=devices, global_batch=global_batch, **options)
+            found = autopar.plan(*example, devices=devices, **batches, **options)
     if output is not None:
         save(found, output)
     print_found(found)
@@ -99,11 +100,16 @@ def plan(
             typer.echo(f"wrote {path}", err=True)
 
 
-def check_setting(mesh: str | None, devices: int | None, pareto: bool, global_batch: int | None, plot: Path | None) -> None:
+def check_setting(
+    mesh: str | None, devices: int | None, pareto: bool, global_batch: int | None, batch: int | None, plot: Path | None
+) -> None:
     """Raise for options that do not go together, before anything slow happens."""
     from autopar import MeshSpec
+    from autopar.planning.batches import micro_batch_counts
     from autopar.planning.shapes import one_or_all
 
+    if global_batch is not None:
+        micro_batch_counts(global_batch, micro_batch=batch)
     one_or_all(None if mesh is None else MeshSpec.of(mesh), devices)
     if pareto and (devices is not None or global_batch is not None):
         raise MeshError("--pareto is for one mesh and one batch: find them with --devices and --global-batch first")

@@ -103,6 +103,7 @@ def test_show_prints_a_front_and_takes_a_plan_out_of_it(tmp_path: Path) -> None:
         (("--devices", "4", "--pareto"), "--pareto is for one mesh"),
         (("--mesh", "4", "--pareto", "--global-batch", "4"), "--pareto is for one mesh"),
         (("--mesh", "4", "--plot", "front.png"), "needs --pareto"),
+        (("--mesh", "4", "--global-batch", "10", "--batch", "4"), "10 samples is not divisible by micro-batches of 4"),
         (("--mesh", "4", "--pareto", "--plot", "front.txt"), ".png, .svg, .pdf"),
     ],
 )

@@ -57,7 +57,7 @@ def test_commands_in_the_text_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["autopar fly", "autopar plan model.json", "autopar show plan.json --mash 2", "autopar demo --x"]
+    "line", ["autopar fly", "autopar plan --mesh 8", "autopar show plan.json --mash 2", "autopar demo --x"]
 )
 def test_wrong_commands_do_not_parse(line: str) -> None:
     with pytest.raises((Exception, SystemExit)):

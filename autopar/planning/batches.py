@@ -11,17 +11,30 @@ from autopar.errors import InputError
 from autopar.torch_private import pytree
 
 
-def micro_batch_counts(global_batch: int, smallest: int = 1) -> tuple[int, ...]:
-    """Into how many equal micro-batches of at least `smallest` samples a batch can be split; fewest first.
+def micro_batch_counts(global_batch: int, smallest: int = 1, micro_batch: int | None = None) -> tuple[int, ...]:
+    """Into how many equal micro-batches of at least `smallest` samples (or of just `micro_batch`) a batch can be split.
 
-    >>> micro_batch_counts(12, 3)
-    (1, 2, 3, 4)
+    Fewest first.
+
+    >>> micro_batch_counts(12, 3), micro_batch_counts(12, micro_batch=2)
+    ((1, 2, 3, 4), (6,))
     """
-    for what, size in (("global batch", global_batch), ("smallest micro-batch", smallest)):
+    given = (("global batch", global_batch), ("smallest micro-batch", smallest), ("micro-batch", micro_batch or 1))
+    for what, size in given:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(f"{what} {size!r}: give a whole number, at least 1")
     if smallest > global_batch:
         raise InputError(f"a micro-batch of at least {smallest} samples is larger than the global batch of {global_batch}")
+    if micro_batch is not None:
+        if global_batch % micro_batch:
+            near = sorted(
+                {global_batch // micro_batch * micro_batch or micro_batch, -(-global_batch // micro_batch) * micro_batch}
+            )
+            raise InputError(
+                f"a global batch of {global_batch} samples is not divisible by micro-batches of {micro_batch}: "
+                f"give {' or '.join(map(str, near))}"
+            )
+        return (global_batch // micro_batch,)
     return tuple(n for n in range(1, global_batch // smallest + 1) if global_batch % n == 0)
 
 

@@ -29,8 +29,13 @@ MESH = autopar.MeshSpec((2,))
 def test_counts_divide_the_batch() -> None:
     assert micro_batch_counts(64, 8) == (1, 2, 4, 8)
     assert micro_batch_counts(7) == (1, 7)
+    assert micro_batch_counts(64, micro_batch=16) == (4,)
     with pytest.raises(InputError, match="larger than the global batch of 4"):
         micro_batch_counts(4, 5)
+    with pytest.raises(InputError, match="10 samples is not divisible by micro-batches of 4: give 8 or 12"):
+        micro_batch_counts(10, micro_batch=4)
+    with pytest.raises(InputError, match="3 samples is not divisible by micro-batches of 4: give 4"):
+        micro_batch_counts(3, micro_batch=4)
     for wrong in (0, -1, True, 2.0):
         with pytest.raises(InputError, match="global batch"):
             micro_batch_counts(wrong)  # type: ignore[arg-type]

@@ -129,6 +129,8 @@ def test_time_that_is_over_is_told() -> None:
         ({"mesh": "2", "devices": 2}, MeshError, "both of mesh and devices"),
         ({"devices": 0}, InputError, "0 devices"),
         ({"devices": 4, "global_batch": 0}, InputError, "global batch 0"),
+        ({"devices": 4, "global_batch": 10, "micro_batch": 4}, InputError, "10 samples is not divisible by micro-batches of 4"),
+        ({"devices": 4, "micro_batch": 4}, InputError, "give both"),
         (
             {"devices": 4, "global_batch": 4, "constraints": autopar.Constraints(min_micro_batch=8)},
             InputError,
