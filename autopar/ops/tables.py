@@ -184,6 +184,10 @@ TABLE: dict[Target, OpRule] = {
     aten.full.default: OpRule(kind="pointwise", fit=fits.factory, shape_argument=0),
     aten.zeros.default: OpRule(kind="pointwise", fit=fits.factory, shape_argument=0),
     aten.ones.default: OpRule(kind="pointwise", fit=fits.factory, shape_argument=0),
+    aten.scalar_tensor.default: OpRule(kind="pointwise", fit=fits.factory),
+    aten.full_like.default: OpRule(kind="pointwise", fit=fits.elementwise),
+    # writing into a part
+    aten.slice_scatter.default: OpRule(kind="pointwise", fit=fits.along("dim")),
     # kept whole, knowingly: position lookups of masks and token types, small and without gradient
     aten.index.Tensor: OpRule(kind="whole", fit=fits.all_whole),
     aten.gather.default: OpRule(kind="whole", fit=fits.all_whole),

@@ -46,12 +46,15 @@ def whole_dropout(graph: Graph) -> None:
 
 
 def canonical_names(graph: Graph) -> None:
-    """`view`s become `reshape`s, and copies into contiguous memory `contiguous`."""
-    for node in graph.nodes:
+    """`view`s become `reshape`s, copies into contiguous memory `contiguous`, and what is copied over a tensor stands for it."""
+    for node in list(graph.nodes):
         if node.target in VIEWS:
             node.target = aten.reshape.default
         elif node.target is aten.clone.default and node.kwargs.get("memory_format") is torch.contiguous_format:
             node.target, node.kwargs = aten.contiguous.default, {}
+        elif node.target is aten.copy.default and _replaces(node):
+            node.replace_all_uses_with(node.args[1])
+            graph.erase_node(node)
 
 
 def drop_identities(graph: Graph) -> None:
@@ -77,6 +80,15 @@ def shape_of(val: torch.Tensor) -> tuple[Any, ...]:
 def _same_shape(node: Node) -> bool:
     source = node.args[0]
     return isinstance(source, Node) and shape_of(source.meta["val"]) == shape_of(node.meta["val"])
+
+
+def _replaces(copy: Node) -> bool:
+    """Whether the second argument, written over the first, is the result as it is."""
+    source = copy.args[1]
+    if not isinstance(source, Node):
+        return False
+    value, result = source.meta["val"], copy.meta["val"]
+    return shape_of(value) == shape_of(result) and value.dtype == result.dtype
 
 
 def _same_dtype(node: Node) -> bool:

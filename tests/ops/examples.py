@@ -327,6 +327,14 @@ def factory(target: Any, *after: Any) -> Example:
     return example
 
 
+def slice_scatter(p: Pick) -> Call:
+    shape = [p.size(4, 6, 12) for _ in range(p.one(3, 2, 1))]
+    dim = p.dim(len(shape))
+    part = list(shape)
+    part[dim] = 2
+    return Call(aten.slice_scatter.default, (p.tensor(*shape), p.tensor(*part), dim, 1, 3))
+
+
 def arange(target: Any, *bounds: Any) -> Example:
     return lambda p: Call(target, bounds, {"device": torch.device("cpu")})
 
@@ -407,6 +415,11 @@ EXAMPLES: dict[Any, Example] = {
     aten.full.default: factory(aten.full.default, 2.5),
     aten.zeros.default: factory(aten.zeros.default),
     aten.ones.default: factory(aten.ones.default),
+    aten.scalar_tensor.default: lambda p: Call(
+        aten.scalar_tensor.default, (2.5,), {"dtype": DTYPE, "device": torch.device("cpu")}
+    ),
+    aten.full_like.default: unary(aten.full_like.default, 2.5),
+    aten.slice_scatter.default: slice_scatter,
     aten.index.Tensor: index,
     aten.gather.default: gather,
 }

@@ -117,3 +117,19 @@ def test_gradients_end_at_stops_and_integers() -> None:
     graph = graph_of((aten.argmax.default, (), {}))
     propagate(graph, [list(graph.nodes)[-2]])
     assert [n.meta["needs_grad"] for n in graph.nodes if n.op == "call_function"] == [False]
+
+
+@pytest.mark.parametrize(
+    ("like", "left"), [(X, ["neg.default", "abs.default"]), (X.double(), ["neg.default", "copy.default", "abs.default"])]
+)
+def test_what_is_copied_over_a_tensor_stands_for_it(like: torch.Tensor, left: list[str]) -> None:
+    """But not where the copy casts."""
+    graph = Graph()
+    node, over = graph.placeholder("x"), graph.placeholder("over")
+    for target in (aten.neg.default, aten.copy.default, aten.abs.default):
+        node.meta["val"] = like if node.target is aten.copy.default else X
+        node = graph.call_function(target, (over, node) if target is aten.copy.default else (node,))
+        node.meta["val"] = like if target is aten.copy.default else X
+    graph.output((node,))
+    clean.canonical_names(graph)
+    assert targets(graph) == left
