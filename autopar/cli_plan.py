@@ -82,14 +82,14 @@ def plan(
         loaded = load_model(model, hardware, batch, seq, dtype, stage)
         import autopar
 
-        example = (loaded.model, mesh, loaded.args, dict(loaded.kwargs))
+        example: tuple[Any, ...] = (loaded.model, mesh, loaded.args, dict(loaded.kwargs))
         options |= {"name": loaded.name, "progress": stage}
-        batches = {} if global_batch is None else {"global_batch": global_batch, "micro_batch": batch}
+        micro_batch = None if global_batch is None else batch
         found: Plan | Pareto
         if pareto:
             found = autopar.pareto(*example, points=points, **options)
         else:
-            found = autopar.plan(*example, devices=devices, **batches, **options)
+            found = autopar.plan(*example, devices=devices, global_batch=global_batch, micro_batch=micro_batch, **options)
     if output is not None:
         save(found, output)
     print_found(found)

@@ -1,4 +1,7 @@
-"""Step time against memory as a picture: a staircase, since a plan is the best for every budget up to the next one's peak."""
+"""Step time against memory as a picture: a staircase, since a plan is the best for every budget up to the next one's peak.
+
+Budgets that are proven to have no plan are shaded.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ def plot_front(front: Pareto, path: Path) -> None:
     axes.plot(peaks, millis, "o", color=DOT, markersize=7, clip_on=False)
     for number, (x, y, plan) in enumerate(zip(peaks, millis, front.plans, strict=True), 1):
         axes.annotate(f"{number}: {human(plan.peak_bytes)}", (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
-    axes.axvspan(peaks[0] - 0.1 * room, peaks[0], color="#b02a2a", alpha=0.08, linewidth=0)
+    if front.complete:
+        axes.axvspan(peaks[0] - 0.1 * room, peaks[0], color="#b02a2a", alpha=0.08, linewidth=0)
     axes.set_xlim(peaks[0] - 0.1 * room, peaks[-1] + 0.15 * room)
     axes.set_xlabel(f"memory per device ({name})")
     axes.set_ylabel("predicted step time (ms)")
