@@ -82,7 +82,7 @@ def header(plan: Plan) -> Panel:
     grid = table_grid()
     grid.add_row("mesh", f"{plan.mesh} ({mesh}), {plan.hardware}, optimizer {plan.optimizer}")
     bound = f"at least {human_s(plan.lower_bound_s)}, gap {plan.gap:.2%}"
-    grid.add_row("step time", f"{human_s(plan.step_time_s)} predicted ({bound}: {how_sure}, {plan.solve_s:.1f} s)")
+    grid.add_row("step time", f"{human_s(plan.step_time_s)} predicted ({bound}: {how_sure})")
     grid.add_row("", ", ".join(f"{name} {human_s(s)}" for name, s in figures.time_s.items()))
     grid.add_row("peak", f"{human(plan.peak_bytes)} {share}, in {plan.peak_where}")
     flops = f"forward {human_flops(figures.forward_flops)}, backward {human_flops(figures.backward_flops)}"

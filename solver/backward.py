@@ -17,7 +17,7 @@ def backward(model: Model, region: Region) -> None:
     The source of a repeated conversion is not made available by the opposite one: there is none in a tree, but half of
     each way would otherwise support the other in the relaxation.
     """
-    sizes = region.classes
+    sizes = (sum(region.classes),) if model.coarse else region.classes
     useful_tensors, useful_units = useful(model.space, region)
     model.classes[region.name] = []
     for calls in sizes:

@@ -16,6 +16,7 @@ overlap also the largest parameter gathered ahead, and in backward the largest g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -231,7 +232,7 @@ def step_s(problem: Problem, solution: Solution) -> float:
         total += sum(region.classes) * forward.seconds
         for calls, keep in zip(region.classes, choice.classes, strict=True):
             total += calls * (backward + Phase.of_again(problem, region, choice, keep)).seconds
-    update = sum(problem.state[name].step_s(placement) for name, placement in solution.rest.items())
+    update = math.fsum(problem.state[name].step_s(placement) for name, placement in solution.rest.items())
     return problem.micro_batches * total + update
 
 
@@ -252,13 +253,16 @@ class Phase:
 
     @staticmethod
     def of(problem: Problem, times: Iterable[Timed]) -> Phase:
-        """The sum of `times`: seconds, on which links how many of them, and whether they can run beside other work."""
-        busy_s, links_s = 0.0, [0.0] * problem.links
+        """The sum of `times`: seconds, on which links how many of them, and whether they can run beside other work. Exact, so
+        that figures do not depend on the order of sets."""
+        busy: list[float] = []
+        links: list[list[float]] = [[] for _ in range(problem.links)]
         for seconds, on_links, hidden in times:
-            busy_s += 0.0 if hidden and problem.overlap else seconds
-            for link, part in enumerate(on_links):
-                links_s[link] += part
-        return Phase(busy_s, tuple(links_s))
+            if not (hidden and problem.overlap):
+                busy.append(seconds)
+            for link, part in zip(links, on_links, strict=False):
+                link.append(part)
+        return Phase(math.fsum(busy), tuple(map(math.fsum, links)))
 
     @staticmethod
     def of_forward(problem: Problem, region: Region, choice: RegionChoice) -> Phase:
@@ -354,13 +358,13 @@ def _in_flight(
         for t, before, p in steps
         if t in region.state and problem.overlap and _arc(region, t, before, p).travels
     }
-    largest = max(sizes, key=sizes.__getitem__, default=None)
+    largest = max(sizes, key=lambda what: (sizes[what], what), default=None)
     return {} if largest is None else {largest: sizes[largest]}
 
 
 def _row(where: str, parts: Mapping[str, float]) -> Row:
-    ordered = sorted(((what, size) for what, size in parts.items() if size), key=lambda part: -part[1])
-    return Row(where=where, bytes=sum(parts.values()), parts=tuple(ordered))
+    ordered = sorted(((what, size) for what, size in parts.items() if size), key=lambda part: (-part[1], part[0]))
+    return Row(where=where, bytes=math.fsum(parts.values()), parts=tuple(ordered))
 
 
 def _is_kept_once(problem: Problem, region: Region, solution: Solution, tensor: str, placement: Placement) -> bool:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from autopar.ir.placement import Placement
 from autopar.solver.ilp import Ilp, Term
 from autopar.solver.problem import Region, Unit
-from autopar.solver.space import consumers, maker, reachable
+from autopar.solver.space import Ways, consumers, maker
 from autopar.solver.variables import ArcKey, At, Load, Model
 
 
@@ -68,6 +68,7 @@ def convert(model: Model, region: Region) -> None:
     for tensor, wishes in consumers(region, model.space.strategies).items():
         key = (region.name, tensor)
         arcs, produced = model.space.arcs[key], model.produced[key]
+        ways = Ways(arcs)
         shared = len(wishes) > 1
         hidden = tensor in region.state and model.space.problem.overlap
         y = model.y[key] = {(a.before, a.after): ilp.variable(integer=model.memory or shared or hidden) for a in arcs}
@@ -81,7 +82,7 @@ def convert(model: Model, region: Region) -> None:
             else:
                 assert wish.unit is not None
                 want = wanted(model, region, region.unit[wish.unit], wish.position)
-            targets = reachable(arcs, list(want), backward=True)
+            targets = ways.reachable(want, backward=True)
             useful = [arc for arc in y if arc[1] in targets]
             flow = {arc: ilp.variable() for arc in useful} if shared else y
             _conserve(ilp, flow, produced, want)

@@ -53,13 +53,17 @@ def fit_memory(model: Model) -> None:
         common += [term for each, at_once in made[here + 1 :] for term in (*each, *at_once)] + made[here][1]
         behind = calls = sum(region.classes)
         for own in model.classes[region.name]:
-            again = [*own.again_bytes, *_in_flight(model, [(_again(own, t), (r, t)) for r, t in travelling])]
+            again = (
+                []
+                if model.coarse
+                else [*own.again_bytes, *_in_flight(model, [(_again(own, t), (r, t)) for r, t in travelling])]
+            )
             ((total, _),) = one = [_sum(ilp, own.kept_bytes)]
             before, behind = list(kept), behind - own.calls
             kept.append((total, float(own.calls)))
             ilp.row([*base, *kept, *alive, *values, forward, *in_flight], at_most=at_most)
             ilp.row([*common, *kept, *again, *_share(made[here][0], (behind + 1) / calls)], at_most=at_most)
-            if own.calls > 1:
+            if own.calls > 1 and not model.coarse:
                 done = _share(made[here][0], (behind + own.calls) / calls)
                 ilp.row([*common, *before, *one, *again, *done], at_most=at_most)
     step = [t for name in problem.state for t in _bytes(model, model.rest[name], problem.state[name].step_bytes_at)]

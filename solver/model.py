@@ -19,11 +19,12 @@ def build(
     *,
     memory: bool,
     minimise_peak: bool = False,
+    coarse: bool = False,
     byte: float = 1.0,
     second: float = 1.0,
 ) -> Model:
-    """The program over a space. `byte` and `second` scale."""
-    model = Model(space=space, memory=memory, minimise_peak=minimise_peak, byte=byte, second=second)
+    """The program over a space; `coarse` only for its relaxation (see `Model`). `byte` and `second` scale."""
+    model = Model(space=space, memory=memory, minimise_peak=minimise_peak, coarse=coarse, byte=byte, second=second)
     choose(model)
     for region in space.problem.regions:
         run_units(model, region)

@@ -132,7 +132,9 @@ def demand(
     used_redone = {name for name in redone if chosen[name].saved_bytes}
     used_again: set[Step] = set()
     todo = [place for unit in region.units for place in reads(unit, chosen[unit.name])]
-    todo += [place for name in used_redone for place in zip(region.unit[name].operands, chosen[name].operands, strict=True)]
+    todo += [
+        place for name in sorted(used_redone) for place in zip(region.unit[name].operands, chosen[name].operands, strict=True)
+    ]
     seen: set[Place] = set()
     while todo:
         place = todo.pop()
@@ -201,7 +203,7 @@ def shortest_path(cost: Mapping[Step, float], root: Placement, target: Placement
     via: dict[Placement, Step] = {}
     todo = {root}
     while todo:
-        here = min(todo, key=lambda p: best[p])
+        here = min(todo, key=lambda p: (best[p], str(p)))
         todo.discard(here)
         for step, seconds in cost.items():
             if step[1] == here:

@@ -2,8 +2,9 @@
 
 1. Without memory. If the answer fits with everything kept, it is the best there is.
 2. Its strategies, with a choice of what to keep: if that costs nothing more, it is the best there is.
-3. The relaxation: a bound, and by its reduced costs a small neighbourhood (see `nearby`) where a good plan is found fast.
-4. All that could still be better, only if bound and plan are still apart by more than the gap.
+3. All choices that could still be better by the first question's reduced costs, now with memory. Again the relaxation first:
+   a bound, and a small neighbourhood (see `nearby`) where a good plan is found fast.
+4. All of them, only if bound and plan are still apart by more than the gap.
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from autopar.errors import BudgetError, SolverError
 from autopar.solver import adapter
-from autopar.solver.check import InvalidSolution, check
+from autopar.solver.check import TOLERANCE, InvalidSolution, check
 from autopar.solver.model import build
-from autopar.solver.nearby import Root, relax, search_near
+from autopar.solver.nearby import Root, relax, search_near, within
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.restriction import FREE, Restriction, fix
-from autopar.solver.rounding import arcs_of, judged, to_solution, to_start
+from autopar.solver.rounding import arcs_of, draft_of, judged, to_solution, to_start
 from autopar.solver.smallest import Clock, human_bytes, smallest
 from autopar.solver.space import Arcs, Space, narrow
 
 SCALE = 1000.0
 """What budget and cost are scaled to, so that absolute tolerances of 1e-6 and below mean parts per billion."""
 
+
+NEAR = (0.0, 1.0, 8.0)
+"""Distances from the relaxation at which to look first, as multiples of the wanted gap."""
 
 LOG = logging.getLogger("autopar.solver")
 
@@ -46,7 +51,7 @@ class Hunt:
     def offer(self, solution: Solution) -> None:
         """Take the solution if it fits and is cheaper."""
         budget = self.problem.budget_bytes
-        fits = budget is None or solution.peak_bytes <= budget
+        fits = budget is None or solution.peak_bytes <= budget * (1 + TOLERANCE)
         if self.lowest is None or solution.peak_bytes < self.lowest.peak_bytes:
             self.lowest = solution
         LOG.debug("a plan of %g s, %g bytes%s", solution.cost_s, solution.peak_bytes, "" if fits else " (too large)")
@@ -97,13 +102,14 @@ def solve(
     for incumbent in admissible(problem, incumbents, allow or FREE):
         hunt.offer(incumbent)
     space = narrow(problem, allow or FREE)
-    loose = without_memory(space, gap / 2, hunt.clock)
+    floor = relax(build(space, memory=False, second=SCALE / _typical_s(problem)), hunt.clock.left_s)
+    loose = without_memory(floor, gap / 2, hunt.clock)
     if loose is None:
         return _out_of_time(hunt, space)
     hunt.bound_s = loose.bound_s
     hunt.offer(loose)
     if not hunt.closed and problem.budget_bytes is not None:
-        _fit(hunt, space, loose)
+        _fit(hunt, space, floor, loose)
     return hunt.finish() if hunt.best else _out_of_time(hunt, space)
 
 
@@ -120,15 +126,44 @@ def admissible(problem: Problem, incumbents: Iterable[Solution], allow: Restrict
     return found
 
 
-def without_memory(space: Space, gap: float, clock: Clock) -> Solution | None:
+def without_memory(root: Root, gap: float, clock: Clock) -> Solution | None:
     """The cheapest plan whatever it needs, keeping all that backward reads, with its bound; None if none in time."""
-    model = build(space, memory=False, second=SCALE / _typical_s(space.problem))
-    outcome = adapter.run(model.ilp, gap=gap, time_limit_s=clock.left_s)
-    if outcome.status == "infeasible":
+    if root.infeasible:
         raise SolverError("no choice of strategies connects all units; the restriction allows too little")
-    if outcome.values is None:
+    best = _rounded(root, gap, clock)
+    bound_s = root.bound_s
+    if best is not None and root.solved and best.cost_s - bound_s <= gap * best.cost_s:
+        return replace(best, bound_s=bound_s)
+    for multiple in NEAR if root.solved else ():
+        outcome = search_near(root, multiple * gap * root.bound_s, gap=gap / 2, time_limit_s=clock.left_s, start=best)
+        bound_s = max(bound_s, outcome.bound / root.model.second)
+        if outcome.values is not None:
+            found = to_solution(root.model, outcome.values)
+            best = found if best is None or found.cost_s < best.cost_s else best
+        if best is not None and best.cost_s - bound_s <= gap * best.cost_s:
+            return replace(best, bound_s=bound_s)
+    outcome = adapter.run(root.model.ilp, gap=gap, time_limit_s=clock.left_s)
+    bound_s = max(bound_s, outcome.bound / root.model.second)
+    if outcome.values is not None:
+        found = to_solution(root.model, outcome.values)
+        best = found if best is None or found.cost_s < best.cost_s else best
+    return None if best is None else replace(best, bound_s=bound_s)
+
+
+def _rounded(root: Root, gap: float, clock: Clock) -> Solution | None:
+    """The cheapest plan with the strategies that are largest in the relaxation, if they go together."""
+    if not root.solved:
         return None
-    return replace(to_solution(model, outcome.values), bound_s=max(outcome.bound / model.second, 0.0))
+    space = root.model.space
+    with suppress(SolverError):
+        draft = draft_of(root.model, root.relaxation.values or ())
+        cheap = within(root, gap * root.bound_s)
+        tight = narrow(space.problem, fix(draft, space.allow), (cheap or space).arcs)
+        model = build(tight, memory=False, second=root.model.second)
+        outcome = adapter.run(model.ilp, gap=1e-6, time_limit_s=clock.left_s)
+        if outcome.values is not None:
+            return to_solution(model, outcome.values)
+    return None
 
 
 def _typical_s(problem: Problem) -> float:
@@ -142,58 +177,111 @@ def _typical_s(problem: Problem) -> float:
     return fastest or longest or 1.0
 
 
-NEAR = (0.0, 1.0, 8.0)
-"""Distances from the relaxation at which to look first, as multiples of the wanted gap."""
+NEAR_NODES = 200
+"""Branch-and-bound nodes after which a search of the neighbourhood gives way to a wider one. Counted in nodes and not in
+seconds, so that a slower machine finds the same plan."""
+BEYOND = (0.2, math.inf)
+"""How much dearer than without memory a plan may be, relatively, as long as none is known that fits."""
+SLACKS = (0.003, 0.02, 0.2, math.inf)
+"""How much dearer than the coarse bound a plan may be, relatively: good ones are found fastest among few choices."""
 
 
-def _fit(hunt: Hunt, space: Space, loose: Solution) -> None:
-    """Steps 2 to 4."""
+def _fit(hunt: Hunt, space: Space, floor: Root, loose: Solution) -> None:
+    """Steps 2 to 4. Twice, what must cost more than a known plan is left out: by the model without memory, then by the
+    coarse one, whose bound is much closer where memory binds."""
     scales = {"byte": SCALE / (hunt.problem.budget_bytes or 1.0), "second": SCALE / (loose.cost_s or 1.0)}
     repair(hunt, space, loose, scales, arcs_of(space, loose))
-    if hunt.closed:
-        return
-    root = relax(build(space, memory=True, byte=scales["byte"], second=scales["second"]), hunt.clock.left_s)
-    if root.infeasible and hunt.best is None:
-        return _raise_budget(hunt, space)
-    hunt.raise_bound(root.bound_s)
-    for multiple in NEAR:
+    for beyond in BEYOND:
+        if hunt.closed or not hunt.clock.left_s:
+            return
+        limit_s = _limit_s(hunt, floor, beyond)
+        choices = within(floor, limit_s - floor.bound_s)
+        rough = choices and relax(build(choices, memory=True, coarse=True, **scales), hunt.clock.left_s)
+        if rough is None or rough.infeasible:
+            if hunt.best is None and math.isinf(limit_s):
+                return _raise_budget(hunt, space)
+            hunt.raise_bound(limit_s)
+        else:
+            hunt.raise_bound(min(rough.bound_s, limit_s))
+            _descend(hunt, rough, limit_s, scales)
+        if hunt.best and hunt.best.cost_s <= limit_s * (1 + TOLERANCE):
+            return
+
+
+def _limit_s(hunt: Hunt, root: Root, beyond: float) -> float:
+    """The cost of the best plan, or as much beyond the bound."""
+    if hunt.best:
+        return hunt.best.cost_s
+    return math.inf if math.isinf(beyond) else (1 + beyond) * root.bound_s
+
+
+def _descend(hunt: Hunt, rough: Root, beyond_s: float, scales: dict[str, float]) -> None:
+    """The best plan, with its bound, of those that cost at most `beyond_s`: among more and more choices, until none that is
+    left out can be better than the best plan."""
+    for slack in SLACKS:
+        if hunt.closed or not hunt.clock.left_s:
+            return
+        limit_s = min(_limit_s(hunt, rough, slack), beyond_s, rough.bound_s * (1 + slack) if rough.bound_s else math.inf)
+        choices = within(rough, limit_s - rough.bound_s)
+        root = choices and relax(build(choices, memory=True, **scales), hunt.clock.left_s)
+        if root is None or root.infeasible:
+            if hunt.best is None and math.isinf(limit_s):
+                return _raise_budget(hunt, rough.model.space)
+            hunt.raise_bound(limit_s)
+            continue
+        _explore(hunt, root, limit_s)
+        if math.isinf(limit_s) or (hunt.best and hunt.best.cost_s <= limit_s * (1 + TOLERANCE)):
+            return _exhaust(hunt, rough.model.space, root, limit_s)
+        if limit_s == beyond_s:
+            return
+
+
+def _explore(hunt: Hunt, root: Root, beyond_s: float) -> None:
+    """Look near the relaxation, in growing distance; plans that the model leaves out cost at least `beyond_s`."""
+    hunt.raise_bound(min(root.bound_s, beyond_s))
+    for multiple in NEAR if beyond_s >= (hunt.best.cost_s if hunt.best else 0.0) else NEAR[:1]:
         distance_s = multiple * hunt.gap * root.bound_s
         if root.solved and not hunt.closed and distance_s < hunt.apart_s and hunt.clock.left_s:
-            _near(hunt, root, distance_s, 0.3 * hunt.clock.left_s)
+            _near(hunt, root, distance_s, beyond_s, nodes=NEAR_NODES)
+
+
+def _exhaust(hunt: Hunt, space: Space, root: Root, beyond_s: float) -> None:
+    """The last resorts: the plan with the lowest peak, if none is known; and all that could still be better."""
     if hunt.best is None and hunt.clock.left_s:
         enough = hunt.problem.budget_bytes or 0.0
         limit_s = 0.6 * hunt.clock.left_s
-        least = smallest(hunt.problem, allow=space.allow, time_limit_s=limit_s, start=loose, enough_bytes=enough)
+        least = smallest(hunt.problem, allow=space.allow, time_limit_s=limit_s, start=hunt.lowest, enough_bytes=enough)
         hunt.offer(least.solution)
     if not hunt.closed and hunt.clock.left_s:
-        _exact(hunt, space, root)
+        _exact(hunt, space, root, beyond_s)
 
 
 def repair(hunt: Hunt, space: Space, draft: Solution, scales: dict[str, float], arcs: Arcs) -> None:
     """Offer the best plan with the draft's strategies and only these conversions, if there is one."""
     tight = narrow(hunt.problem, fix(draft, space.allow), arcs)
     model = build(tight, memory=True, byte=scales["byte"], second=scales["second"])
-    outcome = adapter.run(model.ilp, gap=hunt.gap / 4, time_limit_s=min(hunt.clock.left_s, 0.3 * hunt.clock.limit_s))
+    outcome = adapter.run(model.ilp, gap=hunt.gap / 4, time_limit_s=hunt.clock.left_s, nodes=10 * NEAR_NODES)
     if outcome.values is not None:
         hunt.offer(to_solution(model, outcome.values))
 
 
-def _near(hunt: Hunt, root: Root, distance_s: float, time_limit_s: float) -> None:
-    outcome = search_near(root, distance_s, gap=hunt.gap / 8, time_limit_s=time_limit_s, start=hunt.best)
-    hunt.raise_bound(outcome.bound / root.model.second)
+def _near(hunt: Hunt, root: Root, distance_s: float, beyond_s: float, nodes: int | None = None) -> None:
+    limits = {"time_limit_s": hunt.clock.left_s, "nodes": nodes}
+    outcome = search_near(root, distance_s, gap=hunt.gap / 8, start=hunt.best, **limits)
+    hunt.raise_bound(min(outcome.bound / root.model.second, beyond_s))
     if outcome.values is not None:
         hunt.offer(to_solution(root.model, outcome.values))
 
 
-def _exact(hunt: Hunt, space: Space, root: Root) -> None:
+def _exact(hunt: Hunt, space: Space, root: Root, beyond_s: float) -> None:
     """All that could still be better than the best plan."""
     if root.solved and hunt.best:
-        return _near(hunt, root, hunt.best.cost_s - root.bound_s, hunt.clock.left_s)
+        return _near(hunt, root, hunt.best.cost_s - root.bound_s, beyond_s)
     start = to_start(root.model, hunt.best) if hunt.best else None
     outcome = adapter.run(root.model.ilp, gap=hunt.gap, time_limit_s=hunt.clock.left_s, start=start)
     if outcome.status == "infeasible" and hunt.best is None:
         return _raise_budget(hunt, space)
-    hunt.raise_bound(outcome.bound / root.model.second)
+    hunt.raise_bound(min(outcome.bound / root.model.second, beyond_s))
     if outcome.values is not None:
         hunt.offer(to_solution(root.model, outcome.values))
 

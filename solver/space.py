@@ -6,12 +6,12 @@ what it wants or from what it makes; an arc goes if it lies on no path from a pr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from autopar.errors import SolverError
 from autopar.ir.placement import Placement
-from autopar.solver.problem import Arc, Problem, Region, Strategy, Tensor, Unit
+from autopar.solver.problem import Arc, Problem, Region, Strategy, Unit
 from autopar.solver.restriction import FREE, Restriction
 
 Key = tuple[str, str]
@@ -85,19 +85,27 @@ def consumers(region: Region, strategies: Mapping[Key, tuple[int, ...]] | None =
     return found
 
 
-def reachable(arcs: Iterable[Arc], starts: Collection[Placement], *, backward: bool = False) -> set[Placement]:
-    """All placements on paths from (backward: to) one of `starts`, these included."""
-    steps: dict[Placement, list[Placement]] = {}
-    for arc in arcs:
-        old, new = (arc.after, arc.before) if backward else (arc.before, arc.after)
-        steps.setdefault(old, []).append(new)
-    seen, todo = set(starts), list(starts)
-    while todo:
-        for new in steps.get(todo.pop(), ()):
-            if new not in seen:
-                seen.add(new)
-                todo.append(new)
-    return seen
+class Ways:
+    """Arcs as steps from placement to placement, either way."""
+
+    def __init__(self, arcs: Iterable[Arc]) -> None:
+        self.onward: dict[Placement, list[Placement]] = {}
+        self.back: dict[Placement, list[Placement]] = {}
+        for arc in arcs:
+            self.onward.setdefault(arc.before, []).append(arc.after)
+            self.back.setdefault(arc.after, []).append(arc.before)
+
+    def reachable(self, starts: Iterable[Placement], *, backward: bool = False) -> set[Placement]:
+        """All placements on paths from (backward: to) one of `starts`, these included."""
+        steps = self.back if backward else self.onward
+        seen = set(starts)
+        todo = list(seen)
+        while todo:
+            for new in steps.get(todo.pop(), ()):
+                if new not in seen:
+                    seen.add(new)
+                    todo.append(new)
+        return seen
 
 
 def narrow(problem: Problem, allow: Restriction = FREE, arcs: Arcs | None = None) -> Space:
@@ -112,13 +120,18 @@ def narrow(problem: Problem, allow: Restriction = FREE, arcs: Arcs | None = None
         name: tuple(p for p in group.bytes_at if allow.rest is None or allow.rest(name, p))
         for name, group in problem.state.items()
     }
-    space = Space(problem=problem, allow=allow, strategies=strategies, arcs=given, boundaries=boundaries, rest=rest)
-    reach = {(r.name, t.name): _closure(t, given[r.name, t.name]) for r in problem.regions for t in r.tensors.values()}
+    return tighten(Space(problem=problem, allow=allow, strategies=strategies, arcs=given, boundaries=boundaries, rest=rest))
+
+
+def tighten(space: Space) -> Space:
+    """The space without what has become useless; raises SolverError if nothing is left."""
+    by_arcs = {id(arcs): Ways(arcs) for arcs in {id(arcs): arcs for arcs in space.arcs.values()}.values()}
+    ways = {key: by_arcs[id(arcs)] for key, arcs in space.arcs.items()}
     while True:
-        tighter = _prune(space, reach)
+        tighter = _prune(space, ways)
         _assert_choices(tighter)
         if (tighter.strategies, tighter.boundaries, tighter.rest) == (space.strategies, space.boundaries, space.rest):
-            return _without_idle_arcs(tighter)
+            return _without_idle_arcs(tighter, ways)
         space = tighter
 
 
@@ -151,20 +164,17 @@ def _no_worse(a: Strategy, b: Strategy) -> bool:
     return all(x <= y for x, y in zip(_figures(a), _figures(b), strict=True))
 
 
-def _closure(tensor: Tensor, arcs: tuple[Arc, ...]) -> dict[Placement, set[Placement]]:
-    return {placement: reachable(arcs, [placement]) for placement in tensor.bytes_at}
-
-
-def _prune(space: Space, reach: Mapping[Key, Mapping[Placement, set[Placement]]]) -> Space:
+def _prune(space: Space, ways: Mapping[Key, Ways]) -> Space:
     problem = space.problem
     usable: dict[Key, set[Placement]] = {}
     reached: dict[Key, set[Placement]] = {}
     for region in problem.regions:
         for tensor, wishes in consumers(region).items():
-            key, wants = (region.name, tensor), [set(space.wanted(region, wish)) for wish in wishes]
-            made = [p for p in space.produced(region, tensor) if p in reach[key]]
-            usable[key] = {p for p in made if all(reach[key][p] & want for want in wants)}
-            reached[key] = set().union(*(reach[key][p] for p in usable[key])) if usable[key] else set()
+            key = (region.name, tensor)
+            leading = [ways[key].reachable(space.wanted(region, wish), backward=True) for wish in wishes]
+            made = region.tensors[tensor].bytes_at.keys() & set(space.produced(region, tensor))
+            usable[key] = {p for p in made if all(p in lead for lead in leading)}
+            reached[key] = ways[key].reachable(usable[key])
     strategies = {
         (region.name, unit.name): tuple(
             s
@@ -183,7 +193,7 @@ def _prune(space: Space, reach: Mapping[Key, Mapping[Placement, set[Placement]]]
             boundaries[name] = tuple(p for p in boundaries[name] if p in reached[region.name, tensor])
         for tensor, name in region.state.items():
             rest[name] = tuple(p for p in rest[name] if p in usable[region.name, tensor])
-    return Space(problem=problem, allow=space.allow, strategies=strategies, arcs=space.arcs, boundaries=boundaries, rest=rest)
+    return replace(space, strategies=strategies, boundaries=boundaries, rest=rest)
 
 
 def _assert_choices(space: Space) -> None:
@@ -197,19 +207,12 @@ def _assert_choices(space: Space) -> None:
                 )
 
 
-def _without_idle_arcs(space: Space) -> Space:
+def _without_idle_arcs(space: Space, ways: Mapping[Key, Ways]) -> Space:
     arcs: dict[Key, tuple[Arc, ...]] = {}
     for region in space.problem.regions:
         for tensor, wishes in consumers(region).items():
-            given = space.arcs[region.name, tensor]
-            sources = reachable(given, space.produced(region, tensor))
-            targets = reachable(given, {p for wish in wishes for p in space.wanted(region, wish)}, backward=True)
-            arcs[region.name, tensor] = tuple(a for a in given if a.before in sources and a.after in targets)
-    return Space(
-        problem=space.problem,
-        allow=space.allow,
-        strategies=space.strategies,
-        arcs=arcs,
-        boundaries=space.boundaries,
-        rest=space.rest,
-    )
+            key = (region.name, tensor)
+            sources = ways[key].reachable(space.produced(region, tensor))
+            targets = ways[key].reachable({p for wish in wishes for p in space.wanted(region, wish)}, backward=True)
+            arcs[key] = tuple(a for a in space.arcs[key] if a.before in sources and a.after in targets)
+    return replace(space, arcs=arcs)

@@ -78,7 +78,6 @@ def to_plan(builder: Builder, problem: Problem, solution: Solution, redone: Redo
         gap=solution.gap,
         peak_bytes=verdict.peak_bytes,
         peak_where=verdict.peak_where,
-        solve_s=solution.seconds,
         notes=solution.notes,
         figures=figures(builder, problem, solution, dict(peak.parts)),
         inputs={name: tensor(program.values[name], placed[name]) for name in program.inputs if name},
@@ -109,9 +108,13 @@ def region(builder: Builder, problem: Problem, name: str, choice: RegionChoice) 
     )
 
 
+def in_order(steps: Iterable[tuple[str, Placement, Placement]]) -> list[tuple[str, Placement, Placement]]:
+    """Sets have another order in every process; a plan has not."""
+    return sorted(steps, key=lambda step: (step[0], str(step[1]), str(step[2])))
+
+
 def conversions(chosen: Iterable[tuple[str, Placement, Placement]]) -> tuple[PlannedConversion, ...]:
-    found = [PlannedConversion(tensor=t, before=b, after=a) for t, b, a in chosen]
-    return tuple(sorted(found, key=lambda c: (c.tensor, str(c.before), str(c.after))))
+    return tuple(PlannedConversion(tensor=t, before=b, after=a) for t, b, a in in_order(chosen))
 
 
 def planned_class(calls: int, choice: ClassChoice) -> PlannedClass:
@@ -149,16 +152,16 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
             times["compute"] += calls * (builder.kernels_s(cost.forward, sizes) + builder.kernels_s(cost.backward, sizes))  # type: ignore[assignment]
             add(cost.forward_collectives, "forward", calls)
             add(cost.backward_collectives, "backward", calls)
-        for converted in choice.converted:
+        for converted in in_order(choice.converted):
             add(conversion_collectives(builder, name, converted, "forward"), "forward", calls)
             add(conversion_collectives(builder, name, converted, "backward"), "backward", calls)
         for multiplicity, keep in zip(problem.region[name].classes, choice.classes, strict=True):
-            for unit in keep.redone:
+            for unit in sorted(keep.redone):
                 cost, sizes = costs[unit]
                 flops["redone"] += multiplicity * total_flops(cost.forward, sizes)
                 times["recomputation"] += multiplicity * builder.kernels_s(cost.forward, sizes)  # type: ignore[assignment]
                 add(cost.forward_collectives, "backward", multiplicity)
-            for converted in keep.reconverted:
+            for converted in in_order(keep.reconverted):
                 add(conversion_collectives(builder, name, converted, "forward"), "backward", multiplicity)
     return Figures(
         forward_flops=flops["forward"],

@@ -57,11 +57,16 @@ class Class:
 
 @dataclass(kw_only=True)
 class Model:
-    """The program and its variables by what they stand for. `second` is one second in units of the objective."""
+    """The program and its variables by what they stand for. `second` is one second in units of the objective.
+
+    `coarse`: all calls of a region are one class, and memory rows leave out what no average over classes can show; with
+    fractions of choices allowed, a bound of the program proper.
+    """
 
     space: Space
     memory: bool
     minimise_peak: bool
+    coarse: bool
     byte: float
     second: float
     ilp: Ilp = field(default_factory=Ilp)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from autopar.ir.placement import INVARIANT, Placement, State
 from autopar.solver.problem import Arc, Problem, Region, Unit
 from autopar.solver.restriction import Restriction
-from autopar.solver.space import Key, Space, reachable
+from autopar.solver.space import Key, Space, Ways
 
 States = tuple[set[State], ...]
 """Per axis."""
@@ -98,7 +98,7 @@ class Vicinity:
                     if arc.after not in seen:
                         seen.add(arc.after)
                         todo.append(arc.after)
-        useful = reachable(found, ends, backward=True)
+        useful = Ways(found).reachable(ends, backward=True)
         return tuple(arc for arc in found if arc.after in useful)
 
 

@@ -104,7 +104,6 @@ DATA: dict[str, Any] = {
     "gap": 0.0227,
     "peak_bytes": 1000.0 * 2**20,
     "peak_where": "h.* backward",
-    "solve_s": 1.25,
     "notes": ["time limit: no better plan was found"],
     "figures": FIGURES,
     "inputs": {"input_ids": {"shape": [8, 16], "dtype": "int64", "placement": "S(0), I"}},

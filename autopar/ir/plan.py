@@ -135,7 +135,6 @@ class Plan(_Part):
     gap: float
     peak_bytes: float
     peak_where: str
-    solve_s: float
     notes: tuple[str, ...] = ()
     tried: tuple[TriedSetting, ...] = ()
     constraints: Constraints = NO_CONSTRAINTS
