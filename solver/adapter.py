@@ -12,7 +12,6 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,13 +46,24 @@ def run(
     """Solve to a relative gap, or until the time or the number of branch-and-bound nodes is spent; `start` gives values of the
     integer variables of a known solution.
 
-    Raises SolverError if no solver is installed, or if the solver fails.
+    HiGHS first; CBC where it is missing or fails. Raises SolverError, with what each said, if neither does.
     """
     began = time.monotonic()
-    highspy: Any = None
-    with suppress(ImportError):
-        highspy = importlib.import_module("highspy")
-    outcome = _highs(highspy, ilp, gap, time_limit_s, nodes, start) if highspy else _cbc(ilp, gap, time_limit_s)
+    try:
+        highspy: Any = importlib.import_module("highspy")
+        outcome = _highs(highspy, ilp, gap, time_limit_s, nodes, start)
+    except ImportError:
+        LOG.warning("highspy is not installed: solving with CBC, which is slower and proves less")
+        outcome = _cbc(ilp, gap, time_limit_s)
+    except Exception as error:
+        LOG.warning("HiGHS failed (%s): solving with CBC, which is slower and proves less", error)
+        try:
+            outcome = _cbc(ilp, gap, time_limit_s)
+        except SolverError as missing:
+            raise SolverError(
+                f"HiGHS failed on the model ({error}), and there is no other solver: {missing}. "
+                "Please report it with the model and mesh that were planned"
+            ) from error
     outcome = Outcome(**{**vars(outcome), "seconds": time.monotonic() - began})
     LOG.debug("%d variables, %d rows: %s in %.2f s", ilp.variables, ilp.rows, outcome.status, outcome.seconds)
     return outcome
@@ -82,7 +92,7 @@ def _highs(
 
         highs.setSolution(len(start), numpy.array(list(start), numpy.int32), numpy.array(list(start.values()), float))
     if highs.run() == highspy.HighsStatus.kError:
-        raise SolverError("HiGHS failed on the model; please report it with the model and mesh that were planned")
+        raise RuntimeError("it says: error")
     return _read_highs(highspy, highs, any(ilp.integer))
 
 
@@ -132,9 +142,11 @@ def _cbc_quietly(pulp: Any, ilp: Ilp, gap: float, time_limit_s: float) -> Outcom
     solver = next((s for s in solvers if s.available()), None)
     if solver is None:
         raise SolverError("no ILP solver found: pip install highspy (or a PuLP that ships CBC)")
-    LOG.warning("highspy is not installed: solving with CBC, which is slower and proves less")
     problem, variables = _pulp_problem(pulp, ilp)
-    problem.solve(solver)
+    try:
+        problem.solve(solver)
+    except pulp.PulpSolverError as error:
+        raise SolverError(f"CBC failed: {error}") from error
     if problem.sol_status == pulp.LpSolutionInfeasible:
         return Outcome(status="infeasible")
     if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):

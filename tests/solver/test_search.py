@@ -134,6 +134,38 @@ def test_cbc_stands_in_for_highs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert solve(tiny_problem(budget=126), gap=1e-6).cost_s == pytest.approx(want)
 
 
+class Broken:
+    """A highspy whose solver dies."""
+
+    @staticmethod
+    def Highs() -> None:  # noqa: N802
+        raise RuntimeError("factorization is singular")
+
+
+def test_cbc_stands_in_where_highs_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    want = solve(tiny_problem(budget=126), gap=1e-6).cost_s
+    monkeypatch.setitem(sys.modules, "highspy", Broken)
+    assert solve(tiny_problem(budget=126), gap=1e-6).cost_s == pytest.approx(want)
+    assert "HiGHS failed (factorization is singular): solving with CBC" in caplog.text
+
+
+def test_two_solvers_that_fail_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pulp
+
+    monkeypatch.setitem(sys.modules, "highspy", Broken)
+    for name in ("COIN_CMD", "PULP_CBC_CMD"):
+        monkeypatch.setattr(getattr(pulp, name), "actualSolve", died)
+        monkeypatch.setattr(getattr(pulp, name), "available", lambda self: True)
+    with pytest.raises(SolverError, match="HiGHS failed .* singular.* no other solver: CBC failed: killed"):
+        solve(tiny_problem())
+
+
+def died(*_: object, **__: object) -> None:
+    import pulp
+
+    raise pulp.PulpSolverError("killed")
+
+
 def test_no_solver_at_all_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import pulp
 
