@@ -45,7 +45,7 @@ def roles(program: Program, units: Mapping[str, tuple[Unit, ...]]) -> dict[str, 
 def spread_back(
     program: Program, units: Mapping[str, tuple[Unit, ...]], found: Mapping[str, Mapping[str, dict[Factor, str]]]
 ) -> None:
-    """Hidden factors whose dims a later unit runs over as batch or sequence get that role; from the last call to the first."""
+    """Factors whose dims a later unit runs over as batch or sequence get that role; from the last call to the first."""
     values: dict[str, Labels] = {}
     for call in reversed(program.calls):
         region = program.regions[call.region]
@@ -59,10 +59,10 @@ def spread_back(
 
 
 def rename_factors(unit: Unit, role: dict[Factor, str], labels: dict[torch.fx.Node, Labels]) -> None:
-    """Roles of a unit's hidden factors from the labels of its results' dims; adds the labels of its operands."""
+    """Roles of factors that had none of their own, from the labels of the results' dims; adds the labels of the operands."""
     for node in unit.results:
         for dim, label in zip(unit.dims[node], labels.get(node, ()), strict=False):
-            if label and dim and role[dim[0]] == HIDDEN and label not in role.values():
+            if label and dim and role[dim[0]] in (HIDDEN, TENSOR) and label not in role.values():
                 role[dim[0]] = label
     for node in unit.operands:
         known = tuple(role[d[0]] if d and role[d[0]] in (BATCH, SEQUENCE) else None for d in unit.dims[node])
