@@ -180,7 +180,8 @@ def _run(
         if not isinstance(env[node], int | torch.SymInt):
             made[node.name] = env[node]
     tape.current = None
-    return torch.fx.node.map_arg(graph.output_node().args[0], env.__getitem__), made
+    outputs: Any = graph.output_node().args[0]
+    return tuple(env[node] for node in outputs), made
 
 
 def _before_first_call(graph: torch.fx.Graph) -> AbstractContextManager[None]:
