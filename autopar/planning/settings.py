@@ -39,11 +39,15 @@ LEAST_S = 5.0
 
 @dataclass(kw_only=True)
 class Candidate:
-    """A setting with what is known of it; `outcome` is empty while it is open."""
+    """A setting with what is known of it; `outcome` is empty while it is open.
+
+    `bound_s`: no plan within the budget takes less; `free_s`: no plan does, whatever it needs.
+    """
 
     mesh: MeshSpec
     micro_batches: int
     bound_s: float = 0.0
+    free_s: float = 0.0
     step_time_s: float | None = None
     peak_bytes: float | None = None
     solution: Solution | None = None
@@ -114,7 +118,7 @@ class SettingSearch:
     def visit(self, group: Sequence[Candidate]) -> None:
         """Bounds of all that may matter, then plans in the order of the bounds."""
         for candidate in group:
-            candidate.bound_s = self.inherited_bound_s(candidate)
+            candidate.bound_s = candidate.free_s = self.inherited_s(candidate)
             if self.may_win(candidate):
                 self.bound(candidate)
         for candidate in sorted((c for c in group if not c.outcome), key=lambda c: c.bound_s):
@@ -134,11 +138,14 @@ class SettingSearch:
         """Of the best plan so far."""
         return min((c.step_time_s for c in self.candidates if c.solution and c.step_time_s is not None), default=math.inf)
 
-    def inherited_bound_s(self, candidate: Candidate) -> float:
-        """The best bound of the same mesh with fewer micro-batches, of which these are parts."""
+    def inherited_s(self, candidate: Candidate) -> float:
+        """The best bound of the same mesh with fewer micro-batches, of which these are parts.
+
+        Only bounds that hold for any memory: smaller micro-batches need less of it.
+        """
         return max(
             (
-                c.bound_s
+                c.free_s
                 for c in self.candidates
                 if c.mesh == candidate.mesh
                 and c.micro_batches < candidate.micro_batches
@@ -162,7 +169,7 @@ class SettingSearch:
             self.errors.append(error)
             candidate.close("not tried", str(error))
         else:
-            candidate.bound_s = max(candidate.bound_s, loose.bound_s)
+            candidate.bound_s = candidate.free_s = max(candidate.free_s, loose.bound_s)
 
     def solve(self, candidate: Candidate) -> None:
         """Roughly: whether the setting can be the best shows long before its own plan is proven."""
