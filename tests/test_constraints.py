@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 import autopar
 from autopar.api import plan_program
 from autopar.cli import app
-from autopar.errors import ConstraintError, MeshError
+from autopar.errors import BudgetError, ConstraintError, MeshError
 from autopar.ir.mesh import MeshSpec
+from autopar.tracer import trace
 from tests.hardware_toy import toy_hardware
-from tests.models import VOCAB
+from tests.models import VOCAB, mlp
 from tests.planned import GAP, TIME_LIMIT_S, traced
 
 LAYERS = {"llama": "model.layers.*", "gpt2": "transformer.h.*"}
@@ -28,9 +29,9 @@ def constrained(name: str, **fields: Any) -> autopar.Plan:
     return autopar.Plan.from_json(_constrained(name, autopar.Constraints(**fields)).to_json())
 
 
-def _constrained(name: str, constraints: autopar.Constraints, memory: int | None = None) -> autopar.Plan:
+def _constrained(name: str, constraints: autopar.Constraints) -> autopar.Plan:
     options: dict[str, Any] = {"hardware": toy_hardware(), "gap": GAP, "time_limit_s": TIME_LIMIT_S}
-    return plan_program(traced(name).program, MeshSpec.of("2x2"), memory=memory, constraints=constraints, **options)[0]
+    return plan_program(traced(name).program, MeshSpec.of("2x2"), constraints=constraints, **options)[0]
 
 
 @lru_cache(maxsize=2)
@@ -107,16 +108,22 @@ def test_rows_per_device() -> None:
     assert max(u.roles.count("batch") for r in plan.regions.values() for u in r.units.values()) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_redone() -> None:
-    """Under a budget that makes the free plan redo something."""
-    memory = int(0.97 * free("gpt2").peak_bytes)
-    loose = _constrained("gpt2", autopar.Constraints(), memory)
-    assert any(c.redone for r in loose.regions.values() for c in r.classes), (
-        "a budget that needs no recomputation shows nothing"
-    )
-    plan = _constrained("gpt2", autopar.Constraints(recompute="never"), memory)
-    assert not any(c.redone for r in plan.regions.values() for c in r.classes)
-    assert plan.peak_bytes <= memory
+    """Of an MLP with many rows the least memory takes recomputation; without, it takes more."""
+    model, kwargs = mlp(batch=4096, layers=4)
+    program = trace(model, (), kwargs)
+
+    def plan(memory: int, **fields: Any) -> autopar.Plan:
+        options: dict[str, Any] = {"hardware": toy_hardware(), "gap": GAP, "time_limit_s": TIME_LIMIT_S}
+        constraints = autopar.Constraints(**fields)
+        return plan_program(program, MeshSpec.of("2x2"), memory=memory, constraints=constraints, **options)[0]
+
+    with pytest.raises(BudgetError) as caught:
+        plan(1000, recompute="never")
+    least = caught.value.smallest_bytes
+    assert not any(c.redone for r in plan(least + 4096, recompute="never").regions.values() for c in r.classes)
+    assert any(c.redone for r in plan(int(0.9 * least)).regions.values() for c in r.classes)
 
 
 @pytest.mark.parametrize(
