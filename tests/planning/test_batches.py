@@ -95,8 +95,8 @@ def test_micro_batches_hold_gradients_all_the_time_and_repeat_all_but_the_optimi
 
 @pytest.mark.parametrize(("share", "best"), [(None, 1), (0.8, 2), (0.6, None)])
 def test_the_best_number_of_micro_batches_is_found(share: float | None, best: int | None) -> None:
-    """With all the memory one batch is best, here; with less two are faster than recomputing; with still less a whole one does not
-    fit, and there is not much between the others."""
+    """With all the memory one batch is best, here; with less two are faster than recomputing; with still less a whole one
+    does not fit, and there is not much between the others."""
     budget = share and share * planner(1).loosest(MESH).peak_bytes
     counts = (1, 2, 4)
     plan = SettingSearch(lambda n, s: planner(n), (MESH,), counts, budget, time_limit_s=60, gap=GAP, progress=silent).run().plan
