@@ -85,17 +85,4 @@ def name_factors(unit: Unit, labels: dict[torch.fx.Node, Labels]) -> dict[Factor
         role.setdefault(factor, TENSOR if unit.kind in TENSOR_KINDS else HIDDEN)
     for node in unit.results:
         labels[node] = tuple(role[d[0]] if d and role[d[0]] in (BATCH, SEQUENCE) else None for d in unit.dims[node])
-        if unit.kind == "whole":
-            labels[node] = labels_of_likes(node, unit, labels)
     return role
-
-
-def labels_of_likes(result: torch.fx.Node, unit: Unit, labels: Mapping[torch.fx.Node, Labels]) -> Labels:
-    """For an op that no rule says how to cut (a shift by slices): the labels of operands with as many dims, the first alike."""
-    found: Labels = ()
-    shape = result.meta["val"].shape
-    for node in unit.operands:
-        other = node.meta["val"].shape
-        if len(other) == len(shape) and other[:1] == shape[:1]:
-            found = merged(found, labels.get(node, ()))
-    return found

@@ -1,4 +1,4 @@
-"""Roles of factors: also of what is expanded along the batch, and behind ops that no rule says how to cut."""
+"""Roles of factors: also of what is expanded along the batch."""
 
 from __future__ import annotations
 
