@@ -138,7 +138,7 @@ class Broken:
     """A highspy whose solver dies."""
 
     @staticmethod
-    def Highs() -> None:  # noqa: N802
+    def Highs() -> None:
         raise RuntimeError("factorization is singular")
 
 
@@ -156,7 +156,7 @@ def test_two_solvers_that_fail_are_one_error(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("COIN_CMD", "PULP_CBC_CMD"):
         monkeypatch.setattr(getattr(pulp, name), "actualSolve", died)
         monkeypatch.setattr(getattr(pulp, name), "available", lambda self: True)
-    with pytest.raises(SolverError, match="HiGHS failed .* singular.* no other solver: CBC failed: killed"):
+    with pytest.raises(SolverError, match=r"HiGHS failed .* singular.* no other solver: CBC failed: killed"):
         solve(tiny_problem())
 
 
