@@ -62,7 +62,7 @@ class GroupedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, offsets: Tensor, share: float) -> Tensor:
         ctx.share = share
         ctx.save_for_backward(x, weight, offsets)
-        return grouped_mm(x, weight.transpose(1, 2), offsets, share)
+        return cast(Tensor, grouped_mm(x, weight.transpose(1, 2), offsets, share))
 
     @staticmethod
     @once_differentiable
@@ -138,7 +138,7 @@ def experts(
     wide = run(GroupedLinear, rows, up.reshape(count, -1, up.shape[-1]), offsets, share)
     act = ACTIVATIONS[activation]
     if up.dim() == 4:
-        gate, value = wide.split(hidden, 1)
+        gate, value = torch.split(wide, hidden, 1)
         inner = act(gate) * value
     else:
         inner = act(wide)
@@ -149,7 +149,7 @@ def experts(
     return total if dtype is None else total.to(dtype)
 
 
-LIBRARY = torch.library.Library("autopar", "FRAGMENT")
+LIBRARY: Any = torch.library.Library("autopar", "FRAGMENT")  # type: ignore[no-untyped-call]
 """Holds the op's registration for as long as the process lives."""
 LIBRARY.define(
     "experts(Tensor x, Tensor index, Tensor scale, Tensor up, Tensor down, str activation, float share=1., *, "

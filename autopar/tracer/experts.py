@@ -120,7 +120,8 @@ def only_user(node: Node) -> Node:
 def product(node: Node) -> tuple[Node, Node, Node]:
     """Rows, weight and ends of groups of a grouped product, without bias."""
     need(isinstance(node, Node) and str(node.target) in GROUPED)
-    given = dict(zip(("rows", "weight", "offs", "bias", "out_dtype"), node.args, strict=False)) | dict(node.kwargs)
+    given: dict[str, Any] = dict(zip(("rows", "weight", "offs", "bias", "out_dtype"), node.args, strict=False))
+    given |= node.kwargs
     need(given.get("bias") is None and given.get("out_dtype") is None)
     rows, other, offsets = given["rows"], given["weight"], given["offs"]
     need(len(shape_of(rows.meta["val"])) == 2 and len(shape_of(other.meta["val"])) == 3)
@@ -143,11 +144,12 @@ def activated(inner: Node) -> tuple[str, Node, bool]:
     left, right = call(inner, aten.mul.Tensor)
     act, value = (left, right) if left.target is not operator.getitem else (right, left)
     halves = one_of(value, 1, aten.split_with_sizes.default, aten.split.Tensor)
-    need(isinstance(act, Node) and act.args[0] is not None and one_of(act.args[0], 0, halves.target) is halves)
-    whole, sizes, *dim = halves.args
-    width = shape_of(whole.meta["val"])[1]  # type: ignore[union-attr]
+    need(isinstance(act, Node) and bool(act.args) and one_of(act.args[0], 0, halves.target) is halves)
+    given: list[Any] = list(halves.args)
+    whole, sizes, *dim = given
+    width = shape_of(whole.meta["val"])[1]
     need((*dim, 0)[0] in (-1, 1) and sizes in (width // 2, [width // 2] * 2))
-    return activation(act), whole, True  # type: ignore[return-value]
+    return activation(act), whole, True
 
 
 def activation(node: Node) -> str:
@@ -167,7 +169,7 @@ def indexed(node: Node) -> tuple[Node, list[Node]]:
     return source, list(positions)
 
 
-def one_of(node: Node, position: int, *targets: Any) -> Node:
+def one_of(node: Any, position: int, *targets: Any) -> Node:
     """The op with several results of which this is the one at `position`."""
     source, at = call(node, operator.getitem)
     need(at == position and source.target in targets)
@@ -274,7 +276,7 @@ class Unflattened:
         """The node on tokens that are not flattened; raises Unlike if it mixes tokens."""
         if node not in self.again:
             need(bool(self.again) and node.op == "call_function" and self.is_row_by_row(node))
-            args = torch.fx.node.map_arg(node.args, lambda n: self.of(n) if self.is_flat(n) else n)
+            args: Any = torch.fx.node.map_arg(node.args, lambda n: self.of(n) if self.is_flat(n) else n)
             args = self.last_dim(node, list(args)) if node.target in LAST_DIM else args
             with self.graph.inserting_before(node):
                 copy = self.graph.call_function(node.target, tuple(args), dict(node.kwargs))  # type: ignore[arg-type]

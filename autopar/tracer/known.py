@@ -236,7 +236,8 @@ def expand(known: Knowledge, node: Node) -> Known:
 
 def slice_(known: Knowledge, node: Node) -> Known:
     source = shape_of(node.args[0].meta["val"])  # type: ignore[union-attr]
-    dim, start, _, step = (*node.args[1:], *(0, 0, None, 1)[len(node.args) - 1 :])
+    given: list[Any] = [*node.args[1:], *(0, 0, None, 1)[len(node.args) - 1 :]]
+    dim, start, _, step = given
     dim, start, step = (number(0 if value is None else value).constant for value in (dim, start, step))
     dim %= len(source)
     if start < 0:
@@ -258,8 +259,8 @@ def select(known: Knowledge, node: Node) -> Known:
 
 def joined(known: Knowledge, node: Node) -> Known:
     """`cat` of pieces of one affine tensor."""
-    pieces, dim = node.args[0], number((*node.args[1:], 0)[0]).constant
-    assert isinstance(pieces, list | tuple)
+    pieces: Any = node.args[0]
+    dim = number((*node.args[1:], 0)[0]).constant
     shapes = [shape_of(p.meta["val"]) for p in pieces]
     if len({len(shape) for shape in shapes}) > 1:
         raise Unknown
