@@ -185,7 +185,10 @@ def ratio(a: float | None, b: float | None) -> float | None:
 
 
 def probe(problem: Problem, search: Search) -> dict[str, Any]:
-    """Which ways fit the problem's budget at all, at this batch size: `ours`, `two_stage`, and the name of a baseline."""
+    """Which ways fit the problem's budget at all, at this batch size: `ours`, `two_stage`, and the name of a baseline.
+
+    `ours_proven`: false where no plan was found in time, but one may exist.
+    """
     from autopar.solver.baselines import best_of, try_baselines
     from autopar.solver.smallest import smallest
     from autopar.solver.two_stage import best_share, two_stage
@@ -195,10 +198,14 @@ def probe(problem: Problem, search: Search) -> dict[str, Any]:
     baseline = best_of(t for t in try_baselines(problem, gap=search.gap) if t.fits)
     staged = two_stage(problem, gap=search.gap, time_limit_s=search.time_limit_s)
     shared = staged or best_share(problem, gap=search.gap, time_limit_s=search.time_limit_s)
-    limit_s, enough = search.time_limit_s, problem.budget_bytes
-    ours = baseline or shared or smallest(problem, time_limit_s=limit_s, enough_bytes=enough).bytes <= enough
+    ours, proven = bool(baseline or shared), True
+    if not ours:
+        least = smallest(problem, time_limit_s=search.time_limit_s, enough_bytes=problem.budget_bytes)
+        ours = least.bytes <= problem.budget_bytes
+        proven = ours or least.bound_bytes > problem.budget_bytes
     return {
-        "ours": bool(ours),
+        "ours": ours,
+        "ours_proven": proven,
         "two_stage": staged is not None,
         "two_stage_best_share": shared is not None,
         "baseline": baseline and f"{baseline.name} {baseline.checkpoint}",
