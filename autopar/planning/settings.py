@@ -94,6 +94,7 @@ class SettingSearch:
         self.planner_of, self.budget_bytes, self.gap, self.said = planner_of, budget_bytes, gap, progress
         self.candidates = [Candidate(mesh=mesh, micro_batches=n) for n in counts for mesh in meshes]
         self.planners: dict[int, Planner] = {}
+        self.growth: dict[int, bool] = {}
         self.errors: list[AutoparError] = []
         self.best: Found | None = None
         self.chosen: Candidate | None = None
@@ -151,10 +152,16 @@ class SettingSearch:
                 and c.micro_batches < candidate.micro_batches
                 and candidate.micro_batches % c.micro_batches == 0
                 and c.micro_batches in self.planners
-                and not grows_faster_than_batch(self.planners[c.micro_batches].cost)
+                and not self.grows_fast(c.micro_batches)
             ),
             default=0.0,
         )
+
+    def grows_fast(self, count: int) -> bool:
+        """`grows_faster_than_batch` of the program of so many micro-batches, looked up once."""
+        if count not in self.growth:
+            self.growth[count] = grows_faster_than_batch(self.planners[count].cost)
+        return self.growth[count]
 
     def bound(self, candidate: Candidate) -> None:
         """From the plan that needs not care about memory; a setting without any is closed."""
