@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 from autopar.ir.placement import Placement
 from autopar.solver.forward import into
-from autopar.solver.problem import Region, Unit
+from autopar.solver.ilp import Term
+from autopar.solver.problem import Region, Strategy, Unit
 from autopar.solver.space import Space
 from autopar.solver.variables import At, Class, Model
 
@@ -33,6 +35,8 @@ def backward(model: Model, region: Region) -> None:
             back = own.again.get((tensor, (after, before)))
             supply = [term for term in own.available[tensor].get(before, []) if term[0] != back]
             model.ilp.row([(r, -1.0), *supply], at_least=0)
+        if model.space.allow.keep is not None:
+            remake(model, region, own)
 
 
 def useful(space: Space, region: Region) -> tuple[list[str], set[str]]:
@@ -56,17 +60,18 @@ def keep_or_convert(model: Model, region: Region, tensor: str, own: Class) -> No
     boundary = space.problem.boundaries.get(region.inputs.get(tensor, ""))
     free = tensor in region.state or (boundary is not None and boundary.resident)
     once = boundary is not None and not boundary.carried and not free
+    allowed = space.allow.may_keep(region.name, tensor)
     available: At = defaultdict(list)
     for placement, terms in into(y, produced).items():
         made = produced.get(placement, [])
         if free:
             available[placement] += made
-        if once and made:
+        if once and made and allowed:
             v = own.kept_once[tensor, placement] = ilp.variable(integer=True)
             ilp.row([(v, 1.0), *((m, -c) for m, c in made)], at_most=0)
             available[placement].append((v, 1.0))
         came = [term for term in terms if term not in made] if free or once else terms
-        if came:
+        if came and allowed:
             v = own.kept[tensor, placement] = ilp.variable(integer=True)
             ilp.row([(v, 1.0), *((m, -c) for m, c in came)], at_most=0)
             available[placement].append((v, 1.0))
@@ -82,8 +87,11 @@ def keep_or_convert(model: Model, region: Region, tensor: str, own: Class) -> No
 
 
 def redo(model: Model, region: Region, unit: Unit, own: Class, worth: bool) -> None:
-    """z[v,s] ≤ x[v,s], with every operand available where s wants it; what the unit saved is kept unless it is redone."""
-    ilp = model.ilp
+    """z[v,s] ≤ x[v,s], with every operand available where s wants it; what the unit saved is kept unless it is redone.
+
+    z = x where what the unit saved must not be kept.
+    """
+    ilp, forced = model.ilp, not model.space.allow.may_keep_inside(region.name, unit.name)
     for s, x in model.x[region.name, unit.name].items():
         saved = unit.strategies[s].saved_bytes * model.byte
         if saved:
@@ -94,7 +102,7 @@ def redo(model: Model, region: Region, unit: Unit, own: Class, worth: bool) -> N
     for s, x in model.x[region.name, unit.name].items():
         strategy = unit.strategies[s]
         z = own.redone[unit.name, s] = ilp.variable(integer=strategy.saved_bytes > 0)
-        ilp.row([(z, 1.0), (x, -1.0)], at_most=0)
+        ilp.row([(z, 1.0), (x, -1.0)], at_least=0 if forced and strategy.saved_bytes else -math.inf, at_most=0)
         own.extra.runs(z, strategy.forward_s, strategy.forward_links_s)
         own.kept_bytes.append((z, -strategy.saved_bytes * model.byte))
         made = sum(region.tensors[t].bytes_at[p] for t, p in zip(unit.results, strategy.results, strict=True))
@@ -110,6 +118,30 @@ def redo(model: Model, region: Region, unit: Unit, own: Class, worth: bool) -> N
         for placement, zs in wants:
             supply = own.available[tensor].get(placement, [])
             ilp.row([*supply, *((z, -1.0) for z in zs)], at_least=0)
+
+
+def remake(model: Model, region: Region, own: Class) -> None:
+    """Σ z of the maker of a tensor that must not be kept ≥ Σ x of whatever reads it in backward, and ≥ Σ z of its readers.
+
+    Implied for whole numbers; relaxed, conversions in a circle would make it out of nothing.
+    """
+    redone: dict[str, list[Term]] = defaultdict(list)
+    for (name, _), z in own.redone.items():
+        redone[name].append((z, 1.0))
+    for maker in region.units:
+        for tensor in maker.results:
+            if model.space.allow.may_keep(region.name, tensor):
+                continue
+            for unit in (u for u in region.units if tensor in (*u.operands, *u.results)):
+                xs = [(x, -1.0) for s, x in model.x[region.name, unit.name].items() if reads(unit, unit.strategies[s], tensor)]
+                zs = [(z, -1.0) for z, _ in redone[unit.name]] if tensor in unit.operands else []
+                for needs in filter(None, (xs, zs)):
+                    model.ilp.row([*redone[maker.name], *needs], at_least=0)
+
+
+def reads(unit: Unit, strategy: Strategy, tensor: str) -> bool:
+    """Whether the unit's backward reads the tensor."""
+    return any((unit.operands if kind == "operand" else unit.results)[i] == tensor for kind, i in unit.reads_of(strategy))
 
 
 def read(model: Model, region: Region, unit: Unit, own: Class) -> None:

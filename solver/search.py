@@ -98,19 +98,33 @@ def solve(
     Its status is "optimal" if the gap is proven, else "feasible" (time limit). Raises BudgetError if nothing fits the
     budget, SolverError if the restriction leaves nothing or the time limit passes before anything is found.
     """
+    allow = allow or FREE
+    if allow.forbids_keeping and problem.budget_bytes is None:
+        problem = replace(problem, budget_bytes=ample_bytes(problem))
     hunt = Hunt(problem, gap, Clock(time_limit_s))
-    for incumbent in admissible(problem, incumbents, allow or FREE):
+    for incumbent in admissible(problem, incumbents, allow):
         hunt.offer(incumbent)
-    space = narrow(problem, allow or FREE)
+    space = narrow(problem, allow)
     floor = relax(build(space, memory=False, second=SCALE / _typical_s(problem)), hunt.clock.left_s)
     loose = without_memory(floor, gap / 2, hunt.clock)
     if loose is None:
         return _out_of_time(hunt, space)
     hunt.bound_s = loose.bound_s
-    hunt.offer(loose)
+    if allow.admits(problem, loose):
+        hunt.offer(loose)
     if not hunt.closed and problem.budget_bytes is not None:
         _fit(hunt, space, floor, loose)
     return hunt.finish() if hunt.best else _out_of_time(hunt, space)
+
+
+def ample_bytes(problem: Problem) -> float:
+    """More than any plan needs: as good as no budget, for the model that says what is kept has rows of memory."""
+    found = sum(max(at.values(), default=0.0) for g in problem.state.values() for at in (g.bytes_at, g.step_bytes_at))
+    for region in problem.regions:
+        calls = sum(region.classes)
+        found += 4 * calls * sum(max(t.bytes_at.values(), default=0.0) for t in region.tensors.values())
+        found += sum(max(calls * s.saved_bytes + s.backward_temp_bytes for s in u.strategies) for u in region.units)
+    return 2 * found
 
 
 def admissible(problem: Problem, incumbents: Iterable[Solution], allow: Restriction) -> list[Solution]:

@@ -73,7 +73,10 @@ def smallest(
     bound, best = 0.0, start or _cheapest(space, scales, clock)
     if best is not None:
         best = _polish(space, best, scales, gap, clock)
+    if best is not None and space.allow.admits(problem, best):
         best, bound = _descend(space, best, scales, gap, enough_bytes, clock)
+    else:
+        best = None
     if best is None or not (_closed(best, bound, gap) or best.peak_bytes <= enough_bytes):
         found, proven = _lowest(space, scales, gap, max(clock.left_s, 1.0), best)
         bound = max(bound, proven / scales["byte"])
@@ -94,7 +97,8 @@ def _polish(space: Space, plan: Solution, scales: dict[str, float], gap: float, 
     """The lowest plan with this one's strategies and conversions."""
     tight = narrow(space.problem, fix(plan, space.allow), arcs_of(space, plan))
     lower = _lowest(tight, scales, gap / 4, 0.1 * clock.left_s, None)[0]
-    return lower if lower is not None and lower.peak_bytes < plan.peak_bytes else plan
+    better = lower is not None and (lower.peak_bytes < plan.peak_bytes or not space.allow.admits(space.problem, plan))
+    return lower if lower is not None and better else plan
 
 
 def _closed(best: Solution, bound_bytes: float, gap: float) -> bool:

@@ -7,7 +7,9 @@ import torch
 
 import autopar
 from autopar.ops import collectives
-from tests.planned import planned, tightest, traced
+from tests.hardware_toy import toy_hardware
+from tests.models import MODELS as BUILD
+from tests.planned import GAP, TIME_LIMIT_S, planned, tightest, traced
 
 MODELS = ("gpt2", "llama", "bert", "vit")
 MESHES = ("2", "4", "2x2", "2x4", "4x2")
@@ -26,6 +28,17 @@ def test_all_ranks_equal_the_serial_run(name: str, mesh: str, budget: str) -> No
     report = autopar.verify(case.model, mesh, kwargs=case.kwargs, plan=plan)
     assert report.ok, report.tensors[:3]
     assert {t.kind for t in report.tensors} == {"loss", "output", "gradient", "weight", "replicas"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize(("mesh", "sizes"), [("2x2x2", {}), ("3", {"batch": 6, "seq": 12}), ("3x2", {"batch": 6, "seq": 12})])
+def test_three_axes_and_any_sizes(name: str, mesh: str, sizes: dict[str, int]) -> None:
+    model, kwargs = BUILD[name](**sizes)
+    loose = autopar.plan(model, mesh, kwargs=kwargs, hardware=toy_hardware(), gap=GAP, time_limit_s=TIME_LIMIT_S)
+    assert {c.axis for c in loose.figures.collectives if c.count} == set(loose.mesh.names)
+    report = autopar.verify(model, mesh, kwargs=kwargs, plan=loose)
+    assert report.ok, report.tensors[:3]
 
 
 def test_verify_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
