@@ -235,8 +235,7 @@ class Held:
                 self.gradients[value] = bytes_of(gradient)
                 self.owners["gradient", value] = bytes_of(gradient)
                 self.reference["gradient", value] = 1
-        if self.emitted.plan.micro_batches == 1:
-            for name in call.state:
-                if is_trained(self.emitted, name):
-                    self.owners["gradient of", name] = state_part_bytes(self.emitted, name)
-                    self.reference["gradient of", name] = 1
+        for name in call.state:
+            if is_trained(self.emitted, name):
+                self.owners["gradient of", name] = state_part_bytes(self.emitted, name)
+                self.reference["gradient of", name] = 1

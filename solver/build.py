@@ -242,7 +242,7 @@ class Builder:
         return p.StateGroup(
             name=group,
             bytes_at={pl: n * (1 + (moments + accumulated if trained else 0)) for pl, n in local.items()},
-            grad_bytes_at={pl: n if trained and not accumulated else 0.0 for pl, n in local.items()},
+            grad_bytes_at={pl: n if trained else 0.0 for pl, n in local.items()},
             step_bytes_at={pl: n if trained else 0.0 for pl, n in local.items()},
             step_s_at={pl: self.hardware.time_s(0, moved * n, "float32") if trained else 0.0 for pl, n in local.items()},
             shared=len(names) < len(readers),

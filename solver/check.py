@@ -8,7 +8,7 @@ forward of a class    state + kept by the classes up to this one + passing bound
 backward of a class   at its first call: the same with backward temporaries, gradients of passing boundaries, + what one call
                       makes again + gradients of state of this call and of all whose backward came before;
                       and at its last call, when only one call's values are kept, and all its calls' gradients are there
-optimizer             state + all gradients + scratch of the step
+optimizer             state + all gradients (over micro-batches, their sums are state) + scratch of the step
 
 and program inputs everywhere. Temporaries of a region: at its worst unit, that unit's own figure plus what spans it; with
 overlap also the largest parameter gathered ahead, and in backward the largest gradient on its way.
@@ -331,7 +331,8 @@ def memory_rows(problem: Problem, solution: Solution) -> tuple[Row, ...]:
                 done = _gradients(problem, region, solution, behind + calls)
                 rows.append(_row(f"{where} backward, last call", common | one | done))
     step = {f"optimizer step of {name}": problem.state[name].step_bytes_at[p] for name, p in solution.rest.items()}
-    done = {f"gradient of {name} [{p}]": problem.state[name].grad_bytes(p) for name, p in solution.rest.items()}
+    summed = problem.micro_batches > 1
+    done = {f"gradient of {n} [{p}]": 0.0 if summed else problem.state[n].grad_bytes(p) for n, p in solution.rest.items()}
     rows.append(_row("optimizer step", always | done | step))
     return tuple(rows)
 

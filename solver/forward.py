@@ -83,12 +83,12 @@ def convert(model: Model, region: Region) -> None:
                 assert wish.unit is not None
                 want = wanted(model, region, region.unit[wish.unit], wish.position)
             targets = ways.reachable(want, backward=True)
-            useful = [arc for arc in y if arc[1] in targets]
-            flow = {arc: ilp.variable() for arc in useful} if shared else y
+            useful = [step for step in y if step[1] in targets]
+            flow = {step: ilp.variable() for step in useful} if shared else y
             _conserve(ilp, flow, produced, want)
             if shared:
-                for arc, f in flow.items():
-                    ilp.row([(f, 1.0), (y[arc], -1.0)], at_most=0)
+                for step, f in flow.items():
+                    ilp.row([(f, 1.0), (y[step], -1.0)], at_most=0)
         if model.memory or shared:
             for terms in into(y, produced).values():
                 if len(terms) > 1:

@@ -67,7 +67,8 @@ def fit_memory(model: Model) -> None:
                 done = _share(made[here][0], (behind + own.calls) / calls)
                 ilp.row([*common, *before, *one, *again, *done], at_most=at_most)
     step = [t for name in problem.state for t in _bytes(model, model.rest[name], problem.state[name].step_bytes_at)]
-    ilp.row([*base, *step, *(term for each, at_once in made for term in (*each, *at_once))], at_most=at_most)
+    new = [] if problem.micro_batches > 1 else [term for each, at_once in made for term in (*each, *at_once)]
+    ilp.row([*base, *step, *new], at_most=at_most)
 
 
 def _gradients(model: Model) -> list[tuple[list[Term], list[Term]]]:

@@ -136,9 +136,10 @@ class Boundary:
 class StateGroup:
     """Equal parameters (or buffers) of all calls of a region; all figures are for all of them together.
 
-    `bytes_at`: what is in memory all the time, with optimizer state (and with gradients, where they are accumulated over
-    micro-batches). `grad_bytes_at`: gradients that appear as backward passes, those of each call with it, or all of them with
-    the first call if they are `shared` by the calls. `step_bytes_at` and `step_s_at`: scratch and time of an optimizer step.
+    `bytes_at`: what is in memory all the time, with optimizer state (and with the sums of gradients over micro-batches, which
+    the new ones are added to when backward is through). `grad_bytes_at`: gradients that appear as backward passes, those of
+    each call with it, or all of them with the first call if they are `shared` by the calls. `step_bytes_at` and `step_s_at`:
+    scratch and time of an optimizer step.
     """
 
     name: str

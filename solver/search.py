@@ -62,6 +62,10 @@ class Hunt:
         self.bound_s = max(self.bound_s, bound_s)
         LOG.debug("no plan takes less than %g s", self.bound_s)
 
+    def reached(self, limit_s: float) -> bool:
+        """Whether a plan is known that costs no more."""
+        return self.best is not None and self.best.cost_s <= limit_s * (1 + TOLERANCE)
+
     @property
     def apart_s(self) -> float:
         """How much better than the best plan another could be."""
@@ -209,16 +213,15 @@ def _fit(hunt: Hunt, space: Space, floor: Root, loose: Solution) -> None:
         if hunt.closed or not hunt.clock.left_s:
             return
         limit_s = _limit_s(hunt, floor, beyond)
-        choices = within(floor, limit_s - floor.bound_s)
-        rough = choices and relax(build(choices, memory=True, coarse=True, **scales), hunt.clock.left_s)
-        if rough is None or rough.infeasible:
+        rough = _relaxed(hunt, floor, limit_s, scales, coarse=True)
+        if rough is None:
             if hunt.best is None and math.isinf(limit_s):
                 return _raise_budget(hunt, space)
             hunt.raise_bound(limit_s)
         else:
             hunt.raise_bound(min(rough.bound_s, limit_s))
             _descend(hunt, rough, limit_s, scales)
-        if hunt.best and hunt.best.cost_s <= limit_s * (1 + TOLERANCE):
+        if hunt.reached(limit_s):
             return
 
 
@@ -229,6 +232,16 @@ def _limit_s(hunt: Hunt, root: Root, beyond: float) -> float:
     return math.inf if math.isinf(beyond) else (1 + beyond) * root.bound_s
 
 
+def _relaxed(hunt: Hunt, bound: Root, limit_s: float, scales: dict[str, float], *, coarse: bool = False) -> Root | None:
+    """The relaxation over the plans that may cost at most `limit_s`; None if there is no such plan."""
+    choices = within(bound, limit_s - bound.bound_s)
+    if choices is None:
+        return None
+    model = build(choices, memory=True, coarse=coarse, byte=scales["byte"], second=scales["second"])
+    root = relax(model, hunt.clock.left_s)
+    return None if root.infeasible else root
+
+
 def _descend(hunt: Hunt, rough: Root, beyond_s: float, scales: dict[str, float]) -> None:
     """The best plan, with its bound, of those that cost at most `beyond_s`: among more and more choices, until none that is
     left out can be better than the best plan."""
@@ -236,27 +249,25 @@ def _descend(hunt: Hunt, rough: Root, beyond_s: float, scales: dict[str, float])
         if hunt.closed or not hunt.clock.left_s:
             return
         limit_s = min(_limit_s(hunt, rough, slack), beyond_s, rough.bound_s * (1 + slack) if rough.bound_s else math.inf)
-        choices = within(rough, limit_s - rough.bound_s)
-        root = choices and relax(build(choices, memory=True, **scales), hunt.clock.left_s)
-        if root is None or root.infeasible:
+        root = _relaxed(hunt, rough, limit_s, scales)
+        if root is None:
             if hunt.best is None and math.isinf(limit_s):
                 return _raise_budget(hunt, rough.model.space)
             hunt.raise_bound(limit_s)
             continue
-        _explore(hunt, root, limit_s)
-        if math.isinf(limit_s) or (hunt.best and hunt.best.cost_s <= limit_s * (1 + TOLERANCE)):
+        if not hunt.reached(limit_s):
+            _explore(hunt, root, limit_s)
+        if math.isinf(limit_s) or hunt.reached(limit_s):
             return _exhaust(hunt, rough.model.space, root, limit_s)
         if limit_s == beyond_s:
             return
 
 
 def _explore(hunt: Hunt, root: Root, beyond_s: float) -> None:
-    """Look near the relaxation, in growing distance; plans that the model leaves out cost at least `beyond_s`."""
+    """Look near the relaxation; plans that the model leaves out cost at least `beyond_s`."""
     hunt.raise_bound(min(root.bound_s, beyond_s))
-    for multiple in NEAR if beyond_s >= (hunt.best.cost_s if hunt.best else 0.0) else NEAR[:1]:
-        distance_s = multiple * hunt.gap * root.bound_s
-        if root.solved and not hunt.closed and distance_s < hunt.apart_s and hunt.clock.left_s:
-            _near(hunt, root, distance_s, beyond_s, nodes=NEAR_NODES)
+    if root.solved and not hunt.closed and hunt.clock.left_s:
+        _near(hunt, root, 0.0, beyond_s, gap=hunt.gap / 8, nodes=NEAR_NODES)
 
 
 def _exhaust(hunt: Hunt, space: Space, root: Root, beyond_s: float) -> None:
@@ -279,9 +290,8 @@ def repair(hunt: Hunt, space: Space, draft: Solution, scales: dict[str, float], 
         hunt.offer(to_solution(model, outcome.values))
 
 
-def _near(hunt: Hunt, root: Root, distance_s: float, beyond_s: float, nodes: int | None = None) -> None:
-    limits = {"time_limit_s": hunt.clock.left_s, "nodes": nodes}
-    outcome = search_near(root, distance_s, gap=hunt.gap / 8, start=hunt.best, **limits)
+def _near(hunt: Hunt, root: Root, distance_s: float, beyond_s: float, *, gap: float, nodes: int | None = None) -> None:
+    outcome = search_near(root, distance_s, gap=gap, time_limit_s=hunt.clock.left_s, nodes=nodes, start=hunt.best)
     hunt.raise_bound(min(outcome.bound / root.model.second, beyond_s))
     if outcome.values is not None:
         hunt.offer(to_solution(root.model, outcome.values))
@@ -290,7 +300,7 @@ def _near(hunt: Hunt, root: Root, distance_s: float, beyond_s: float, nodes: int
 def _exact(hunt: Hunt, space: Space, root: Root, beyond_s: float) -> None:
     """All that could still be better than the best plan."""
     if root.solved and hunt.best:
-        return _near(hunt, root, hunt.best.cost_s - root.bound_s, beyond_s)
+        return _near(hunt, root, hunt.best.cost_s - root.bound_s, beyond_s, gap=0.9 * hunt.gap)
     start = to_start(root.model, hunt.best) if hunt.best else None
     outcome = adapter.run(root.model.ilp, gap=hunt.gap, time_limit_s=hunt.clock.left_s, start=start)
     if outcome.status == "infeasible" and hunt.best is None:

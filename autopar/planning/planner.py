@@ -27,7 +27,7 @@ from autopar.ir.program import Program
 from autopar.ops.strategies import PASS_PARTIAL
 from autopar.ops.units import random_places
 from autopar.profiler.model_cost import ModelCost, measure
-from autopar.solver.baselines import solve_baselines
+from autopar.solver.baselines import incumbents as known_plans
 from autopar.solver.build import Builder, Setting
 from autopar.solver.constraints import Wanted, blame, wanted
 from autopar.solver.model import build
@@ -204,7 +204,7 @@ class Planner:
                 return loose
         if incumbents is None:
             self.progress("solving for the known ways to parallelize")
-            incumbents = [s for s in solve_baselines(problem).values() if s is not None]
+            incumbents = known_plans(problem)
         self.progress("solving")
         return self.solve(self.priced(mesh), problem, time_limit_s, incumbents, gap)
 

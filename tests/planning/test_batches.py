@@ -22,7 +22,7 @@ from tests.hardware_toy import toy_hardware
 from tests.models import mlp
 from tests.planned import traced
 
-GLOBAL, GAP = 64, 1e-3
+GLOBAL, GAP = 512, 1e-3
 MESH = autopar.MeshSpec((2,))
 
 

@@ -247,7 +247,8 @@ def _peak(problem: Problem, at: dict, rest: dict, chosen: Sequence[Option]) -> f
     always = sum(g.bytes_at[rest[name]] for name, g in problem.state.items())
     always += sum(b.bytes_at[at[name]] for name, b in problem.boundaries.items() if b.resident)
     grads = {name: g.grad_bytes_at.get(rest[name], 0.0) for name, g in problem.state.items()}
-    peak = always + sum(grads.values()) + sum(g.step_bytes_at[rest[name]] for name, g in problem.state.items())
+    new = sum(grads.values()) if problem.micro_batches == 1 else 0.0
+    peak = always + new + sum(g.step_bytes_at[rest[name]] for name, g in problem.state.items())
     last = {g: i for i, region in enumerate(problem.regions) for g in region.state.values()}
     kept = 0.0
     once: dict[tuple[str, Place], tuple[str, float]] = {}

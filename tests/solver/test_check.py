@@ -96,8 +96,10 @@ def test_gradients_appear_call_by_call() -> None:
         10 + 40 + again + 24,
         30 + 20,
         30 + 40 + again + 1 / 3 * 24,
-        24 + 7,
+        7,
     ]
+    alone = check(replace(problem, micro_batches=1), plan(REDO, REDO), claims=False)
+    assert alone.rows[-1].bytes - 32 == 24 + 7
     shared = replace(problem, state={"layer.w": replace(graded, shared=True)})
     assert check(shared, plan(REDO, REDO), claims=False).rows[4].bytes - 32 == 30 + 40 + again + 24
 
