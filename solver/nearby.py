@@ -18,7 +18,7 @@ from autopar.solver import adapter
 from autopar.solver.problem import Solution
 from autopar.solver.rounding import to_start
 from autopar.solver.space import Space, tighten
-from autopar.solver.variables import Model
+from autopar.solver.variables import TIE, Model
 
 Option = TypeVar("Option")
 
@@ -40,7 +40,7 @@ class Root:
 
     @property
     def bound_s(self) -> float:
-        return max(self.relaxation.objective / self.model.second, 0.0) if self.solved else 0.0
+        return max(self.model.seconds(self.relaxation.objective), 0.0) if self.solved else 0.0
 
 
 def relax(model: Model, time_limit_s: float) -> Root:
@@ -78,7 +78,7 @@ def within(floor: Root, slack_s: float) -> Space | None:
     space = floor.model.space
     if not floor.solved or math.isinf(slack_s):
         return space
-    model, limit = floor.model, slack_s * floor.model.second * (1 + 1e-9) + 1e-9
+    model, limit = floor.model, slack_s * floor.model.second * (1 + 1e-9) + 1e-9 + TIE * abs(floor.relaxation.objective)
     reduced = floor.relaxation.reduced
 
     def left(options: Mapping[Option, int]) -> tuple[Option, ...]:

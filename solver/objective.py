@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from autopar.solver.ilp import Term
 from autopar.solver.problem import Region
-from autopar.solver.variables import Load, Model
+from autopar.solver.variables import TIE, Load, Model
 
 PEAK_TIE = 1e-7
 """Weight of the cost when the peak is minimised: among equal peaks, prefer the faster plan."""
@@ -16,7 +16,7 @@ def finish_objective(model: Model) -> None:
     problem = model.space.problem
     for region in problem.regions:
         forward, backward = model.forward[region.name], model.backward[region.name]
-        charge(model, [forward], sum(region.classes) * problem.micro_batches)
+        charge(model, [forward], sum(region.classes) * problem.micro_batches, forward.hidden)
         _backward(model, region, backward)
     for name, options in model.rest.items():
         add(model, [(v, problem.state[name].step_s(p)) for p, v in options.items()], 1)
@@ -31,19 +31,20 @@ def _backward(model: Model, region: Region, load: Load) -> None:
         for own in classes:
             add(model, own.extra.busy, own.calls * times)
     elif not classes:
-        charge(model, [load], sum(region.classes) * times)
+        charge(model, [load], sum(region.classes) * times, load.hidden)
     else:
-        common = Load(
-            busy=_total(model, load.busy), links={link: _total(model, terms) for link, terms in load.links.items()}, hidden=True
-        )
+        common = Load(busy=_total(model, load.busy), links={link: _total(model, terms) for link, terms in load.links.items()})
+        add(model, load.beside, sum(region.classes) * times * TIE)
         for own in classes:
-            charge(model, [common, own.extra], own.calls * times)
+            charge(model, [common, own.extra], own.calls * times, hidden=True)
 
 
-def charge(model: Model, loads: list[Load], times: int) -> None:
+def charge(model: Model, loads: list[Load], times: int, hidden: bool) -> None:
     """T at least as long as all that is waited for, and as each link is busy; `times` T is added to the objective."""
     busy = [term for load in loads for term in load.busy]
-    if not any(load.hidden for load in loads):
+    for load in loads:
+        add(model, load.beside, times * TIE)
+    if not hidden:
         return add(model, busy, times)
     ilp = model.ilp
     longest = ilp.variable(upper=float("inf"), cost=times * weight(model) / model.second)
@@ -60,7 +61,7 @@ def _total(model: Model, terms: list[Term]) -> list[Term]:
     return [(total, 1.0 / model.second)]
 
 
-def add(model: Model, terms: list[Term], times: int) -> None:
+def add(model: Model, terms: list[Term], times: float) -> None:
     for v, seconds in terms:
         model.ilp.cost[v] += seconds * times * weight(model)
 

@@ -154,14 +154,14 @@ def without_memory(root: Root, gap: float, clock: Clock) -> Solution | None:
         return replace(best, bound_s=bound_s)
     for multiple in NEAR if root.solved else ():
         outcome = search_near(root, multiple * gap * root.bound_s, gap=gap / 2, time_limit_s=clock.left_s, start=best)
-        bound_s = max(bound_s, outcome.bound / root.model.second)
+        bound_s = max(bound_s, root.model.seconds(outcome.bound))
         if outcome.values is not None:
             found = to_solution(root.model, outcome.values)
             best = found if best is None or found.cost_s < best.cost_s else best
         if best is not None and best.cost_s - bound_s <= gap * best.cost_s:
             return replace(best, bound_s=bound_s)
     outcome = adapter.run(root.model.ilp, gap=gap, time_limit_s=clock.left_s)
-    bound_s = max(bound_s, outcome.bound / root.model.second)
+    bound_s = max(bound_s, root.model.seconds(outcome.bound))
     if outcome.values is not None:
         found = to_solution(root.model, outcome.values)
         best = found if best is None or found.cost_s < best.cost_s else best
@@ -292,7 +292,7 @@ def repair(hunt: Hunt, space: Space, draft: Solution, scales: dict[str, float], 
 
 def _near(hunt: Hunt, root: Root, distance_s: float, beyond_s: float, *, gap: float, nodes: int | None = None) -> None:
     outcome = search_near(root, distance_s, gap=gap, time_limit_s=hunt.clock.left_s, nodes=nodes, start=hunt.best)
-    hunt.raise_bound(min(outcome.bound / root.model.second, beyond_s))
+    hunt.raise_bound(min(root.model.seconds(outcome.bound), beyond_s))
     if outcome.values is not None:
         hunt.offer(to_solution(root.model, outcome.values))
 
@@ -305,7 +305,7 @@ def _exact(hunt: Hunt, space: Space, root: Root, beyond_s: float) -> None:
     outcome = adapter.run(root.model.ilp, gap=hunt.gap, time_limit_s=hunt.clock.left_s, start=start)
     if outcome.status == "infeasible" and hunt.best is None:
         return _raise_budget(hunt, space)
-    hunt.raise_bound(min(outcome.bound / root.model.second, beyond_s))
+    hunt.raise_bound(min(root.model.seconds(outcome.bound), beyond_s))
     if outcome.values is not None:
         hunt.offer(to_solution(root.model, outcome.values))
 

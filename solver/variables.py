@@ -12,6 +12,8 @@ from autopar.solver.space import Key, Space
 At = dict[Placement, list[Term]]
 """An expression per placement."""
 ArcKey = tuple[Placement, Placement]
+TIE = 1e-6
+"""Weight of seconds that run beside other work: among equal costs, prefer to send less."""
 
 
 @dataclass
@@ -20,7 +22,12 @@ class Load:
 
     busy: list[Term] = field(default_factory=list)
     links: dict[int, list[Term]] = field(default_factory=dict)
-    hidden: bool = False
+    beside: list[Term] = field(default_factory=list)
+    """What runs beside other work: on its link, but not waited for."""
+
+    @property
+    def hidden(self) -> bool:
+        return bool(self.beside)
 
     def runs(self, v: int, seconds: float, links_s: Sequence[float]) -> None:
         """A unit, with what its inner collectives take on each link."""
@@ -34,7 +41,7 @@ class Load:
         if link is not None:
             self.links.setdefault(link, []).append((v, seconds))
         if link is not None and hidden:
-            self.hidden = True
+            self.beside.append((v, seconds))
         else:
             self.busy.append((v, seconds))
 
@@ -79,6 +86,11 @@ class Model:
     forward: dict[str, Load] = field(default_factory=dict)
     backward: dict[str, Load] = field(default_factory=dict)
     peak: int | None = None
+
+    def seconds(self, objective: float) -> float:
+        """What a bound of the objective says about the cost: less by the ties' weight, since what runs beside other work
+        takes at most the whole step on every link."""
+        return objective / self.second / (1 + TIE * self.space.problem.links)
 
     def binary(self) -> int:
         return self.ilp.variable(integer=True)

@@ -17,7 +17,7 @@ from autopar.solver.smallest import smallest
 from tests.solver.brute_force import Point, cheapest, frontier
 from tests.solver.random_problems import overlapping_problem, random_problem
 
-GAP = 1e-6
+GAP = 5e-6
 
 
 def budgets(points: list[Point], seed: int) -> list[float]:
