@@ -52,6 +52,7 @@ def plan(
     optimizer: str = "adamw",
     time_limit_s: float | None = None,
     gap: float = 1e-3,
+    overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
     name: str | None = None,
     progress: Progress | None = None,
@@ -62,8 +63,10 @@ def plan(
     or a DeviceMesh; with `devices` in its place all shapes of 1 to 3 axes are considered. With `global_batch` a step is that
     many samples, in as many micro-batches as are best, or of `micro_batch` samples; dim 0 of the inputs is the batch, and the
     plan is for one micro-batch.
-    `memory` is the budget per device ("70GiB" or bytes; None: no limit), `hardware` a
-    known name or a file. `constraints` are pins and bans that every plan has to obey; the plan records them.
+    `memory` is the budget per device ("70GiB" or bytes; None: no limit), `hardware` a known name or a file. With `overlap`
+    gathers of parameters and reductions of their gradients are counted as running beside the computation, as far as it lasts;
+    without it everything runs one after the other. `constraints` are pins and bans that every plan has to obey; the plan
+    records them.
     `time_limit_s`: for the solver, 60 if left out; with several settings for all of them together, then 600.
     The plan's emitted graphs are counted before it is returned: their liveness peak is within the budget.
 
@@ -80,7 +83,7 @@ def plan(
     if not several:
         constraints.require_axes(meshes[0].names)
     limit_s = time_limit_s if time_limit_s is not None else SEVERAL_LIMIT_S if several else LIMIT_S
-    aims = aims_of(hardware, optimizer, limit_s, gap, constraints)
+    aims = aims_of(hardware, optimizer, limit_s, gap, overlap, constraints)
     budget = None if memory is None else parse_bytes(memory)
 
     def planner_of(count: int, said: Progress) -> Planner:
@@ -116,6 +119,7 @@ def pareto(
     optimizer: str = "adamw",
     time_limit_s: float = SEVERAL_LIMIT_S,
     gap: float = 1e-3,
+    overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
     name: str | None = None,
     progress: Progress | None = None,
@@ -129,7 +133,7 @@ def pareto(
     """
     said, spec = progress or silent, MeshSpec.of(mesh)
     constraints.require_axes(spec.names)
-    aims = aims_of(hardware, optimizer, time_limit_s, gap, constraints)
+    aims = aims_of(hardware, optimizer, time_limit_s, gap, overlap, constraints)
     budget = None if memory is None else parse_bytes(memory)
     said("tracing")
     planner = Planner(trace(model, args, dict(kwargs or {}), name=name, progress=said), aims, progress=said)
@@ -145,22 +149,25 @@ def plan_program(
     optimizer: str = "adamw",
     time_limit_s: float = 60.0,
     gap: float = 1e-3,
+    overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
     progress: Progress = silent,
 ) -> tuple[Plan, Emitted, Counted]:
     """As `plan`, for a traced program; also the emitted graphs and what was counted on them."""
-    aims = aims_of(hardware, optimizer, time_limit_s, gap, constraints)
+    aims = aims_of(hardware, optimizer, time_limit_s, gap, overlap, constraints)
     budget = None if memory is None else parse_bytes(memory)
     found = find_or_advise(Planner(program, aims, progress=progress), mesh, budget)
     return found.plan, found.emitted, found.counted
 
 
 def aims_of(
-    hardware: str | Hardware, optimizer: str, time_limit_s: float, gap: float, constraints: Constraints = NO_CONSTRAINTS
+    hardware: str | Hardware, optimizer: str, time_limit_s: float, gap: float, overlap: bool, constraints: Constraints
 ) -> Aims:
     """From the arguments as users give them."""
     device = hardware if isinstance(hardware, Hardware) else load(hardware)
-    return Aims(hardware=device, optimizer=optimizer, time_limit_s=time_limit_s, gap=gap, constraints=constraints)
+    return Aims(
+        hardware=device, optimizer=optimizer, time_limit_s=time_limit_s, gap=gap, overlap=overlap, constraints=constraints
+    )
 
 
 def compile(
@@ -175,6 +182,7 @@ def compile(
     optimizer: str = "adamw",
     time_limit_s: float = 60.0,
     gap: float = 1e-3,
+    overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
 ) -> ParallelModule:
     """The model, parallelized over `mesh`: an nn.Module with DTensor parameters that trains as the original does.
@@ -190,7 +198,7 @@ def compile(
     require_processes(spec)
     constraints.require_axes(spec.names)
     options: dict[str, Any] = {"hardware": hardware, "optimizer": optimizer, "time_limit_s": time_limit_s, "gap": gap}
-    options["constraints"] = constraints
+    options |= {"overlap": overlap, "constraints": constraints}
 
     def build(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Emitted:
         program = trace(model, args, dict(kwargs))

@@ -52,6 +52,7 @@ def plan(
         float | None, typer.Option(help="Seconds for the solver: 60, or 600 for several settings, if left out.", min=1)
     ] = None,
     gap: Annotated[float, typer.Option(help="Relative distance from the optimum to stop at.", min=0)] = 1e-3,
+    no_overlap: Annotated[bool, typer.Option("--no-overlap", help="Count on nothing running beside the computation.")] = False,
     pareto: Annotated[bool, typer.Option("--pareto", help="Several plans: step time against memory.")] = False,
     points: Annotated[int, typer.Option(help="With --pareto: how many plans at most.", min=2)] = 8,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="With --pareto: draw it: .png, .svg or .pdf.")] = None,
@@ -77,7 +78,7 @@ def plan(
     check_setting(mesh, devices, pareto, global_batch, batch, plot)
     check_arguments(mesh=mesh, memory=memory, hardware=hardware, output=output, constraints=limits)
     options: dict[str, Any] = {"memory": memory, "hardware": hardware, "optimizer": optimizer, "gap": gap}
-    options |= {"constraints": limits} | ({} if time_limit is None else {"time_limit_s": time_limit})
+    options |= {"constraints": limits, "overlap": not no_overlap} | ({} if time_limit is None else {"time_limit_s": time_limit})
     with stages() as stage:
         loaded = load_model(model, hardware, batch, seq, dtype, stage)
         import autopar

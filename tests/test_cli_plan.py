@@ -61,6 +61,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return found
 
 
+def test_overlap_is_an_option(model: str, calls: list[dict[str, Any]]) -> None:
+    assert run("plan", model, "--mesh", "2").exit_code == 0
+    assert run("plan", model, "--mesh", "2", "--no-overlap").exit_code == 0
+    assert [call["overlap"] for call in calls] == [True, False]
+
+
 def test_devices_and_global_batch_are_passed_on_and_what_was_tried_is_shown(calls: list[dict[str, Any]], model: str) -> None:
     result = run("plan", model, "--devices", "8", "--global-batch", "64", "--memory", "1GiB")
     assert result.exit_code == 0, result.output

@@ -61,6 +61,7 @@ class Aims:
     optimizer: str = "adamw"
     time_limit_s: float = 60.0
     gap: float = 1e-3
+    overlap: bool = True
     constraints: Constraints = NO_CONSTRAINTS
 
     def __post_init__(self) -> None:
@@ -152,7 +153,13 @@ class Planner:
 
     def setting(self, mesh: MeshSpec) -> Setting:
         aims = self.aims
-        return Setting(mesh=mesh, hardware=aims.hardware, optimizer=aims.optimizer, micro_batches=self.micro_batches)
+        return Setting(
+            mesh=mesh,
+            hardware=aims.hardware,
+            optimizer=aims.optimizer,
+            overlap=aims.overlap,
+            micro_batches=self.micro_batches,
+        )
 
     def find(
         self,
