@@ -10,10 +10,7 @@ def spanning(problem: Problem, region: Region, unit: Unit) -> tuple[str, ...]:
 
     State, program inputs and what `passing` names are counted elsewhere.
     """
-    here = region.units.index(unit)
-    made = {name: i for i, other in enumerate(region.units) for name in other.results}
-    last = {name: i for i, other in enumerate(region.units) for name in other.operands}
-    last |= {name: len(region.units) for name, _ in region.outputs}
+    here = region.position[unit.name]
     passing_by = passing(problem, region)
 
     def counted_elsewhere(name: str) -> bool:
@@ -24,11 +21,8 @@ def spanning(problem: Problem, region: Region, unit: Unit) -> tuple[str, ...]:
 
     return tuple(
         name
-        for name in region.tensors
-        if name not in unit.operands
-        and name not in unit.results
-        and not counted_elsewhere(name)
-        and made.get(name, -1) < here < last.get(name, -1)
+        for name, (made, last) in region.lives.items()
+        if made < here < last and name not in unit.operands and name not in unit.results and not counted_elsewhere(name)
     )
 
 

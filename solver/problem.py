@@ -113,6 +113,19 @@ class Region:
     def unit(self) -> dict[str, Unit]:
         return {unit.name: unit for unit in self.units}
 
+    @cached_property
+    def position(self) -> dict[str, int]:
+        """Of each unit in execution order."""
+        return {unit.name: i for i, unit in enumerate(self.units)}
+
+    @cached_property
+    def lives(self) -> dict[str, tuple[int, int]]:
+        """Of each tensor: the position of the unit that makes it (-1: there from the start) and of its last reader."""
+        made = {name: i for i, unit in enumerate(self.units) for name in unit.results}
+        last = {name: i for i, unit in enumerate(self.units) for name in unit.operands}
+        last |= {name: len(self.units) for name, _ in self.outputs}
+        return {name: (made.get(name, -1), last.get(name, -1)) for name in self.tensors}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Boundary:

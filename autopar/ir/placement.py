@@ -68,6 +68,11 @@ class Placement:
         return Placement, (self.states, self.order)
 
     def __str__(self) -> str:
+        return self.text
+
+    @cached_property
+    def text(self) -> str:
+        """The placement in letters, as `parse` reads it."""
         text = ", ".join(f"S({s})" if isinstance(s, int) else s for s in self.states)
         in_mesh_order = all(list(self.axes_of(d)) == sorted(self.axes_of(d)) for d in self.sharded_dims())
         return text if in_mesh_order else f"{text} nested {' '.join(map(str, self.order))}"
