@@ -10,6 +10,7 @@ from autopar.ops import collectives
 from tests.hardware_toy import toy_hardware
 from tests.models import MODELS as BUILD
 from tests.planned import GAP, TIME_LIMIT_S, planned, tightest, traced
+from tests.zoo import ZOO
 
 MODELS = ("gpt2", "llama", "bert", "vit")
 MESHES = ("2", "4", "2x2", "2x4", "4x2")
@@ -38,6 +39,19 @@ def test_three_axes_and_any_sizes(name: str, mesh: str, sizes: dict[str, int]) -
     loose = autopar.plan(model, mesh, kwargs=kwargs, hardware=toy_hardware(), gap=GAP, time_limit_s=TIME_LIMIT_S)
     assert {c.axis for c in loose.figures.collectives if c.count} == set(loose.mesh.names)
     report = autopar.verify(model, mesh, kwargs=kwargs, plan=loose)
+    assert report.ok, report.tensors[:3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["2", "2x2"])
+@pytest.mark.parametrize("pins", [(), ("op=autopar.experts: tensor=gpu",)])
+def test_mixtures_of_experts(mesh: str, pins: tuple[str, ...]) -> None:
+    """Cut as is best, and by experts or by their hidden dim."""
+    model, kwargs = ZOO["mixtral"].build()
+    constraints = autopar.Constraints(pins=pins)
+    hardware = toy_hardware()
+    plan = autopar.plan(model, mesh, kwargs=kwargs, hardware=hardware, gap=GAP, time_limit_s=20, constraints=constraints)
+    report = autopar.verify(model, mesh, kwargs=kwargs, plan=plan)
     assert report.ok, report.tensors[:3]
 
 
