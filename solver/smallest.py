@@ -10,7 +10,7 @@ from autopar.errors import SolverError
 from autopar.solver import adapter
 from autopar.solver.check import check
 from autopar.solver.model import build
-from autopar.solver.nearby import Root, relax, search_near
+from autopar.solver.nearby import Root, relax, search_near, within
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.restriction import FREE, Restriction, fix
 from autopar.solver.rounding import arcs_of, to_solution, to_start
@@ -121,20 +121,47 @@ def _descend(
     while best.peak_bytes > max(failed * CLOSE, enough_bytes) and clock.left_s > deadline_s:
         budget = max(math.sqrt(max(failed, best.peak_bytes / 2) * best.peak_bytes), enough_bytes)
         limited = replace(space, problem=replace(space.problem, budget_bytes=budget))
-        root = relax(build(limited, memory=True, byte=SCALE / budget, second=_second(best)), 0.5 * clock.left_s)
-        lower = _fitting(root, space, scales, gap, clock)
+        sizes = {"byte": SCALE / budget, "second": _second(best)}
+        root = relax(build(limited, memory=True, coarse=True, byte=sizes["byte"], second=sizes["second"]), 0.5 * clock.left_s)
+        lower = None if root.infeasible else _fitting(root, sizes, space, scales, gap, clock)
         if lower is not None and lower.peak_bytes < best.peak_bytes:
             best = lower
         else:
             failed = budget
         bound = max(bound, budget) if root.infeasible else bound
-    return best, bound
+    return best, _too_small(space, best, bound, clock)
 
 
-def _fitting(root: Root, space: Space, scales: dict[str, float], gap: float, clock: Clock) -> Solution | None:
-    """A plan near the relaxation, made as low as its strategies allow."""
-    for distance in (0.0, 0.002):
-        outcome = search_near(root, distance * root.bound_s, gap=0.02, time_limit_s=0.1 * clock.limit_s)
+PROBES = 6
+"""Budgets that are tried for a bound: it is then within 1/64 (on a logarithmic scale) of the best that this way can prove."""
+
+
+def _too_small(space: Space, best: Solution, bound_bytes: float, clock: Clock) -> float:
+    """The largest budget found for which not even the coarse relaxation has a solution."""
+    low, high = max(bound_bytes, best.peak_bytes / 16), best.peak_bytes
+    for _ in range(PROBES):
+        if not clock.left_s or high <= low * CLOSE:
+            break
+        budget = math.sqrt(low * high)
+        limited = replace(space, problem=replace(space.problem, budget_bytes=budget))
+        model = build(limited, memory=True, coarse=True, byte=SCALE / budget, second=_second(best))
+        if relax(model, 0.3 * clock.left_s).infeasible:
+            low = bound_bytes = budget
+        else:
+            high = budget
+    return bound_bytes
+
+
+def _fitting(
+    rough: Root, sizes: dict[str, float], space: Space, scales: dict[str, float], gap: float, clock: Clock
+) -> Solution | None:
+    """A plan among the choices that the coarse relaxation makes, made as low as its strategies allow."""
+    for slack in (0.003, 0.05):
+        choices = within(rough, slack * rough.bound_s)
+        if choices is None or not clock.left_s:
+            continue
+        root = relax(build(choices, memory=True, byte=sizes["byte"], second=sizes["second"]), 0.3 * clock.left_s)
+        outcome = search_near(root, 0.002 * root.bound_s, gap=0.02, time_limit_s=0.1 * clock.limit_s)
         if outcome.values is not None:
             return _polish(space, to_solution(root.model, outcome.values), scales, gap, clock)
     return None
