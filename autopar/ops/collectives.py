@@ -76,7 +76,7 @@ def split(x: Tensor, dim: int, size: int) -> Tensor:
 
 def merge(pieces: Tensor, dim: int) -> Tensor:
     """[size, ..., n, ...] -> [..., size * n, ...], contiguous: the inverse of `split`."""
-    return pieces.movedim(0, dim).flatten(dim, dim + 1)
+    return pieces.movedim(0, dim).flatten(dim, dim + 1).contiguous()  # with n = 1 flatten is a view
 
 
 def own_piece(x: Tensor, dim: int, size: int, coordinate: Tensor) -> Tensor:

@@ -5,126 +5,30 @@ Choices list the usual case first: hypothesis picks among all of them, the golde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from autopar.ir.experts import EXPERTS
+from tests.ops.examples_inner import (
+    Example,
+    addmm,
+    attention,
+    bmm,
+    convolution,
+    cross_entropy,
+    embedding,
+    experts,
+    layer_norm,
+    linear,
+    matmul,
+    mm,
+)
 from tests.ops.pick import DTYPE, Pick
 from tests.ops.proofs import Call
 
 aten = torch.ops.aten
-
-Example = Callable[[Pick], Call]
-
-
-def linear(p: Pick) -> Call:
-    batch, k, n = p.shape(p.one(2, 1, 3)), p.size(), p.size()
-    bias = [p.tensor(n)] if p.one(True, False) else []
-    return Call(aten.linear.default, (p.tensor(*batch, k), p.tensor(n, k), *bias))
-
-
-def addmm(p: Pick) -> Call:
-    t, k, n = p.shape(3)
-    bias = p.one([n], [t, n], [1, n], [t, 1], [1])
-    scales = p.one({}, {"beta": 2}, {"alpha": 0.5}, {"beta": 3, "alpha": 2})
-    return Call(aten.addmm.default, (p.tensor(*bias), p.tensor(t, k), p.tensor(k, n)), scales)
-
-
-def mm(p: Pick) -> Call:
-    m, k, n = p.shape(3)
-    return Call(aten.mm.default, (p.tensor(m, k), p.tensor(k, n)))
-
-
-def bmm(p: Pick) -> Call:
-    b, m, k, n = p.shape(4)
-    return Call(aten.bmm.default, (p.tensor(b, m, k), p.tensor(b, k, n)))
-
-
-def matmul(p: Pick) -> Call:
-    batch, (m, k, n) = p.shape(p.one(2, 1, 0)), p.shape(3)
-    vector = p.one("no", "left", "right")
-    left = [k] if vector == "left" else [*p.one(batch, p.against(batch)), m, k]
-    right = [k] if vector == "right" else [*p.one(batch, p.against(batch)), k, n]
-    return Call(aten.matmul.default, (p.tensor(*left), p.tensor(*right)))
-
-
-def attention(p: Pick) -> Call:
-    b, h, q, k, d, e = p.size(4, 2, 3), p.size(4, 6, 1), p.size(4, 6), p.size(4, 6), p.size(4, 2), p.size(4, 2)
-    batch = p.one([b, h], [b, h], [b])
-    groups = p.one(1, 2) if len(batch) == 2 and h % 2 == 0 else 1
-    fewer = [b, h // groups] if len(batch) == 2 else batch
-    options: dict[str, Any] = p.one({}, {"is_causal": True}, {"scale": 0.3})
-    if groups > 1:
-        options = {**options, "enable_gqa": True}
-    arguments = [p.tensor(*batch, q, d), p.tensor(*fewer, k, d), p.tensor(*fewer, k, e)]
-    mask = "no" if "is_causal" in options else p.one("no", "added", "kept")
-    if mask != "no":
-        shape = [*p.against(batch), p.one(q, 1), k]
-        kept = p.flags(*shape)
-        kept[..., 0] = True
-        arguments.append(kept if mask == "kept" else p.tensor(*shape, grad=p.one(False, True)))
-    return Call(aten.scaled_dot_product_attention.default, tuple(arguments), options)
-
-
-def experts(p: Pick) -> Call:
-    batch, k, n, o, count = p.shape(p.one(2, 1)), p.size(), p.size(), p.size(), p.size(4, 2, 3)
-    choices = p.one(2, 1)
-    index = p.integers(count, *batch, choices)
-    gated = p.one([2], [])
-    return Call(
-        EXPERTS,
-        (
-            p.tensor(*batch, k),
-            index,
-            p.tensor(*batch, choices),
-            p.tensor(count, *gated, n, k),
-            p.tensor(count, o, n),
-            p.one("silu", "gelu_tanh", "gelu", "relu"),
-        ),
-    )
-
-
-def convolution(rank: int) -> Example:
-    def example(p: Pick) -> Call:
-        groups = p.one(1, 2, 4)
-        b, c, o = p.size(), groups * p.size(2, 1, 3), groups * p.size(2, 1, 3)
-        kernel = [p.one(3, 1) for _ in range(rank)]
-        bias = p.tensor(o) if p.one(True, False) else None
-        image = [p.size(6, 4) for _ in range(rank)]
-        stride, padding = [p.one(1, 2)] * rank, [p.one(0, 1)] * rank
-        inputs = p.tensor(b, c, *image), p.tensor(o, c // groups, *kernel), bias
-        return Call({1: aten.conv1d, 2: aten.conv2d}[rank].default, (*inputs, stride, padding, [1] * rank, groups))
-
-    return example
-
-
-def embedding(p: Pick) -> Call:
-    v, h = p.size(4, 6, 12), p.size()
-    options = p.one((), (), (1,), (-1, True))
-    return Call(aten.embedding.default, (p.tensor(v, h), p.integers(v, *p.shape(p.one(2, 1, 3))), *options))
-
-
-def layer_norm(p: Pick) -> Call:
-    rank = p.one(1, 1, 2)
-    shape, normalized = p.shape(p.one(2, 1, 3)), [p.size(4, 6, 2, 12) for _ in range(rank)]
-    weights = p.one(2, 1, 0)
-    given = [p.tensor(*normalized) for _ in range(weights)]
-    eps = p.one((), (1e-3,)) if weights == 2 else ()
-    return Call(aten.layer_norm.default, (p.tensor(*shape, *normalized), normalized, *given, *eps))
-
-
-def cross_entropy(p: Pick) -> Call:
-    t, v = p.size(4, 6, 12), p.size(4, 6, 12)
-    target = p.integers(v, t)
-    if p.one(False, True):
-        target[1::2] = -100
-    options = p.one(
-        {}, {"reduction": 2}, {"reduction": 0}, {"label_smoothing": 0.1}, {"ignore_index": int(target[1])},
-        {"reduction": 2, "label_smoothing": 0.2}, {"weight": p.positive(v).detach()},
-    )  # fmt: skip
-    return Call(aten.cross_entropy_loss.default, (p.tensor(t, v), target), options)
 
 
 def along_one(target: Any, *after: Any) -> Example:

@@ -15,7 +15,7 @@ from autopar.ir.conversion import TABLE, Conversion
 from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement, placements
-from autopar.ops.collectives import FUNCTIONS, all_reduce_max, arguments, copy, forget, gather, shard
+from autopar.ops.collectives import FUNCTIONS, all_reduce_max, arguments, copy, forget, gather, merge, shard
 from autopar.torch_private import by_rank, coordinates, rank_map
 from tests.ops.joint import collectives_of, trace_joint, with_groups
 from tests.ops.pieces import collect, cut, distribute, join
@@ -166,3 +166,11 @@ def test_two_real_processes_agree(tmp_path: Path) -> None:
     for (mine,), (other,) in (integers, truths, halves):
         assert torch.equal(mine, other)
         assert mine.tolist() == [0, 1, 1, 1]
+
+
+def test_what_is_put_together_is_contiguous() -> None:
+    """Also from pieces of size 1, which need no copy: the next op was measured on a contiguous tensor."""
+    for size in (1, 2):
+        merged = merge(torch.arange(4 * 3 * size * 5).reshape(4, 3, size, 5), 1)
+        assert merged.shape == (3, 4 * size, 5)
+        assert merged.is_contiguous()

@@ -75,7 +75,7 @@ def test_the_best_shape_is_found_and_what_was_left_out_is_no_better(budget: int 
         try:
             each = activations().find(tried.mesh, budget, incumbents=()).plan
         except BudgetError:
-            assert tried.outcome in ("cannot be faster", "does not fit"), tried
+            assert tried.outcome in ("slower", "cannot be faster", "does not fit"), tried
             continue
         assert each.step_time_s >= plan.step_time_s * (1 - 2 * GAP), tried
         assert tried.lower_bound_s is None or tried.lower_bound_s <= each.step_time_s * (1 + 1e-9), tried
