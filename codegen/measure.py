@@ -92,6 +92,12 @@ def state_part_bytes(emitted: Emitted, name: str) -> int:
     return numel(planned.placement, planned.shape, emitted.plan.mesh.sizes) * size
 
 
+def step_bytes(emitted: Emitted) -> int:
+    """Gradients (over micro-batches their sums are state) and the scratch of an optimizer step, a copy of the parameters."""
+    trained = sum(state_part_bytes(emitted, name) for name in emitted.program.state if is_trained(emitted, name))
+    return trained * (2 if emitted.plan.micro_batches == 1 else 1)
+
+
 def is_trained(emitted: Emitted, name: str) -> bool:
     state = emitted.program.state[name]
     return state.kind == "parameter" and state.spec.needs_grad
@@ -139,8 +145,8 @@ def measure(emitted: Emitted) -> Counted:
         if now > highest:
             highest, where = now, f"{emitted.program.calls[i].path or emitted.program.calls[i].region} backward"
         held.after_backward(i)
-    if at_rest + inputs + held.bytes > highest:
-        highest, where = at_rest + inputs + held.bytes, "optimizer step"
+    if at_rest + inputs + step_bytes(emitted) > highest:
+        highest, where = at_rest + inputs + step_bytes(emitted), "optimizer step"
     return Counted(
         forward_flops=flops["forward"],
         backward_flops=flops["backward"],
