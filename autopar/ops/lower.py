@@ -39,16 +39,19 @@ Cuts = Mapping[Factor, Cut]
 
 @dataclass(frozen=True)
 class LocalCall:
-    """A node of the program on its way into a local graph: its arguments there."""
+    """A node of the program on its way into a local graph, for the unit that it belongs to: its arguments there."""
 
     graph: torch.fx.Graph
+    unit: str
     node: torch.fx.Node
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     def emit(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> torch.fx.Node:
         """Append a call under the node's own name."""
-        return self.graph.create_node("call_function", target, args, dict(kwargs or {}), name=self.node.name)
+        new = self.graph.create_node("call_function", target, args, dict(kwargs or {}), name=self.node.name)
+        new.meta = {"unit": self.unit, "origin": self.node.name}
+        return new
 
     def again(self) -> torch.fx.Node:
         """Append the same op on the local arguments."""
@@ -79,13 +82,12 @@ def emit_unit(
     cuts = cuts_of(unit, strategy, mesh, coordinate)
     for node in unit.nodes:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
-        call = LocalCall(graph, node, args, kwargs)
+        call = LocalCall(graph, unit.name, node, args, kwargs)
         if node in cuts:
             implementation, by_factor = cuts[node]
             env[node] = IMPLEMENTATIONS[implementation](call, by_factor)
         else:
             env[node] = emit_same(call, local_shape(unit.dims[node], sizes), device)
-        env[node].meta = {"unit": unit.name, "origin": node.name}
     for node in unit.results:
         if node in unit.dense and env[node].target is not torch.ops.aten.contiguous.default:
             env[node] = graph.call_function(torch.ops.aten.contiguous.default, (env[node],))
