@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from autopar.ir.placement import Placement
 from autopar.solver.check import check, reads
 from autopar.solver.problem import Arc, ClassChoice, Problem, Region, RegionChoice, Solution, Unit
+from autopar.solver.rounding import always_there
 
 Place = tuple[str, Placement]
 Step = tuple[str, Placement, Placement]
@@ -111,13 +112,6 @@ def follow(problem: Problem, region: Region, choice: RegionChoice, solution: Sol
         redone=frozenset(redone),
         reconverted=frozenset(again),
     )
-
-
-def always_there(problem: Problem, region: Region, solution: Solution) -> set[Place]:
-    """State at rest and program inputs: in memory anyway."""
-    found = {(name, solution.rest[group]) for name, group in region.state.items()}
-    inputs = {name: b for name, b in region.inputs.items() if problem.boundaries[b].resident}
-    return found | {(name, solution.boundaries[b]) for name, b in inputs.items()}
 
 
 def for_nothing(region: Region, kept: Collection[Place], there: Collection[Place], ways: Mapping[Place, Step]) -> set[Step]:

@@ -10,8 +10,11 @@ from autopar.solver.backward import backward
 from autopar.solver.forward import choose, convert, run_units
 from autopar.solver.memory import fit_memory
 from autopar.solver.objective import finish_objective
+from autopar.solver.scale import Scale
 from autopar.solver.space import Space
 from autopar.solver.variables import Model
+
+UNSCALED = Scale()
 
 
 def build(
@@ -20,11 +23,10 @@ def build(
     memory: bool,
     minimise_peak: bool = False,
     coarse: bool = False,
-    byte: float = 1.0,
-    second: float = 1.0,
+    scale: Scale = UNSCALED,
 ) -> Model:
-    """The program over a space; `coarse` only for its relaxation (see `Model`). `byte` and `second` scale."""
-    model = Model(space=space, memory=memory, minimise_peak=minimise_peak, coarse=coarse, byte=byte, second=second)
+    """The program over a space; `coarse` only for its relaxation (see `Model`)."""
+    model = Model(space=space, memory=memory, minimise_peak=minimise_peak, coarse=coarse, byte=scale.byte, second=scale.second)
     choose(model)
     for region in space.problem.regions:
         run_units(model, region)

@@ -226,7 +226,6 @@ class Solution:
     peak_bytes: float
     bound_s: float
     status: str
-    seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
 
     @property

@@ -112,6 +112,13 @@ def _class(
     return demand(model.space.problem, region, strategies, produced, draft, kept, redone, again)
 
 
+def always_there(problem: Problem, region: Region, solution: Solution) -> set[Place]:
+    """State at rest and program inputs: in memory anyway."""
+    found = {(name, solution.rest[group]) for name, group in region.state.items()}
+    inputs = {name: b for name, b in region.inputs.items() if problem.boundaries[b].resident}
+    return found | {(name, solution.boundaries[b]) for name, b in inputs.items()}
+
+
 def demand(
     problem: Problem,
     region: Region,
@@ -123,8 +130,7 @@ def demand(
     again: Collection[Step],
 ) -> ClassChoice:
     """What of `kept` (None: anything may be kept), `redone` and `again` backward really needs, by following its reads."""
-    free = {(name, produced[name]) for name in region.state}
-    free |= {(name, produced[name]) for name, b in region.inputs.items() if problem.boundaries[b].resident}
+    free = always_there(problem, region, draft)
     makers = {name: unit.name for unit in region.units for name in unit.results}
     chosen = {unit.name: unit.strategies[strategies[unit.name]] for unit in region.units}
     ways = {(t, after): (t, before, after) for t, before, after in again}

@@ -2,9 +2,9 @@
 
 1. Without memory. If the answer fits with everything kept, it is the best there is.
 2. Its strategies, with a choice of what to keep: if that costs nothing more, it is the best there is.
-3. All choices that could still be better by the first question's reduced costs, now with memory. Again the relaxation first:
-   a bound, and a small neighbourhood (see `nearby`) where a good plan is found fast.
-4. All of them, only if bound and plan are still apart by more than the gap.
+3. The coarse relaxation, with memory, over all choices that could still be better by the first question's reduced costs: a
+   bound that is close. By its reduced costs, good plans are found among few choices (see `nearby`).
+4. All choices that are left, only if bound and plan are still apart by more than the gap.
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ from autopar.solver.nearby import Root, relax, search_near, within
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.restriction import FREE, Restriction, fix
 from autopar.solver.rounding import arcs_of, draft_of, judged, to_solution, to_start
+from autopar.solver.scale import Scale, scale_of, typical_s
 from autopar.solver.smallest import Clock, human_bytes, smallest
 from autopar.solver.space import Arcs, Space, narrow
-
-SCALE = 1000.0
-"""What budget and cost are scaled to, so that absolute tolerances of 1e-6 and below mean parts per billion."""
-
 
 NEAR = (0.0, 1.0, 8.0)
 """Distances from the relaxation at which to look first, as multiples of the wanted gap."""
@@ -82,7 +79,6 @@ class Hunt:
             self.best,
             bound_s=min(self.bound_s, self.best.cost_s),
             status="optimal" if self.closed else "feasible",
-            seconds=self.clock.spent_s,
             notes=tuple(self.notes),
         )
         check(self.problem, final)
@@ -109,7 +105,7 @@ def solve(
     for incumbent in admissible(problem, incumbents, allow):
         hunt.offer(incumbent)
     space = narrow(problem, allow)
-    floor = relax(build(space, memory=False, second=SCALE / _typical_s(problem)), hunt.clock.left_s)
+    floor = relax(build(space, memory=False, scale=scale_of(cost_s=typical_s(problem))), hunt.clock.left_s)
     loose = without_memory(floor, gap / 2, hunt.clock)
     if loose is None:
         return _out_of_time(hunt, space)
@@ -177,22 +173,11 @@ def _rounded(root: Root, gap: float, clock: Clock) -> Solution | None:
         draft = draft_of(root.model, root.relaxation.values or ())
         cheap = within(root, gap * root.bound_s)
         tight = narrow(space.problem, fix(draft, space.allow), (cheap or space).arcs)
-        model = build(tight, memory=False, second=root.model.second)
+        model = build(tight, memory=False, scale=Scale(second=root.model.second))
         outcome = adapter.run(model.ilp, gap=1e-6, time_limit_s=clock.left_s)
         if outcome.values is not None:
             return to_solution(model, outcome.values)
     return None
-
-
-def _typical_s(problem: Problem) -> float:
-    """A cost to scale by: each unit at its fastest."""
-    fastest = sum(
-        sum(region.classes) * min(s.forward_s + s.backward_s for s in unit.strategies)
-        for region in problem.regions
-        for unit in region.units
-    )
-    longest = max((s.forward_s + s.backward_s for r in problem.regions for u in r.units for s in u.strategies), default=0.0)
-    return fastest or longest or 1.0
 
 
 NEAR_NODES = 200
@@ -207,20 +192,20 @@ SLACKS = (0.003, 0.02, 0.2, math.inf)
 def _fit(hunt: Hunt, space: Space, floor: Root, loose: Solution) -> None:
     """Steps 2 to 4. Twice, what must cost more than a known plan is left out: by the model without memory, then by the
     coarse one, whose bound is much closer where memory binds."""
-    scales = {"byte": SCALE / (hunt.problem.budget_bytes or 1.0), "second": SCALE / (loose.cost_s or 1.0)}
-    repair(hunt, space, loose, scales, arcs_of(space, loose))
+    scale = scale_of(size=hunt.problem.budget_bytes, cost_s=loose.cost_s)
+    repair(hunt, space, loose, scale, arcs_of(space, loose))
     for beyond in BEYOND:
         if hunt.closed or not hunt.clock.left_s:
             return
         limit_s = _limit_s(hunt, floor, beyond)
-        rough = _relaxed(hunt, floor, limit_s, scales, coarse=True)
+        rough = _relaxed(hunt, floor, limit_s, scale, coarse=True)
         if rough is None:
             if hunt.best is None and math.isinf(limit_s):
                 return _raise_budget(hunt, space)
             hunt.raise_bound(limit_s)
         else:
             hunt.raise_bound(min(rough.bound_s, limit_s))
-            _descend(hunt, rough, limit_s, scales)
+            _widen(hunt, rough, limit_s, scale)
         if hunt.reached(limit_s):
             return
 
@@ -232,24 +217,24 @@ def _limit_s(hunt: Hunt, root: Root, beyond: float) -> float:
     return math.inf if math.isinf(beyond) else (1 + beyond) * root.bound_s
 
 
-def _relaxed(hunt: Hunt, bound: Root, limit_s: float, scales: dict[str, float], *, coarse: bool = False) -> Root | None:
+def _relaxed(hunt: Hunt, bound: Root, limit_s: float, scale: Scale, *, coarse: bool = False) -> Root | None:
     """The relaxation over the plans that may cost at most `limit_s`; None if there is no such plan."""
     choices = within(bound, limit_s - bound.bound_s)
     if choices is None:
         return None
-    model = build(choices, memory=True, coarse=coarse, byte=scales["byte"], second=scales["second"])
+    model = build(choices, memory=True, coarse=coarse, scale=scale)
     root = relax(model, hunt.clock.left_s)
     return None if root.infeasible else root
 
 
-def _descend(hunt: Hunt, rough: Root, beyond_s: float, scales: dict[str, float]) -> None:
+def _widen(hunt: Hunt, rough: Root, beyond_s: float, scale: Scale) -> None:
     """The best plan, with its bound, of those that cost at most `beyond_s`: among more and more choices, until none that is
     left out can be better than the best plan."""
     for slack in SLACKS:
         if hunt.closed or not hunt.clock.left_s:
             return
         limit_s = min(_limit_s(hunt, rough, slack), beyond_s, rough.bound_s * (1 + slack) if rough.bound_s else math.inf)
-        root = _relaxed(hunt, rough, limit_s, scales)
+        root = _relaxed(hunt, rough, limit_s, scale)
         if root is None:
             if hunt.best is None and math.isinf(limit_s):
                 return _raise_budget(hunt, rough.model.space)
@@ -281,10 +266,10 @@ def _exhaust(hunt: Hunt, space: Space, root: Root, beyond_s: float) -> None:
         _exact(hunt, space, root, beyond_s)
 
 
-def repair(hunt: Hunt, space: Space, draft: Solution, scales: dict[str, float], arcs: Arcs) -> None:
+def repair(hunt: Hunt, space: Space, draft: Solution, scale: Scale, arcs: Arcs) -> None:
     """Offer the best plan with the draft's strategies and only these conversions, if there is one."""
     tight = narrow(hunt.problem, fix(draft, space.allow), arcs)
-    model = build(tight, memory=True, byte=scales["byte"], second=scales["second"])
+    model = build(tight, memory=True, scale=scale)
     outcome = adapter.run(model.ilp, gap=hunt.gap / 4, time_limit_s=hunt.clock.left_s, nodes=10 * NEAR_NODES)
     if outcome.values is not None:
         hunt.offer(to_solution(model, outcome.values))

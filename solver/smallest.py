@@ -14,9 +14,8 @@ from autopar.solver.nearby import Root, relax, search_near, within
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.restriction import FREE, Restriction, fix
 from autopar.solver.rounding import arcs_of, to_solution, to_start
+from autopar.solver.scale import Scale, scale_of
 from autopar.solver.space import Space, narrow
-
-SCALE = 1000.0
 
 
 @dataclass
@@ -69,34 +68,34 @@ def smallest(
     """
     clock, problem = Clock(time_limit_s), replace(problem, budget_bytes=None)
     space = narrow(problem, allow or FREE)
-    scales = _scales(problem)
-    bound, best = 0.0, start or _cheapest(space, scales, clock)
+    scale = _scale(problem)
+    bound, best = 0.0, start or _cheapest(space, scale, clock)
     if best is not None:
-        best = _polish(space, best, scales, gap, clock)
+        best = _polish(space, best, scale, gap, clock)
     if best is not None and space.allow.admits(problem, best):
-        best, bound = _descend(space, best, scales, gap, enough_bytes, clock)
+        best, bound = _descend(space, best, scale, gap, enough_bytes, clock)
     else:
         best = None
     if best is None or not (_closed(best, bound, gap) or best.peak_bytes <= enough_bytes):
-        found, proven = _lowest(space, scales, gap, max(clock.left_s, 1.0), best)
-        bound = max(bound, proven / scales["byte"])
+        found, proven = _lowest(space, scale, gap, max(clock.left_s, 1.0), best)
+        bound = max(bound, proven / scale.byte)
         best = min((s for s in (best, found) if s is not None), key=lambda s: s.peak_bytes, default=None)
     if best is None:
         raise SolverError(f"found no plan within {time_limit_s:g} s: allow more time, or a coarser mesh")
     return _report(problem, best, bound)
 
 
-def _cheapest(space: Space, scales: dict[str, float], clock: Clock) -> Solution | None:
+def _cheapest(space: Space, scale: Scale, clock: Clock) -> Solution | None:
     """The plan that is cheapest whatever it needs: little work, and always there."""
-    model = build(space, memory=False, second=scales["second"])
+    model = build(space, memory=False, scale=scale)
     outcome = adapter.run(model.ilp, gap=0.01, time_limit_s=0.3 * clock.left_s)
     return to_solution(model, outcome.values) if outcome.values is not None else None
 
 
-def _polish(space: Space, plan: Solution, scales: dict[str, float], gap: float, clock: Clock) -> Solution:
+def _polish(space: Space, plan: Solution, scale: Scale, gap: float, clock: Clock) -> Solution:
     """The lowest plan with this one's strategies and conversions."""
     tight = narrow(space.problem, fix(plan, space.allow), arcs_of(space, plan))
-    lower = _lowest(tight, scales, gap / 4, 0.1 * clock.left_s, None)[0]
+    lower = _lowest(tight, scale, gap / 4, 0.1 * clock.left_s, None)[0]
     better = lower is not None and (lower.peak_bytes < plan.peak_bytes or not space.allow.admits(space.problem, plan))
     return lower if lower is not None and better else plan
 
@@ -110,7 +109,7 @@ CLOSE = 1.005
 
 
 def _descend(
-    space: Space, best: Solution, scales: dict[str, float], gap: float, enough_bytes: float, clock: Clock
+    space: Space, best: Solution, scale: Scale, gap: float, enough_bytes: float, clock: Clock
 ) -> tuple[Solution, float]:
     """Halve the distance (on a logarithmic scale) to the budget that last had no plan, or to half; with the proven bound.
 
@@ -121,9 +120,9 @@ def _descend(
     while best.peak_bytes > max(failed * CLOSE, enough_bytes) and clock.left_s > deadline_s:
         budget = max(math.sqrt(max(failed, best.peak_bytes / 2) * best.peak_bytes), enough_bytes)
         limited = replace(space, problem=replace(space.problem, budget_bytes=budget))
-        sizes = {"byte": SCALE / budget, "second": _second(best)}
-        root = relax(build(limited, memory=True, coarse=True, byte=sizes["byte"], second=sizes["second"]), 0.5 * clock.left_s)
-        lower = None if root.infeasible else _fitting(root, sizes, space, scales, gap, clock)
+        sizes = scale_of(size=budget, cost_s=best.cost_s)
+        root = relax(build(limited, memory=True, coarse=True, scale=sizes), 0.5 * clock.left_s)
+        lower = None if root.infeasible else _fitting(root, sizes, space, scale, gap, clock)
         if lower is not None and lower.peak_bytes < best.peak_bytes:
             best = lower
         else:
@@ -144,7 +143,7 @@ def _too_small(space: Space, best: Solution, bound_bytes: float, clock: Clock) -
             break
         budget = math.sqrt(low * high)
         limited = replace(space, problem=replace(space.problem, budget_bytes=budget))
-        model = build(limited, memory=True, coarse=True, byte=SCALE / budget, second=_second(best))
+        model = build(limited, memory=True, coarse=True, scale=scale_of(size=budget, cost_s=best.cost_s))
         if relax(model, 0.3 * clock.left_s).infeasible:
             low = bound_bytes = budget
         else:
@@ -152,31 +151,25 @@ def _too_small(space: Space, best: Solution, bound_bytes: float, clock: Clock) -
     return bound_bytes
 
 
-def _fitting(
-    rough: Root, sizes: dict[str, float], space: Space, scales: dict[str, float], gap: float, clock: Clock
-) -> Solution | None:
+def _fitting(rough: Root, sizes: Scale, space: Space, scale: Scale, gap: float, clock: Clock) -> Solution | None:
     """A plan among the choices that the coarse relaxation makes, made as low as its strategies allow."""
     for slack in (0.003, 0.05):
         choices = within(rough, slack * rough.bound_s)
         if choices is None or not clock.left_s:
             continue
-        root = relax(build(choices, memory=True, byte=sizes["byte"], second=sizes["second"]), 0.3 * clock.left_s)
+        root = relax(build(choices, memory=True, scale=sizes), 0.3 * clock.left_s)
         outcome = search_near(root, 0.002 * root.bound_s, gap=0.02, time_limit_s=0.1 * clock.limit_s)
         if outcome.values is not None:
-            return _polish(space, to_solution(root.model, outcome.values), scales, gap, clock)
+            return _polish(space, to_solution(root.model, outcome.values), scale, gap, clock)
     return None
 
 
-def _second(plan: Solution) -> float:
-    return SCALE / plan.cost_s if plan.cost_s else 1.0
-
-
 def _lowest(
-    space: Space, scales: dict[str, float], gap: float, time_limit_s: float, start: Solution | None
+    space: Space, scale: Scale, gap: float, time_limit_s: float, start: Solution | None
 ) -> tuple[Solution | None, float]:
     """The lowest plan of the space, if found in time, and a bound: at least the relaxation's, which is what big models get."""
     clock = Clock(time_limit_s)
-    model = build(space, memory=True, minimise_peak=True, byte=scales["byte"], second=scales["second"])
+    model = build(space, memory=True, minimise_peak=True, scale=scale)
     floor = relax(model, 0.8 * clock.left_s).relaxation.bound if start else 0.0
     known = to_start(model, start) if start else None
     outcome = adapter.run(model.ilp, gap=gap, time_limit_s=clock.left_s, start=known)
@@ -184,7 +177,7 @@ def _lowest(
     return (to_solution(model, outcome.values) if outcome.values is not None else None), bound
 
 
-def _scales(problem: Problem) -> dict[str, float]:
+def _scale(problem: Problem) -> Scale:
     """Bytes by the largest state, value or temporary; seconds by the slowest choice of each unit."""
     figures = [max(group.bytes_at.values()) for group in problem.state.values()]
     figures += [size for region in problem.regions for t in region.tensors.values() for size in t.bytes_at.values()]
@@ -194,7 +187,7 @@ def _scales(problem: Problem) -> dict[str, float]:
         for region in problem.regions
         for unit in region.units
     )
-    return {"byte": SCALE / (max(figures, default=1.0) or 1.0), "second": SCALE / (slowest or 1.0)}
+    return scale_of(size=max(figures, default=0.0), cost_s=slowest)
 
 
 def _report(problem: Problem, best: Solution, bound_bytes: float) -> Smallest:

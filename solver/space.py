@@ -111,7 +111,7 @@ class Ways:
 def narrow(problem: Problem, allow: Restriction = FREE, arcs: Arcs | None = None) -> Space:
     """The space of the problem under a restriction, and with only the given arcs; raises SolverError if nothing is left."""
     given = arcs or {(r.name, t.name): t.arcs for r in problem.regions for t in r.tensors.values()}
-    strategies = {(r.name, u.name): _undominated(_allowed(r, u, allow), u) for r in problem.regions for u in r.units}
+    strategies = {(r.name, u.name): _undominated(allowed(r, u, allow), u) for r in problem.regions for u in r.units}
     boundaries = {
         name: tuple(p for p in boundary.bytes_at if allow.boundary is None or allow.boundary(name, p))
         for name, boundary in problem.boundaries.items()
@@ -135,7 +135,8 @@ def tighten(space: Space) -> Space:
         space = tighter
 
 
-def _allowed(region: Region, unit: Unit, allow: Restriction) -> list[int]:
+def allowed(region: Region, unit: Unit, allow: Restriction) -> list[int]:
+    """Indices of the unit's strategies that the restriction leaves."""
     return [i for i in range(len(unit.strategies)) if allow.strategy is None or allow.strategy(region.name, unit.name, i)]
 
 

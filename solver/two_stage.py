@@ -21,11 +21,9 @@ from autopar.solver.model import build
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.restriction import fix
 from autopar.solver.rounding import arcs_of, to_solution
+from autopar.solver.scale import SCALE, scale_of, typical_s
 from autopar.solver.smallest import Clock
 from autopar.solver.space import Space, narrow
-
-SCALE = 1000.0
-"""What a budget and a cost are scaled to, as in `search`."""
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 """Of the budget for state at rest, where one looks for the best: people who go this way set it by hand."""
@@ -64,7 +62,7 @@ def same(a: Solution, b: Solution) -> bool:
 
 def shard(space: Space, state_bytes: float, gap: float, clock: Clock) -> Solution | None:
     """Stage 1: the fastest plan with Σ state at rest ≤ `state_bytes`, whatever else it needs; everything is kept."""
-    model = build(space, memory=False, second=SCALE / typical_s(space.problem))
+    model = build(space, memory=False, scale=scale_of(cost_s=typical_s(space.problem)))
     if math.isfinite(state_bytes):
         terms = [
             (v, SCALE * at_rest_bytes(space.problem, name, placement) / state_bytes)
@@ -79,7 +77,6 @@ def shard(space: Space, state_bytes: float, gap: float, clock: Clock) -> Solutio
 def at_rest_bytes(problem: Problem, name: str, placement: Placement) -> float:
     """A state group's parameters, optimizer state and gradients."""
     group = problem.state[name]
-
     return group.bytes_at[placement] + group.grad_bytes(placement)
 
 
@@ -95,7 +92,7 @@ def save_memory(space: Space, draft: Solution, gap: float, clock: Clock) -> Solu
         tight = narrow(problem, fix(draft), arcs_of(space, draft))
     except SolverError:
         return min(fitting, key=lambda s: s.cost_s, default=None)
-    model = build(tight, memory=True, byte=SCALE / limit, second=SCALE / draft.cost_s)
+    model = build(tight, memory=True, scale=scale_of(size=limit, cost_s=draft.cost_s))
     outcome = adapter.run(model.ilp, gap=gap / 4, time_limit_s=clock.left_s)
     if outcome.values is not None:
         found = to_solution(model, outcome.values)
@@ -108,15 +105,3 @@ KNOWN = tuple(
     for redo, communicate in (("none", False), ("cheap", True), ("attention", True), ("all", True))
 )
 """Choices that are there even if time runs out."""
-
-
-def typical_s(problem: Problem) -> float:
-    """A cost to scale by: each unit at its fastest."""
-    return (
-        sum(
-            sum(region.classes) * min(s.forward_s + s.backward_s for s in unit.strategies)
-            for region in problem.regions
-            for unit in region.units
-        )
-        or 1.0
-    )

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from autopar.ir.placement import INVARIANT, Placement, State
-from autopar.solver.problem import Arc, Problem, Region, Unit
+from autopar.solver.problem import Arc, Problem, Region
 from autopar.solver.restriction import Restriction
-from autopar.solver.space import Key, Space, Ways
+from autopar.solver.space import Key, Space, Ways, allowed
 
 States = tuple[set[State], ...]
 """Per axis."""
@@ -33,7 +33,7 @@ class Vicinity:
 
     def of(self, allow: Restriction) -> Space:
         """The restriction's space: boundaries only where their makers and readers are, arcs only between such places."""
-        strategies = {(r.name, u.name): allowed(r, u, allow) for r in self.problem.regions for u in r.units}
+        strategies = {(r.name, u.name): tuple(allowed(r, u, allow)) for r in self.problem.regions for u in r.units}
         rest = {
             name: tuple(p for p in group.bytes_at if allow.rest is None or allow.rest(name, p))
             for name, group in self.problem.state.items()
@@ -83,7 +83,9 @@ class Vicinity:
                 widen(near[name], states[region.name, tensor])
         return {
             name: tuple(
-                p for p in boundary.bytes_at if within(p, near[name]) and (allow.boundary is None or allow.boundary(name, p))
+                p
+                for p in boundary.bytes_at
+                if takes_only(p, near[name]) and (allow.boundary is None or allow.boundary(name, p))
             )
             for name, boundary in self.problem.boundaries.items()
         }
@@ -93,18 +95,13 @@ class Vicinity:
         seen, todo, found = set(starts), sorted(starts, key=str), []
         while todo:
             for arc in self.starting[key].get(todo.pop(), ()):
-                if within(arc.after, states):
+                if takes_only(arc.after, states):
                     found.append(arc)
                     if arc.after not in seen:
                         seen.add(arc.after)
                         todo.append(arc.after)
         useful = Ways(found).reachable(ends, backward=True)
         return tuple(arc for arc in found if arc.after in useful)
-
-
-def allowed(region: Region, unit: Unit, allow: Restriction) -> tuple[int, ...]:
-    indices = range(len(unit.strategies))
-    return tuple(i for i in indices if allow.strategy is None or allow.strategy(region.name, unit.name, i))
 
 
 def links(region: Region) -> list[tuple[str, str]]:
@@ -117,5 +114,5 @@ def widen(states: States, more: States) -> None:
         mine |= others
 
 
-def within(placement: Placement, states: States) -> bool:
+def takes_only(placement: Placement, states: States) -> bool:
     return all(state in options for state, options in zip(placement.states, states, strict=True))

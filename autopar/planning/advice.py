@@ -82,11 +82,12 @@ def offloaded(planner: Planner, mesh: MeshSpec, needed_bytes: int) -> Iterator[R
     priced = planner.priced(mesh)
     try:
         loose = planner.loosest(mesh, SHARE_S)
-        given = {"allow": priced.wanted.allow, "time_limit_s": SHARE_S, "enough_bytes": needed_bytes, "start": loose}
-        plans = (loose, smallest(priced.problem, **given).solution)  # type: ignore[arg-type]
+        least = smallest(
+            priced.problem, allow=priced.wanted.allow, time_limit_s=SHARE_S, start=loose, enough_bytes=needed_bytes
+        )
     except SolverError:
         return
-    left = min(without_kept_bytes(priced.problem, plan) for plan in plans)
+    left = min(without_kept_bytes(priced.problem, plan) for plan in (loose, least.solution))
     yield Remedy(what="all that is kept for backward in host memory", bytes=left)
 
 

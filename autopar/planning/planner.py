@@ -33,7 +33,8 @@ from autopar.solver.constraints import Wanted, blame, wanted
 from autopar.solver.model import build
 from autopar.solver.nearby import relax
 from autopar.solver.problem import Problem, Solution
-from autopar.solver.search import SCALE, solve
+from autopar.solver.scale import scale_of
+from autopar.solver.search import solve
 from autopar.solver.space import narrow
 from autopar.solver.to_plan import to_plan
 
@@ -140,7 +141,7 @@ class Planner:
             return True
         priced = self.priced(mesh)
         space = narrow(replace(priced.problem, budget_bytes=budget_bytes), priced.wanted.allow)
-        model = build(space, memory=True, byte=SCALE / budget_bytes, second=SCALE / (self.loosest(mesh).cost_s or 1.0))
+        model = build(space, memory=True, scale=scale_of(size=budget_bytes, cost_s=self.loosest(mesh).cost_s))
         return not relax(model, self.limit_s(time_limit_s)).infeasible
 
     def limit_s(self, time_limit_s: float | None) -> float:
