@@ -98,6 +98,12 @@ def graph_if_traced() -> torch.fx.Graph | None:
     return None if mode is None else mode.tracer.graph
 
 
+def unwatched() -> contextlib.AbstractContextManager[object]:
+    """Inside it, reading sizes and flags of tensors calls no torch function modes, each of which takes as long as the reading
+    (`torch._C.DisableTorchFunction`: torch 2.11 to 2.13)."""
+    return cast(contextlib.AbstractContextManager[object], torch._C.DisableTorchFunction())
+
+
 def rename_symbols(val: Any, names: Mapping[sympy.Symbol, sympy.Symbol]) -> Any:
     """A fake tensor, symbolic int, or tuple of them, with other symbols in its sizes and strides; same example sizes.
 

@@ -6,7 +6,6 @@ graph holds shapes only, and the user's model is neither moved nor changed.
 
 from __future__ import annotations
 
-import gc
 import inspect
 import logging
 import warnings
@@ -134,7 +133,7 @@ def capture(
     check_signature(model, args, kwargs)
     args, kwargs = on_device_of(model, args, kwargs)
     shapes = dynamic.shapes(model, args, kwargs)
-    with _quiet(), _uncollected():
+    with _quiet():
         if blocks_once and (captured := _captured_once(model, args, kwargs, shapes, progress)):
             return captured
         try:
@@ -217,18 +216,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without looking for cyclic garbage: with all the objects that torch and sympy keep, that takes a tenth of the time."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def decompositions() -> dict[Any, Any]:

@@ -22,13 +22,13 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph
 
-from autopar.torch_private import graph_if_traced
+from autopar.torch_private import graph_if_traced, unwatched
 from autopar.tracer.appearance import Unclear
 from autopar.tracer.blocks import EVERYTHING, Block, Differences, become, find, own, record_reads
 from autopar.tracer.markers import markers, unrepeatable
 from autopar.tracer.replica import replicate
 from autopar.tracer.sealed import Seal, Sealed, seal_repetitions
-from autopar.tracer.views import Result, View, look_of, result_of
+from autopar.tracer.views import Result, View, looks_of, result_of
 
 logger = logging.getLogger("autopar")
 Progress = Callable[[str], None]
@@ -153,7 +153,7 @@ class Once:
         self.calls.append((template, block))
         new = list(markers().again(view.tensors, template.result.tensors, len(self.calls) - 1))
         new = [t.detach() if i in template.result.stopped else t for i, t in enumerate(new)]
-        if tuple(map(look_of, new)) != template.result.looks:
+        if looks_of(new) != template.result.looks:
             raise Unrepeatable(f"{block.path} is not like {template.block.path}")
         return template.result.rebuilt(new, view.leaves)
 
@@ -204,14 +204,15 @@ class Once:
 
     def _view(self, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> View | None:
         try:
-            return View.of(block, args, kwargs, self.owners)
+            with unwatched():
+                return View.of(block, args, kwargs, self.owners)
         except Unclear:
             return None
 
 
 def _intact(template: Template) -> bool:
     """Whether the traced outputs still have their shapes: later code may have changed them in place."""
-    return tuple(map(look_of, template.result.tensors)) == template.result.looks
+    return looks_of(template.result.tensors) == template.result.looks
 
 
 def _dice() -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,19 @@ from autopar.tracer.gradients import propagate
 from autopar.tracer.masks import fold_masks
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without looking for cyclic garbage: with all the objects that torch and sympy keep, that takes a tenth of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@uncollected()
 def trace(
     model: nn.Module,
     args: tuple[Any, ...] = (),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict, namedtuple
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from autopar.torch_private import active_modes, is_plain_fake, pytree, size_of, storage_key
+from autopar.torch_private import active_modes, is_plain_fake, pytree, size_of, storage_key, unwatched
 from autopar.tracer.appearance import Look, Looks, Same, Unclear
 from autopar.tracer.blocks import Block, Key, containers
 
@@ -95,6 +95,11 @@ def look_of(leaf: Any) -> Look:
     raise Unclear(f"a {type(leaf).__name__}")
 
 
+def looks_of(leaves: Iterable[Any]) -> tuple[Look, ...]:
+    with unwatched():
+        return tuple(map(look_of, leaves))
+
+
 def _pattern(ids: list[int]) -> tuple[int, ...]:
     """For each the position at which the same one occurs first."""
     first: dict[int, int] = {}
@@ -139,8 +144,8 @@ def result_of(output: Any, view: View, known: set[int]) -> Result | str:
         return ("input", positions[id(leaf)]) if isinstance(leaf, Tensor) else ("value", leaf)
 
     try:
-        looks = tuple(map(look_of, new))
-        tuple(look_of(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
+        looks = looks_of(new)
+        looks_of(leaf for leaf in leaves if not isinstance(leaf, Tensor))
     except Unclear as what:
         return f"it returns {what}"
     plain = all(kind in TREES or dataclasses.is_dataclass(kind) for kind in _kinds(spec))
