@@ -93,7 +93,7 @@ class Bench:
         return self.book.get(**keys)
 
     def rows(self, model: str, meshes: list[str], budgets: Iterable[str]) -> None:
-        batch = tokens_of(model)[0] * devices(meshes[0])
+        batch = max(1, round(tokens_of(model, self.search)[0] * devices(meshes[0])))
         for mesh in meshes:
             keys = {"model": model, "mesh": mesh, "batch": batch}
             todo = [b for b in budgets if self.book.get(what="row", budget=b, **keys) is None]
@@ -154,6 +154,8 @@ def main() -> int:
     parser.add_argument("--what", default="rows", help="rows, batches, or both: rows,batches")
     parser.add_argument("--memory", type=float, default=72.0, help="GiB for the largest batch: 80 less a reserve")
     parser.add_argument("--hardware", default=Search().hardware)
+    parser.add_argument("--samples", type=float, help="per device, such as 2 or 0.25; a file is of one such setting")
+    parser.add_argument("--seq", type=int, help="tokens per sample")
     parser.add_argument("--gap", type=float, default=Search().gap)
     parser.add_argument("--time-limit", type=float, default=Search().time_limit_s, help="seconds for one search")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one measurement")
@@ -169,7 +171,13 @@ def main() -> int:
 
 def fill(book: Book, options: argparse.Namespace) -> None:
     began = time.monotonic()
-    search = Search(hardware=options.hardware, gap=options.gap, time_limit_s=options.time_limit)
+    search = Search(
+        hardware=options.hardware,
+        samples=options.samples,
+        seq=options.seq,
+        gap=options.gap,
+        time_limit_s=options.time_limit,
+    )
     bench = Bench(book, search, options.timeout)
     meshes = options.meshes.split(",")
     for model in options.models.split(","):

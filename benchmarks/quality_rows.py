@@ -39,9 +39,11 @@ SLACK = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How long and how well to search."""
+    """How long and how well to search; samples per device (a part of one, too) and tokens per sample if not those above."""
 
     hardware: str = "h100-sxm"
+    samples: float | None = None
+    seq: int | None = None
     gap: float = 1e-3
     time_limit_s: float = 60.0
 
@@ -51,8 +53,10 @@ def config_of(model: str) -> Path:
     return Path(model) if model.endswith(".json") else CONFIGS / f"{model}.json"
 
 
-def tokens_of(model: str) -> tuple[int, int | None]:
-    return TOKENS.get(Path(model).stem, OTHERS)
+def tokens_of(model: str, search: Search) -> tuple[float, int | None]:
+    """Samples per device, tokens per sample."""
+    samples, seq = TOKENS.get(Path(model).stem, OTHERS)
+    return search.samples or samples, search.seq or seq
 
 
 def measured(model: str, batch: int, search: Search) -> ModelCost:
@@ -63,7 +67,7 @@ def measured(model: str, batch: int, search: Search) -> ModelCost:
     from autopar.tracer import trace
 
     dtype = "float32" if hardware(search.hardware).device_type == "cpu" else "bfloat16"
-    loaded = load(str(config_of(model)), Options(batch=batch, seq=tokens_of(model)[1], dtype=dtype))
+    loaded = load(str(config_of(model)), Options(batch=batch, seq=tokens_of(model, search)[1], dtype=dtype))
     return measure(trace(loaded.model, loaded.args, dict(loaded.kwargs), name=loaded.name))
 
 
