@@ -106,7 +106,7 @@ def solve(
         hunt.offer(incumbent)
     space = narrow(problem, allow)
     floor = relax(build(space, memory=False, scale=scale_of(cost_s=typical_s(problem))), hunt.clock.left_s)
-    loose = without_memory(floor, gap / 2, hunt.clock)
+    loose = without_memory(floor, 0.9 * gap, hunt.clock)
     if loose is None:
         return _out_of_time(hunt, space)
     hunt.bound_s = loose.bound_s
@@ -141,20 +141,24 @@ def admissible(problem: Problem, incumbents: Iterable[Solution], allow: Restrict
 
 
 def without_memory(root: Root, gap: float, clock: Clock) -> Solution | None:
-    """The cheapest plan whatever it needs, keeping all that backward reads, with its bound; None if none in time."""
+    """The cheapest plan whatever it needs, keeping all that backward reads, with its bound; None if none in time.
+
+    One that is too large for the budget only starts the search for others: it is not improved to the last.
+    """
     if root.infeasible:
         raise SolverError("no choice of strategies connects all units; the restriction allows too little")
+    budget = math.inf if root.model.space.problem.budget_bytes is None else root.model.space.problem.budget_bytes
     best = _rounded(root, gap, clock)
     bound_s = root.bound_s
     if best is not None and root.solved and best.cost_s - bound_s <= gap * best.cost_s:
         return replace(best, bound_s=bound_s)
     for multiple in NEAR if root.solved else ():
-        outcome = search_near(root, multiple * gap * root.bound_s, gap=gap / 2, time_limit_s=clock.left_s, start=best)
+        outcome = search_near(root, multiple * gap * root.bound_s, gap=0.99 * gap, time_limit_s=clock.left_s, start=best)
         bound_s = max(bound_s, root.model.seconds(outcome.bound))
         if outcome.values is not None:
             found = to_solution(root.model, outcome.values)
             best = found if best is None or found.cost_s < best.cost_s else best
-        if best is not None and best.cost_s - bound_s <= gap * best.cost_s:
+        if best is not None and (best.cost_s - bound_s <= gap * best.cost_s or best.peak_bytes > budget):
             return replace(best, bound_s=bound_s)
     outcome = adapter.run(root.model.ilp, gap=gap, time_limit_s=clock.left_s)
     bound_s = max(bound_s, root.model.seconds(outcome.bound))
@@ -270,7 +274,7 @@ def repair(hunt: Hunt, space: Space, draft: Solution, scale: Scale, arcs: Arcs) 
     """Offer the best plan with the draft's strategies and only these conversions, if there is one."""
     tight = narrow(hunt.problem, fix(draft, space.allow), arcs)
     model = build(tight, memory=True, scale=scale)
-    outcome = adapter.run(model.ilp, gap=hunt.gap / 4, time_limit_s=hunt.clock.left_s, nodes=10 * NEAR_NODES)
+    outcome = adapter.run(model.ilp, gap=hunt.gap / 2, time_limit_s=hunt.clock.left_s, nodes=10 * NEAR_NODES)
     if outcome.values is not None:
         hunt.offer(to_solution(model, outcome.values))
 
