@@ -35,8 +35,7 @@ def backward(model: Model, region: Region) -> None:
             back = own.again.get((tensor, (after, before)))
             supply = [term for term in own.available[tensor].get(before, []) if term[0] != back]
             model.ilp.row([(r, -1.0), *supply], at_least=0)
-        if model.space.allow.keep is not None:
-            remake(model, region, own)
+        roots(model, region, own)
 
 
 def useful(space: Space, region: Region) -> tuple[list[str], set[str]]:
@@ -58,7 +57,7 @@ def keep_or_convert(model: Model, region: Region, tensor: str, own: Class) -> No
     space, ilp, key = model.space, model.ilp, (region.name, tensor)
     y, produced, size = model.y[key], model.produced[key], region.tensors[tensor].bytes_at
     boundary = space.problem.boundaries.get(region.inputs.get(tensor, ""))
-    free = tensor in region.state or (boundary is not None and boundary.resident)
+    free = lasts(space, region, tensor)
     once = boundary is not None and not boundary.carried and not free
     allowed = space.allow.may_keep(region.name, tensor)
     available: At = defaultdict(list)
@@ -120,23 +119,35 @@ def redo(model: Model, region: Region, unit: Unit, own: Class, worth: bool) -> N
             ilp.row([*supply, *((z, -1.0) for z in zs)], at_least=0)
 
 
-def remake(model: Model, region: Region, own: Class) -> None:
-    """Σ z of the maker of a tensor that must not be kept ≥ Σ x of whatever reads it in backward, and ≥ Σ z of its readers.
+def roots(model: Model, region: Region, own: Class) -> None:
+    """Σ k of a tensor + Σ z of its maker ≥ Σ x of whatever reads it in backward, and ≥ Σ z of its readers: once, at some
+    placement, it is kept or made again.
 
-    Implied for whole numbers; relaxed, conversions in a circle would make it out of nothing.
+    Implied for whole numbers. Relaxed, half a tensor that is kept would do for half a reader there, and again, converted, for
+    the other half elsewhere; conversions in a circle would even make it out of nothing.
     """
-    redone: dict[str, list[Term]] = defaultdict(list)
+    redone: dict[str, list[int]] = defaultdict(list)
     for (name, _), z in own.redone.items():
-        redone[name].append((z, 1.0))
-    for maker in region.units:
-        for tensor in maker.results:
-            if model.space.allow.may_keep(region.name, tensor):
-                continue
-            for unit in (u for u in region.units if tensor in (*u.operands, *u.results)):
-                xs = [(x, -1.0) for s, x in model.x[region.name, unit.name].items() if reads(unit, unit.strategies[s], tensor)]
-                zs = [(z, -1.0) for z, _ in redone[unit.name]] if tensor in unit.operands else []
-                for needs in filter(None, (xs, zs)):
-                    model.ilp.row([*redone[maker.name], *needs], at_least=0)
+        redone[name].append(z)
+    kept: dict[str, list[Term]] = defaultdict(list)
+    for (tensor, _), k in (*own.kept.items(), *own.kept_once.items()):
+        kept[tensor].append((k, 1.0))
+    makers = {tensor: unit.name for unit in region.units for tensor in unit.results}
+    for tensor in own.available:
+        if lasts(model.space, region, tensor):
+            continue
+        supply = kept[tensor] + [(z, 1.0) for z in redone[makers.get(tensor, "")]]
+        for unit in region.units:
+            xs = [x for s, x in model.x[region.name, unit.name].items() if reads(unit, unit.strategies[s], tensor)]
+            zs = redone[unit.name] if tensor in unit.operands else []
+            for needs in filter(None, (xs, zs)):
+                model.ilp.row([*supply, *((v, -1.0) for v in needs)], at_least=0)
+
+
+def lasts(space: Space, region: Region, tensor: str) -> bool:
+    """Whether it is there in backward anyway: state, and the user's batch."""
+    boundary = space.problem.boundaries.get(region.inputs.get(tensor, ""))
+    return tensor in region.state or (boundary is not None and boundary.resident)
 
 
 def reads(unit: Unit, strategy: Strategy, tensor: str) -> bool:

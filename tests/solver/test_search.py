@@ -11,13 +11,15 @@ from autopar.errors import BudgetError, SolverError
 from autopar.solver import adapter
 from autopar.solver.check import check
 from autopar.solver.ilp import Ilp
+from autopar.solver.model import build
+from autopar.solver.nearby import relax
 from autopar.solver.problem import Problem
 from autopar.solver.restriction import Restriction, fix, split
 from autopar.solver.search import solve
 from autopar.solver.smallest import human_bytes, smallest
 from autopar.solver.space import narrow
 from tests.solver.llama_layer import llama_problem
-from tests.solver.tiny import tiny_problem
+from tests.solver.tiny import tiny_problem, two_ways
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,15 @@ def test_tiny_by_hand(budget: float | None, cost: float) -> None:
     found = solve(tiny_problem(budget=budget), gap=1e-6)
     assert found.status == "optimal"
     assert found.cost_s == cost
+
+
+def test_half_of_a_tensor_is_not_kept_for_two_readers() -> None:
+    """The relaxation knows that what backward reads is kept once or made again, in whatever parts it is cut."""
+    for problem in (tiny_problem(), two_ways()):
+        space = narrow(problem, Restriction(redo=lambda region, unit: False))
+        lowest = build(space, memory=True, minimise_peak=True)
+        peak = adapter.run(lowest.ilp, gap=0, time_limit_s=10).objective
+        assert relax(lowest, 10).relaxation.objective == pytest.approx(peak, rel=1e-3)
 
 
 def test_classes_choose_for_themselves() -> None:

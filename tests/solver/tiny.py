@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from autopar.ir.placement import Placement
 from autopar.solver.problem import Arc, Boundary, Problem, Region, StateGroup, Strategy, Tensor, Unit
 
-S, I, R = Placement((0,)), Placement(("I",)), Placement(("R",))  # noqa: E741
+S, T, I, R = Placement((0,)), Placement((1,)), Placement(("I",)), Placement(("R",))  # noqa: E741
 
 
 def tiny_problem(*, budget: float | None = None, classes: tuple[int, ...] = (2,)) -> Problem:
@@ -57,3 +59,19 @@ def tiny_problem(*, budget: float | None = None, classes: tuple[int, ...] = (2,)
         state={"layer.w": StateGroup(name="layer.w", bytes_at={S: 32}, step_bytes_at={S: 7})},
         budget_bytes=budget,
     )
+
+
+def two_ways() -> Problem:
+    """The same with t also cut along another dim, for both units at no cost, and nearly free conversions between the two."""
+    problem = tiny_problem()
+    (region,) = problem.regions
+    mix, square = region.units
+    there = tuple(Arc(before=a, after=b, forward_s=0.01, backward_s=0.01) for a, b in ((S, T), (T, S)))
+    other_mix = replace(mix.strategies[0], results=(T,))
+    other_square = replace(square.strategies[0], operands=(T,))
+    units = (
+        replace(mix, strategies=(*mix.strategies, other_mix)),
+        replace(square, strategies=(*square.strategies, other_square)),
+    )
+    tensors = region.tensors | {"t": replace(region.tensors["t"], bytes_at={S: 10, T: 10}, arcs=there)}
+    return replace(problem, regions=(replace(region, units=units, tensors=tensors),))
