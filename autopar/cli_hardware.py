@@ -113,7 +113,7 @@ def check_output(output: Path, force: bool) -> None:
 
 def write(found: Hardware, output: Path) -> None:
     from autopar.hardware import to_json
-    from autopar.ir.plan import write_atomically
+    from autopar.ir.document import write_atomically
 
     try:
         write_atomically(output, to_json(found))

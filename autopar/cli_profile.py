@@ -200,7 +200,7 @@ def show(shown: View, depth: int | None, ops: bool, json: Path | None, plot: Pat
 
 
 def write_json(text: str, path: Path) -> None:
-    from autopar.ir.plan import write_atomically
+    from autopar.ir.document import write_atomically
 
     if str(path) == "-":
         typer.echo(text, nl=False)

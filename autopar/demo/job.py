@@ -26,8 +26,8 @@ from autopar.codegen.module import ParallelModule
 from autopar.demo import MESH, arguments
 from autopar.demo.text import VOCABULARY, batches, corpus, readable
 from autopar.errors import AutoparError
+from autopar.ir.document import write_atomically
 from autopar.ir.mesh import MeshSpec
-from autopar.ir.plan import write_atomically
 from autopar.render import print_plan
 from autopar.torch_private import AllocationTracker
 

@@ -7,16 +7,13 @@ or the mesh, at hand.
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
-from autopar.errors import ConstraintError, PlanError
+from autopar.errors import PlanError
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
+from autopar.ir.document import Document
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ir.program import Program
@@ -116,8 +113,13 @@ class TriedSetting(_Part):
     reason: str = ""
 
 
-class Plan(_Part):
+class Plan(Document):
     """A complete plan. Times in seconds, bytes per device. The program is one of `micro_batches` of a training step."""
+
+    WHAT: ClassVar[str] = "plan"
+    FORMAT: ClassVar[str] = "autopar-plan"
+    VERSION: ClassVar[int] = VERSION
+    AGAIN: ClassVar[str] = "make it again with `autopar plan`"
 
     format: Literal["autopar-plan"] = "autopar-plan"
     version: int = VERSION
@@ -143,48 +145,6 @@ class Plan(_Part):
     state: dict[str, PlannedTensor]
     boundaries: dict[str, PlacementText]
     regions: dict[str, PlannedRegion]
-
-    def to_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan; the file is replaced in one step, so an interrupted write leaves the old one."""
-        write_atomically(Path(path), self.to_json())
-
-    @classmethod
-    def from_json(cls, text: str, where: str = "plan") -> Plan:
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PlanError(
-                f"{where} is no JSON (line {error.lineno}: {error.msg}): make it again with `autopar plan`"
-            ) from error
-        if not isinstance(data, dict) or data.get("format") != "autopar-plan":
-            raise PlanError(f"{where} is no autopar plan: it lacks format 'autopar-plan'")
-        if data.get("version") != VERSION:
-            raise PlanError(
-                f"{where} has plan version {data.get('version')}, this autopar reads version {VERSION}: "
-                "make it again with `autopar plan`"
-            )
-        try:
-            return cls.model_validate(data)
-        except ConstraintError as error:
-            raise PlanError(f"{where}: field constraints: {error}: make it again") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise PlanError(f"{where}: field {field}: {first['msg']} ({error.error_count()} such): make it again") from error
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read and validate a plan; raises PlanError naming the field that is wrong."""
-        try:
-            text = Path(path).read_text()
-        except OSError as error:
-            raise PlanError(f"cannot read plan {os.fspath(path)}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise PlanError(f"plan {os.fspath(path)} is not text") from error
-        return cls.from_json(text, f"plan {os.fspath(path)}")
 
     def require(self, program: Program, mesh: MeshSpec) -> None:
         """Raise PlanError, naming the difference, unless the plan is for this program on this mesh."""
@@ -223,16 +183,3 @@ class Plan(_Part):
             if name not in self.regions:
                 return f"the model has a region {name} that the plan does not know"
         return "the operations of its graph differ (another version of the model's code or of its library?)"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    path = path.expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

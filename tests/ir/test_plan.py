@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from autopar.errors import PlanError
-from autopar.ir.plan import VERSION, Plan, write_atomically
+from autopar.ir.document import write_atomically
+from autopar.ir.plan import VERSION, Plan
 from tests.small_plan import small_plan
 
 Edit = Callable[[dict[str, Any]], object]

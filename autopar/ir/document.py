@@ -1,0 +1,78 @@
+"""Files that this tool writes and reads: versioned JSON, written in one step, refused in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autopar.errors import ConstraintError, PlanError
+
+
+class Document(BaseModel):
+    """What a whole file holds: fields `format` and `version`, with these values, among those of the subclass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    WHAT: ClassVar[str]
+    FORMAT: ClassVar[str]
+    VERSION: ClassVar[int]
+    AGAIN: ClassVar[str]
+    """How to make it again."""
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it; the file is replaced in one step, so an interrupted write leaves the old one."""
+        write_atomically(Path(path), self.to_json())
+
+    @classmethod
+    def from_json(cls, text: str, where: str | None = None) -> Self:
+        """Raises PlanError naming what is wrong, and `where`."""
+        where = where or cls.WHAT
+        try:
+            data: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"{where} is no JSON (line {error.lineno}: {error.msg}): {cls.AGAIN}") from error
+        if not isinstance(data, dict) or data.get("format") != cls.FORMAT:
+            raise PlanError(f"{where} is no autopar {cls.WHAT}: it lacks format '{cls.FORMAT}'")
+        if data.get("version") != cls.VERSION:
+            version = f"{cls.WHAT} version {data.get('version')}"
+            raise PlanError(f"{where} has {version}, this autopar reads version {cls.VERSION}: {cls.AGAIN}")
+        try:
+            return cls.model_validate(data)
+        except ConstraintError as error:
+            raise PlanError(f"{where}: field constraints: {error}: {cls.AGAIN}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise PlanError(f"{where}: field {field}: {first['msg']} ({error.error_count()} such): {cls.AGAIN}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read and validate; raises PlanError naming the field that is wrong."""
+        where = f"{cls.WHAT} {os.fspath(path)}"
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise PlanError(f"cannot read {where}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise PlanError(f"{where} is not text") from error
+        return cls.from_json(text, where)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    path = path.expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
