@@ -7,6 +7,7 @@ returned: where they need more than the budget, the search is repeated under a t
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -45,6 +46,9 @@ MeshKey = tuple[MeshSpec, tuple[str | None, ...]]
 
 TIGHTENINGS = 4
 """How often a plan whose emitted graphs exceed the budget is searched again under a tighter one."""
+
+ANY_GAP = 1.0
+"""For what only needs some plan without regard to memory."""
 
 
 def silent(stage: str) -> None:
@@ -98,7 +102,7 @@ class Planner:
     def __init__(self, program: Program, aims: Aims, *, micro_batches: int = 1, progress: Progress = silent) -> None:
         self.program, self.aims, self.micro_batches, self.progress = program, aims, micro_batches, progress
         self._priced: dict[MeshKey, Priced] = {}
-        self._loosest: dict[MeshKey, Solution] = {}
+        self._loosest: dict[MeshKey, tuple[float, Solution]] = {}
         self._pricing_s: dict[MeshKey, float] = {}
         self.measuring_s = 0.0
         if places := random_places(program):
@@ -126,22 +130,30 @@ class Planner:
             self._pricing_s[key] = time.monotonic() - began_s
         return self._priced[key]
 
-    def loosest(self, mesh: MeshSpec, time_limit_s: float | None = None) -> Solution:
-        """The best plan if memory were free, with its bound: no plan on this mesh takes less, whatever its budget."""
-        key = (mesh, mesh.links)
-        if key not in self._loosest:
+    def loosest(self, mesh: MeshSpec, time_limit_s: float | None = None, gap: float | None = None) -> Solution:
+        """The best plan if memory were free, with its bound: no plan on this mesh takes less, whatever its budget.
+
+        Searched once, and once more for a smaller `gap` than before.
+        """
+        key, gap = (mesh, mesh.links), self.aims.gap if gap is None else gap
+        searched, known = self._loosest.get(key, (math.inf, None))
+        if known is None or gap < min(searched, known.gap):
             priced = self.priced(mesh)
             self.progress("solving without a budget")
-            self._loosest[key] = self.solve(priced, priced.problem, self.limit_s(time_limit_s), ())
-        return self._loosest[key]
+            known = self.solve(priced, priced.problem, self.limit_s(time_limit_s), [known] if known else (), gap)
+            self._loosest[key] = gap, known
+        return known
 
     def may_fit(self, mesh: MeshSpec, budget_bytes: float | None, time_limit_s: float | None = None) -> bool:
         """False only if the relaxation proves that nothing fits the budget: quicker than finding what would."""
-        if budget_bytes is None or self.loosest(mesh, time_limit_s).peak_bytes <= budget_bytes:
+        if budget_bytes is None:
+            return True
+        loose = self.loosest(mesh, time_limit_s, ANY_GAP)
+        if loose.peak_bytes <= budget_bytes:
             return True
         priced = self.priced(mesh)
         space = narrow(replace(priced.problem, budget_bytes=budget_bytes), priced.wanted.allow)
-        model = build(space, memory=True, scale=scale_of(size=budget_bytes, cost_s=self.loosest(mesh).cost_s))
+        model = build(space, memory=True, scale=scale_of(size=budget_bytes, cost_s=loose.cost_s))
         return not relax(model, self.limit_s(time_limit_s)).infeasible
 
     def limit_s(self, time_limit_s: float | None) -> float:
@@ -207,7 +219,7 @@ class Planner:
     ) -> Solution:
         """The best solution under the problem's budget: the one without a budget if it fits, since nothing is better."""
         with suppress(SolverError):
-            loose = self.loosest(mesh, time_limit_s)
+            loose = self.loosest(mesh, time_limit_s, gap)
             if problem.budget_bytes is None or loose.peak_bytes <= problem.budget_bytes:
                 return loose
         if incumbents is None:

@@ -168,7 +168,7 @@ class SettingSearch:
         self.tell(candidate, "bounding")
         try:
             planner = self.planner(candidate)
-            loose = planner.loosest(candidate.mesh, self.share_s(ROUGH_SHARE))
+            loose = planner.loosest(candidate.mesh, self.share_s(ROUGH_SHARE), max(ROUGH, self.gap))
         except (UnshardableError, ConstraintError) as error:
             self.errors.append(error)
             candidate.close("impossible", str(error))
