@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -31,6 +31,9 @@ NEAR = (0.0, 1.0, 8.0)
 """Distances from the relaxation at which to look first, as multiples of the wanted gap."""
 
 LOG = logging.getLogger("autopar.solver")
+
+Incumbents = Sequence[Solution] | Callable[[], Sequence[Solution]]
+"""Known plans, or how to find some."""
 
 
 @dataclass
@@ -54,6 +57,10 @@ class Hunt:
         LOG.debug("a plan of %g s, %g bytes%s", solution.cost_s, solution.peak_bytes, "" if fits else " (too large)")
         if fits and (self.best is None or solution.cost_s < self.best.cost_s):
             self.best = solution
+
+    def offer_all(self, solutions: Iterable[Solution]) -> None:
+        for solution in solutions:
+            self.offer(solution)
 
     def raise_bound(self, bound_s: float) -> None:
         self.bound_s = max(self.bound_s, bound_s)
@@ -91,9 +98,11 @@ def solve(
     gap: float = 1e-3,
     time_limit_s: float = 60,
     allow: Restriction | None = None,
-    incumbents: Sequence[Solution] = (),
+    incumbents: Incumbents = (),
 ) -> Solution:
     """The cheapest solution within a relative `gap`, never worse than the best incumbent that fits; checked.
+
+    Incumbents that have yet to be found are asked for only where the plan that is best without memory does not fit.
 
     Its status is "optimal" if the gap is proven, else "feasible" (time limit). Raises BudgetError if nothing fits the
     budget, SolverError if the restriction leaves nothing or the time limit passes before anything is found.
@@ -102,16 +111,18 @@ def solve(
     if allow.forbids_keeping and problem.budget_bytes is None:
         problem = replace(problem, budget_bytes=ample_bytes(problem))
     hunt = Hunt(problem, gap, Clock(time_limit_s))
-    for incumbent in admissible(problem, incumbents, allow):
-        hunt.offer(incumbent)
+    if not callable(incumbents):
+        hunt.offer_all(admissible(problem, incumbents, allow))
     space = narrow(problem, allow)
     floor = relax(build(space, memory=False, scale=scale_of(cost_s=typical_s(problem))), hunt.clock.left_s)
     loose = without_memory(floor, 0.9 * gap, hunt.clock)
+    if loose is not None:
+        hunt.bound_s = loose.bound_s
+        hunt.offer_all([loose] if allow.admits(problem, loose) else [])
+    if callable(incumbents) and not hunt.closed:
+        hunt.offer_all(admissible(problem, incumbents(), allow))
     if loose is None:
         return _out_of_time(hunt, space)
-    hunt.bound_s = loose.bound_s
-    if allow.admits(problem, loose):
-        hunt.offer(loose)
     if not hunt.closed and problem.budget_bytes is not None:
         _fit(hunt, space, floor, loose)
     return hunt.finish() if hunt.best else _out_of_time(hunt, space)
@@ -256,7 +267,7 @@ def _explore(hunt: Hunt, root: Root, beyond_s: float) -> None:
     """Look near the relaxation; plans that the model leaves out cost at least `beyond_s`."""
     hunt.raise_bound(min(root.bound_s, beyond_s))
     if root.solved and not hunt.closed and hunt.clock.left_s:
-        _near(hunt, root, 0.0, beyond_s, gap=hunt.gap / 8, nodes=NEAR_NODES)
+        _near(hunt, root, 0.0, beyond_s, gap=hunt.gap / 2, nodes=NEAR_NODES)
 
 
 def _exhaust(hunt: Hunt, space: Space, root: Root, beyond_s: float) -> None:

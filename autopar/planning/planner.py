@@ -35,7 +35,7 @@ from autopar.solver.model import build
 from autopar.solver.nearby import relax
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.scale import scale_of
-from autopar.solver.search import solve
+from autopar.solver.search import Incumbents, solve
 from autopar.solver.space import narrow
 from autopar.solver.to_plan import to_plan
 
@@ -217,23 +217,28 @@ class Planner:
         incumbents: Sequence[Solution] | None,
         gap: float | None = None,
     ) -> Solution:
-        """The best solution under the problem's budget: the one without a budget if it fits, since nothing is better."""
-        with suppress(SolverError):
-            loose = self.loosest(mesh, time_limit_s, gap)
-            if problem.budget_bytes is None or loose.peak_bytes <= problem.budget_bytes:
-                return loose
-        if incumbents is None:
+        """The best solution under the problem's budget: the one without a budget, if that is known, and fits."""
+        if problem.budget_bytes is None or (mesh, mesh.links) in self._loosest:
+            with suppress(SolverError):
+                loose = self.loosest(mesh, time_limit_s, gap)
+                if problem.budget_bytes is None or loose.peak_bytes <= problem.budget_bytes:
+                    return loose
+
+        def known() -> Sequence[Solution]:
             self.progress("solving for the known ways to parallelize")
-            incumbents = known_plans(problem)
+            plans = known_plans(problem)
+            self.progress("solving")
+            return plans
+
         self.progress("solving")
-        return self.solve(self.priced(mesh), problem, time_limit_s, incumbents, gap)
+        return self.solve(self.priced(mesh), problem, time_limit_s, known if incumbents is None else incumbents, gap)
 
     def solve(
         self,
         priced: Priced,
         problem: Problem,
         time_limit_s: float,
-        incumbents: Sequence[Solution],
+        incumbents: Incumbents,
         gap: float | None = None,
     ) -> Solution:
         """The best solution that the constraints allow; raises ConstraintError if no choice is left."""

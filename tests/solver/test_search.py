@@ -13,7 +13,7 @@ from autopar.solver.check import check
 from autopar.solver.ilp import Ilp
 from autopar.solver.model import build
 from autopar.solver.nearby import relax
-from autopar.solver.problem import Problem
+from autopar.solver.problem import Problem, Solution
 from autopar.solver.restriction import Restriction, fix, split
 from autopar.solver.search import solve
 from autopar.solver.smallest import human_bytes, smallest
@@ -46,6 +46,19 @@ def test_half_of_a_tensor_is_not_kept_for_two_readers() -> None:
         lowest = build(space, memory=True, minimise_peak=True)
         peak = adapter.run(lowest.ilp, gap=0, time_limit_s=10).objective
         assert relax(lowest, 10).relaxation.objective == pytest.approx(peak, rel=1e-3)
+
+
+def test_incumbents_are_looked_for_where_they_are_needed() -> None:
+    asked = []
+
+    def known() -> list[Solution]:
+        asked.append(1)
+        return []
+
+    assert solve(tiny_problem(budget=138), incumbents=known).cost_s == 40
+    assert not asked
+    assert solve(tiny_problem(budget=137), incumbents=known).cost_s == 46
+    assert asked
 
 
 def test_classes_choose_for_themselves() -> None:
