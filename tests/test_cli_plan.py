@@ -129,7 +129,7 @@ def test_a_front_is_read_as_strictly_as_a_plan(tmp_path: Path) -> None:
     for wrong, message in (
         (text.replace('"version": 1', '"version": 9', 1), "version 9"),
         (text[:-10], "no JSON"),
-        (text.replace("autopar-pareto", "autopar-plan", 1), "no front of plans"),
+        (text.replace("autopar-pareto", "autopar-plan", 1), "no autopar front"),
         (small_front().model_copy(update={"plans": small_front().plans[::-1]}).to_json(), "ordered by peak"),
         (small_front().model_copy(update={"plans": ()}).to_json(), "at least one plan"),
     ):

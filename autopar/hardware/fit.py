@@ -59,23 +59,28 @@ class Roofline:
 def fit_roofline(samples: Sequence[OpSample]) -> Roofline:
     """The roofline that meets the samples best; each dtype with FLOPs gets a rate.
 
-    Starts from the best rate and bandwidth seen, lets every sample choose its side, solves, and repeats until none changes.
+    Starts from the best rate and bandwidth seen, lets every sample choose its side, solves, and repeats until none changes, or
+    the same sides come back; of what it met on the way, the figures with the smallest worst error count.
     """
     dtypes = sorted({s.dtype for s in samples if s.flops})
     inverse = np.array([min(s.seconds / s.flops for s in samples if s.dtype == d and s.flops) for d in dtypes], dtype=float)
     moved = [s.seconds / s.bytes for s in samples if s.bytes and not s.flops]
     assert moved, "a roofline needs an op that only moves bytes"
-    x = np.array([*inverse, min(moved), min(s.seconds for s in samples)])
+    seconds = np.array([s.seconds for s in samples])
+    x = np.array([*inverse, min(moved), seconds.min()])
     seen: set[tuple[int, ...]] = set()
+    tried: list[Array] = []
     for _ in range(ITERATIONS):
         sides = tuple(side(s, dtypes, x) for s in samples)
         if sides in seen:
             break
         seen.add(sides)
         rows = np.array([row(s, k, len(x)) for s, k in zip(samples, sides, strict=True)])
-        solved = least_squares(rows, np.array([s.seconds for s in samples]))
+        solved = least_squares(rows, seconds)
         x = np.where((solved > 0) | (np.arange(len(x)) == len(x) - 1), solved, x)
-    predicted = np.array([row(s, side(s, dtypes, x), len(x)) @ x for s in samples])
+        tried.append(x)
+    x = min(tried, key=lambda found: float(np.abs(predict(samples, dtypes, found) / seconds - 1).max()))
+    predicted = predict(samples, dtypes, x)
     groups = [*dtypes, "memory", "launch"]
     bound = [group(s, k, dtypes, x) for s, k in zip(samples, (side(s, dtypes, x) for s in samples), strict=True)]
     quality = {
@@ -85,6 +90,10 @@ def fit_roofline(samples: Sequence[OpSample]) -> Roofline:
     }
     rates = {dtype: float(1 / x[i]) for i, dtype in enumerate(dtypes)}
     return Roofline(flops_per_s=rates, bytes_per_s=float(1 / x[-2]), launch_s=float(x[-1]), quality=quality)
+
+
+def predict(samples: Sequence[OpSample], dtypes: Sequence[str], x: Array) -> Array:
+    return np.array([row(s, side(s, dtypes, x), len(x)) @ x for s in samples])
 
 
 def side(sample: OpSample, dtypes: Sequence[str], x: Array) -> int:
