@@ -60,7 +60,7 @@ def fit_roofline(samples: Sequence[OpSample]) -> Roofline:
     """The roofline that meets the samples best; each dtype with FLOPs gets a rate.
 
     Starts from the best rate and bandwidth seen, lets every sample choose its side, solves, and repeats until none changes, or
-    the same sides come back; of what it met on the way, the figures with the smallest worst error count.
+    the same sides come back; of all figures on the way those with the least sum of squared relative errors count.
     """
     dtypes = sorted({s.dtype for s in samples if s.flops})
     inverse = np.array([min(s.seconds / s.flops for s in samples if s.dtype == d and s.flops) for d in dtypes], dtype=float)
@@ -79,7 +79,7 @@ def fit_roofline(samples: Sequence[OpSample]) -> Roofline:
         solved = least_squares(rows, seconds)
         x = np.where((solved > 0) | (np.arange(len(x)) == len(x) - 1), solved, x)
         tried.append(x)
-    x = min(tried, key=lambda found: float(np.abs(predict(samples, dtypes, found) / seconds - 1).max()))
+    x = min(tried, key=lambda found: float(np.square(predict(samples, dtypes, found) / seconds - 1).sum()))
     predicted = predict(samples, dtypes, x)
     groups = [*dtypes, "memory", "launch"]
     bound = [group(s, k, dtypes, x) for s, k in zip(samples, (side(s, dtypes, x) for s in samples), strict=True)]
