@@ -114,6 +114,9 @@ class SettingSearch:
         self.chosen.close("chosen")
         tried = tuple(c.tried() for c in self.candidates)
         plan = self.best.plan.model_copy(update={"tried": tried, "notes": (*self.best.plan.notes, *self.remarks())})
+        if plan.lower_bound_s < self.chosen.bound_s <= plan.step_time_s:  # what was proven before time was over holds
+            gap = 1 - self.chosen.bound_s / plan.step_time_s
+            plan = plan.model_copy(update={"lower_bound_s": self.chosen.bound_s, "gap": gap})
         return replace(self.best, plan=plan, emitted=replace(self.best.emitted, plan=plan))
 
     def visit(self, group: Sequence[Candidate]) -> None:
