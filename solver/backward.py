@@ -137,7 +137,7 @@ def roots(model: Model, region: Region, own: Class) -> None:
         if lasts(model.space, region, tensor):
             continue
         supply = kept[tensor] + [(z, 1.0) for z in redone[makers.get(tensor, "")]]
-        for unit in region.units:
+        for unit in (u for u in region.units if tensor in (*u.operands, *u.results)):
             xs = [x for s, x in model.x[region.name, unit.name].items() if reads(unit, unit.strategies[s], tensor)]
             zs = redone[unit.name] if tensor in unit.operands else []
             for needs in filter(None, (xs, zs)):
