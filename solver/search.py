@@ -102,7 +102,7 @@ def solve(
 ) -> Solution:
     """The cheapest solution within a relative `gap`, never worse than the best incumbent that fits; checked.
 
-    Incumbents that have yet to be found are asked for only where the plan that is best without memory does not fit.
+    Incumbents that have yet to be found are asked for only if the plan that is best without memory does not settle it.
 
     Its status is "optimal" if the gap is proven, else "feasible" (time limit). Raises BudgetError if nothing fits the
     budget, SolverError if the restriction leaves nothing or the time limit passes before anything is found.
@@ -158,7 +158,7 @@ def without_memory(root: Root, gap: float, clock: Clock) -> Solution | None:
     """
     if root.infeasible:
         raise SolverError("no choice of strategies connects all units; the restriction allows too little")
-    budget = math.inf if root.model.space.problem.budget_bytes is None else root.model.space.problem.budget_bytes
+    budget = root.model.space.problem.budget_bytes or math.inf
     best = _rounded(root, gap, clock)
     bound_s = root.bound_s
     if best is not None and root.solved and best.cost_s - bound_s <= gap * best.cost_s:

@@ -48,7 +48,7 @@ TIGHTENINGS = 4
 """How often a plan whose emitted graphs exceed the budget is searched again under a tighter one."""
 
 ANY_GAP = 1.0
-"""For what only needs some plan without regard to memory."""
+"""For what needs only some plan, found without regard to memory."""
 
 
 def silent(stage: str) -> None:

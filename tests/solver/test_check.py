@@ -11,7 +11,7 @@ from autopar.solver.check import InvalidSolution, check
 from autopar.solver.problem import ClassChoice, Problem, RegionChoice, Solution
 from autopar.solver.search import solve
 from tests.solver.llama_layer import llama_problem
-from tests.solver.tiny import I, R, S, tiny_problem
+from tests.solver.tiny import INVARIANT, R, S, tiny_problem
 
 KEEP_ALL = ClassChoice(kept=frozenset({("x", S), ("w", R), ("t", S)}), kept_internals=frozenset({"square"}))
 REDO = ClassChoice(kept=frozenset({("x", S)}), redone=frozenset({"mix", "square"}), reconverted=frozenset({("w", S, R)}))
@@ -122,13 +122,13 @@ def change(**fields: object) -> Callable[[Solution], Solution]:
 
 
 BROKEN = {
-    "cannot be at": change(boundaries={"h": I}),
+    "cannot be at": change(boundaries={"h": INVARIANT}),
     "placements are chosen for state": change(rest={}),
     "regions": change(regions={}),
     "has no strategy 7": change_region(strategies={"mix": 7, "square": 0}),
     "strategies for": change_region(strategies={"mix": 0}),
     "wants w at": change_region(converted=frozenset()),
-    "has no conversion": change_region(converted=frozenset({("w", S, I)})),
+    "has no conversion": change_region(converted=frozenset({("w", S, INVARIANT)})),
     "class choices for": change_region(classes=()),
     "is kept at": change_keep(kept=KEEP_ALL.kept | {("t", R)}),
     "backward of mix lacks x": change_keep(kept=frozenset({("w", R), ("t", S)})),

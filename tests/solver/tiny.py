@@ -7,7 +7,7 @@ from dataclasses import replace
 from autopar.ir.placement import Placement
 from autopar.solver.problem import Arc, Boundary, Problem, Region, StateGroup, Strategy, Tensor, Unit
 
-S, T, I, R = Placement((0,)), Placement((1,)), Placement(("I",)), Placement(("R",))  # noqa: E741
+S, S1, INVARIANT, R = (Placement((state,)) for state in (0, 1, "I", "R"))
 
 
 def tiny_problem(*, budget: float | None = None, classes: tuple[int, ...] = (2,)) -> Problem:
@@ -66,12 +66,12 @@ def two_ways() -> Problem:
     problem = tiny_problem()
     (region,) = problem.regions
     mix, square = region.units
-    there = tuple(Arc(before=a, after=b, forward_s=0.01, backward_s=0.01) for a, b in ((S, T), (T, S)))
-    other_mix = replace(mix.strategies[0], results=(T,))
-    other_square = replace(square.strategies[0], operands=(T,))
+    there = tuple(Arc(before=a, after=b, forward_s=0.01, backward_s=0.01) for a, b in ((S, S1), (S1, S)))
+    other_mix = replace(mix.strategies[0], results=(S1,))
+    other_square = replace(square.strategies[0], operands=(S1,))
     units = (
         replace(mix, strategies=(*mix.strategies, other_mix)),
         replace(square, strategies=(*square.strategies, other_square)),
     )
-    tensors = region.tensors | {"t": replace(region.tensors["t"], bytes_at={S: 10, T: 10}, arcs=there)}
+    tensors = region.tensors | {"t": replace(region.tensors["t"], bytes_at={S: 10, S1: 10}, arcs=there)}
     return replace(problem, regions=(replace(region, units=units, tensors=tensors),))
