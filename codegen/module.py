@@ -19,6 +19,7 @@ from autopar.codegen.executor import Executor, Tape
 from autopar.codegen.measure import Counted, measure
 from autopar.codegen.readable import forward_graph
 from autopar.codegen.shards import as_dtensor, piece
+from autopar.codegen.trained import require_gradients
 from autopar.errors import InputError
 from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
@@ -103,6 +104,7 @@ class ParallelModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         inputs = {name: self._local(name, tensor) for name, tensor in zip_inputs(self.program, args, kwargs)}
         trained = self._parameters_by_name()
+        require_gradients(self.program, trained)
         flat = _Step.apply(self, list(inputs), list(trained), *inputs.values(), *trained.values())  # type: ignore[no-untyped-call]
         names = [v for v in self.program.outputs if v is not None]
         values = {name: self._global(name, tensor) for name, tensor in zip(names, flat, strict=True)}
@@ -131,11 +133,12 @@ class ParallelModule(nn.Module):
             return tensor
         return as_global(tensor, placement, tuple(int(n) for n in spec.shape), self._mesh)
 
+    @torch.no_grad()
     def _state(self) -> dict[str, Tensor]:
         local = dict(self._constants)
         for name, state in self.program.state.items():
             if state.kind == "parameter":
-                resting = self.get_parameter(name).detach()
+                resting = self.get_parameter(name)
                 assert isinstance(resting, DTensor), f"parameter {name} was replaced by a plain tensor"
                 local[name] = resting.to_local()
             elif state.kind == "buffer":
