@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -11,11 +13,12 @@ from autopar.bytes import parse_bytes
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.measure import Counted
 from autopar.codegen.module import ParallelModule, PlannedOnFirstBatch
-from autopar.errors import AutoparError, InputError, MeshError
+from autopar.errors import AutoparError, HardwareError, InputError, MeshError
 from autopar.hardware import Hardware, load
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshLike, MeshSpec, require_device_mesh
 from autopar.ir.pareto import Pareto
+from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ops.units import random_places
@@ -27,6 +30,7 @@ from autopar.planning.settings import SettingSearch
 from autopar.planning.shapes import one_or_all
 from autopar.profiler.precision import Precision
 from autopar.profiler.profile import Profile, profile_model
+from autopar.runtime.replan import Programs
 from autopar.tracer import trace
 from autopar.tracer.capture import check_signature
 from autopar.tracer.dynamic import Dynamic
@@ -151,12 +155,18 @@ def plan_program(
     gap: float = 1e-3,
     overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
+    micro_batches: int = 1,
+    resting: Mapping[str, Placement] | None = None,
     progress: Progress = silent,
 ) -> tuple[Plan, Emitted, Counted]:
-    """As `plan`, for a traced program; also the emitted graphs and what was counted on them."""
+    """As `plan`, for a traced program; also the emitted graphs and what was counted on them.
+
+    `resting`: where parameters are already, and stay.
+    """
     aims = aims_of(hardware, optimizer, time_limit_s, gap, overlap, constraints)
+    aims = replace(aims, resting=resting or {})
     budget = None if memory is None else parse_bytes(memory)
-    found = find_or_advise(Planner(program, aims, progress=progress), mesh, budget)
+    found = find_or_advise(Planner(program, aims, micro_batches=micro_batches, progress=progress), mesh, budget)
     return found.plan, found.emitted, found.counted
 
 
@@ -184,12 +194,16 @@ def compile(
     gap: float = 1e-3,
     overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
+    replan: bool = True,
 ) -> ParallelModule:
     """The model, parallelized over `mesh`: an nn.Module with DTensor parameters that trains as the original does.
 
     Call it on every process of the mesh with the same example inputs (the global batch); without any, planning waits for
     the first batch. Rank 0 searches for a plan and sends it to the others, unless `plan` gives one (a Plan or a path).
     `constraints` are for that search.
+
+    A call with other shapes, or in a mode (train, eval) that makes it another program, is planned when it comes, around the
+    parameters as they rest; with `replan=False` it is an InputError. docs/data.md says more.
 
     >>> # parallel = autopar.compile(model, mesh, kwargs=batch, memory="2GiB")
     """
@@ -198,23 +212,40 @@ def compile(
     require_processes(spec)
     constraints.require_axes(spec.names)
     options: dict[str, Any] = {"hardware": hardware, "optimizer": optimizer, "time_limit_s": time_limit_s, "gap": gap}
-    options |= {"overlap": overlap, "constraints": constraints}
+    options |= {"overlap": overlap, "constraints": constraints, "memory": memory}
+    given = plan if plan is None or isinstance(plan, Plan) else from_rank_0(lambda: Plan.load(plan))
 
-    def build(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Emitted:
+    def traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         program = trace(model, args, dict(kwargs))
         require_no_randomness(program)
-        if isinstance(plan, Plan):
-            found = plan
-        elif plan is not None:
-            found = from_rank_0(lambda: Plan.load(plan))
+        return program
+
+    def planned(program: Program, resting: Mapping[str, Placement]) -> Emitted:
+        """The plan that was given is for the first program; later ones are planned as it was."""
+        if given is not None and not resting:
+            found = given
         else:
-            found = from_rank_0(lambda: plan_program(program, spec, memory=memory, **options)[0])
+            wished = options if given is None else options | options_of(given, options)
+            found = from_rank_0(lambda: plan_program(program, spec, resting=resting, **wished)[0])
         found.require(program, spec)
         return emit(program, found, mesh.device_type)
 
+    programs = Programs(model=model, trace=traced, plan=planned, allowed=replan)
     if not args and not kwargs:
-        return PlannedOnFirstBatch(build, model, mesh)
-    return ParallelModule(build(args, kwargs or {}), model, mesh)
+        return PlannedOnFirstBatch(programs.first, model, mesh, programs)
+    return ParallelModule(programs.first(args, kwargs or {}), model, mesh, programs)
+
+
+def options_of(plan: Plan, said: Mapping[str, Any]) -> dict[str, Any]:
+    """How to plan as a plan was made, where the user says nothing else: its budget, optimizer, hardware, and constraints."""
+    found: dict[str, Any] = {"micro_batches": plan.micro_batches, "optimizer": plan.optimizer}
+    if said["memory"] is None:
+        found["memory"] = plan.budget_bytes
+    if said["constraints"] == NO_CONSTRAINTS:
+        found["constraints"] = plan.constraints
+    with suppress(HardwareError):
+        found["hardware"] = load(plan.hardware)
+    return found
 
 
 def require_processes(mesh: MeshSpec) -> None:

@@ -6,7 +6,8 @@ checkpoints work as people know them. One `autograd.Function` runs all forward g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,15 +16,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from autopar.codegen.emit import Emitted
-from autopar.codegen.executor import Executor, Tape
+from autopar.codegen.executor import Tape
 from autopar.codegen.measure import Counted, measure
 from autopar.codegen.readable import forward_graph
-from autopar.codegen.shards import as_dtensor, piece
+from autopar.codegen.shards import as_dtensor
 from autopar.codegen.trained import require_gradients
+from autopar.codegen.variant import Modes, Variant, Variants, as_global
 from autopar.errors import InputError
-from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
-from autopar.ir.run import unflatten_outputs, zip_inputs
+from autopar.ir.program import Program
+from autopar.ir.run import unflatten_outputs
+
+MakeVariant = Callable[["ParallelModule", Modes, tuple[Any, ...], Mapping[str, Any]], Variant]
+"""Traces and plans for a call that no program of the module is for."""
 
 
 class ParallelModule(nn.Module):
@@ -33,19 +38,48 @@ class ParallelModule(nn.Module):
     structure: scalars are plain tensors, everything else is a DTensor at the plan's placement (`.full_tensor()` gathers).
     """
 
-    def __init__(self, emitted: Emitted, model: nn.Module, mesh: DeviceMesh) -> None:
+    def __init__(self, emitted: Emitted, model: nn.Module, mesh: DeviceMesh, more: MakeVariant | None = None) -> None:
+        """`more` makes the programs for other shapes and modes than that of `emitted`; without it these are errors."""
         super().__init__()
-        self.plan: Plan = emitted.plan
-        self.program = emitted.program
-        self._mesh = mesh
-        place = mesh.get_coordinate()
-        assert place is not None, "this process is no part of the mesh"
-        self._place = tuple(place)
-        coordinates = [torch.tensor(c, device=mesh.device_type) for c in self._place]
-        self._executor = Executor(emitted, {n: mesh.get_group(n).group_name for n in self.plan.mesh.names}, coordinates)
-        self._emitted = emitted
-        self._constants: dict[str, Tensor] = {}
+        self._mesh, self._emitted, self._more = mesh, emitted, more
+        self._mirror(model)
+        self._variants = Variants(inspect.signature(model.forward))
+        self._variants.add(self._modes(), Variant.of(emitted, mesh))
         self._take_state(model)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that was compiled first; those of other shapes and modes are in `plans`."""
+        return self._emitted.plan
+
+    @property
+    def program(self) -> Program:
+        return self._emitted.program
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The plans of all shapes and modes that were met, in this order."""
+        return tuple({id(variant.plan): variant.plan for variant in self.variants}.values())
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """All programs so far, the first one first."""
+        return tuple(self._variants.all)
+
+    def _mirror(self, model: nn.Module) -> None:
+        """The model's tree of modules, as containers: each may be put into train or eval mode."""
+        self.training = model.training
+        made: dict[int, nn.Module] = {id(model): self}
+        for path, module in model.named_modules(remove_duplicate=False):
+            owner, _, last = path.rpartition(".")
+            if path:
+                container = made.setdefault(id(module), nn.Module())
+                container.training = module.training
+                self.get_submodule(owner).add_module(last, container)
+        self._mirrored = list(made.values())
+
+    def _modes(self) -> Modes:
+        return tuple([module.training for module in self._mirrored])
 
     def _take_state(self, model: nn.Module) -> None:
         """Distribute the model's parameters as planned (rank 0's values count); buffers are whole everywhere."""
@@ -53,8 +87,6 @@ class ParallelModule(nn.Module):
         persistent = set(model.state_dict(keep_vars=True))
         for name, state in self.program.state.items():
             if state.kind == "constant":
-                assert state.value is not None
-                self._constants[name] = state.value.to(self._mesh.device_type)
                 continue
             tensor = given[name]
             if tensor.is_meta:
@@ -102,40 +134,28 @@ class ParallelModule(nn.Module):
         return text
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = {name: self._local(name, tensor) for name, tensor in zip_inputs(self.program, args, kwargs)}
+        variant, inputs = self._prepared(args, kwargs)
         trained = self._parameters_by_name()
         require_gradients(self.program, trained)
-        flat = _Step.apply(self, list(inputs), list(trained), *inputs.values(), *trained.values())  # type: ignore[no-untyped-call]
-        names = [v for v in self.program.outputs if v is not None]
-        values = {name: self._global(name, tensor) for name, tensor in zip(names, flat, strict=True)}
-        return unflatten_outputs(self.program, values)
+        flat = _Step.apply(self, variant, list(inputs), list(trained), *inputs.values(), *trained.values())  # type: ignore[no-untyped-call]
+        return unflatten_outputs(variant.program, variant.outputs(flat))
+
+    def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Variant, dict[str, Tensor]]:
+        """The program for a call, and this device's pieces of its inputs; a new shape or mode makes a new program."""
+        modes = self._modes()
+        variant = self._variants.find(modes, args, kwargs)
+        if variant is None and self._more is not None:
+            variant = self._more(self, modes, args, kwargs)
+            self._variants.add(modes, variant)
+        variant = variant or self._variants.all[0]
+        return variant, variant.inputs(*self._variants.arranged(variant, args, kwargs))
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
         return {name: self.get_parameter(name) for name, s in self.program.state.items() if s.kind == "parameter"}
 
-    def _local(self, name: str, tensor: Tensor) -> Tensor:
-        """This device's piece of an input; raises InputError if its shape or dtype is not the planned one."""
-        planned = self.plan.inputs[name]
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if tuple(tensor.shape) != planned.shape or dtype != planned.dtype:
-            raise InputError(
-                f"input {name} is {dtype}{list(tensor.shape)}, the plan is for {planned.dtype}{list(planned.shape)}: "
-                "pass the global batch that was planned for, or compile again for this shape"
-            )
-        if isinstance(tensor, DTensor):
-            return tensor.redistribute(self._mesh, as_dtensor(planned.placement)).to_local()
-        return piece(tensor, planned.placement, self._place, self.plan.mesh.sizes).to(self._mesh.device_type)
-
-    def _global(self, name: str, tensor: Tensor) -> Tensor:
-        """An output as users see it."""
-        spec, placement = self.program.values[name], self.plan.boundaries[name]
-        if not spec.shape:
-            return tensor
-        return as_global(tensor, placement, tuple(int(n) for n in spec.shape), self._mesh)
-
     @torch.no_grad()
-    def _state(self) -> dict[str, Tensor]:
-        local = dict(self._constants)
+    def _state(self, variant: Variant) -> dict[str, Tensor]:
+        local = dict(variant.constants)
         for name, state in self.program.state.items():
             if state.kind == "parameter":
                 resting = self.get_parameter(name)
@@ -149,16 +169,29 @@ class ParallelModule(nn.Module):
 class PlannedOnFirstBatch(ParallelModule):
     """A ParallelModule that is built when it is first called, from that batch; until then it has no parameters to give."""
 
-    def __init__(self, build: Callable[[tuple[Any, ...], dict[str, Any]], Emitted], model: nn.Module, mesh: DeviceMesh) -> None:
+    def __init__(
+        self,
+        build: Callable[[tuple[Any, ...], dict[str, Any]], Emitted],
+        model: nn.Module,
+        mesh: DeviceMesh,
+        more: MakeVariant | None = None,
+    ) -> None:
         nn.Module.__init__(self)
-        self._pending: tuple[Any, ...] | None = (build, model, mesh)
+        self.training = model.training
+        self._pending: tuple[Any, ...] | None = (build, model, mesh, more)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._pending is not None:
-            build, model, mesh = self._pending
-            ParallelModule.__init__(self, build(args, kwargs), model, mesh)
+            build, model, mesh, more = self._pending
+            ParallelModule.__init__(self, build(args, kwargs), model, mesh, more)
             self._pending = None
         return super().forward(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> PlannedOnFirstBatch:
+        if self._pending is not None:
+            self._pending[1].train(mode)
+        super().train(mode)
+        return self
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         self._require_plan("parameters")
@@ -173,25 +206,19 @@ class PlannedOnFirstBatch(ParallelModule):
             raise InputError(f"{what} before the first batch: call the module once first, or pass args=/kwargs= to compile")
 
 
-def as_global(local: Tensor, placement: Placement, shape: tuple[int, ...], mesh: DeviceMesh) -> Tensor:
-    """A local piece as the DTensor that it is a piece of."""
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(local, mesh, as_dtensor(placement), run_check=False, shape=torch.Size(shape), stride=stride)
-
-
 class _Step(torch.autograd.Function):
     """All forward graphs; in backward all backward graphs. Saved tensors are freed as backward goes: it runs once."""
 
     @staticmethod
     def forward(
-        ctx: Any, parallel: ParallelModule, inputs: list[str], trained: list[str], *tensors: Tensor
+        ctx: Any, parallel: ParallelModule, variant: Variant, inputs: list[str], trained: list[str], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        program = parallel.program
+        program = variant.program
         values = dict(zip(inputs, tensors[: len(inputs)], strict=True))
         keep = any(ctx.needs_input_grad)
-        state = parallel._state()
-        ctx.tape = parallel._executor.forward(values, state, keep=keep)
-        ctx.parallel, ctx.inputs, ctx.trained = parallel, inputs, trained
+        state = parallel._state(variant)
+        ctx.tape = variant.executor.forward(values, state, keep=keep)
+        ctx.parallel, ctx.variant, ctx.inputs, ctx.trained = parallel, variant, inputs, trained
         with torch.no_grad():
             for name, value in program.mutations.items():
                 parallel.get_buffer(name).copy_(values[value])
@@ -206,13 +233,15 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Any, ...]:
         parallel: ParallelModule = ctx.parallel
+        variant: Variant = ctx.variant
         tape: Tape | None = ctx.tape
         if tape is None:
             raise RuntimeError("backward ran already and freed what it saved: autopar does not support retain_graph")
         ctx.tape = None
         given = {name: t for name, t in zip(ctx.outputs, tangents, strict=True) if t is not None}
-        into_inputs, gradients = parallel._executor.backward(tape, given, parallel._state())
+        into_inputs, gradients = variant.executor.backward(tape, given, parallel._state(variant))
         return (
+            None,
             None,
             None,
             None,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-STAGES = ("errors", "bytes", "ir", "hardware", "torch_private", "ops", "tracer", "profiler", "solver", "codegen")
+STAGES = ("errors", "bytes", "ir", "hardware", "torch_private", "ops", "tracer", "profiler", "solver", "codegen", "runtime")
 """Parts of `autopar` with a place in the import order. All other modules are the API: they may use every stage."""
 
 BASE = frozenset({"errors", "bytes", "ir"})
@@ -25,6 +25,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "profiler": BASE | {"torch_private", "ops", "hardware"},
     "solver": BASE | {"ops", "hardware", "profiler"},
     "codegen": BASE | {"torch_private", "ops"},
+    "runtime": BASE | {"torch_private", "ops", "codegen"},
     "cli": frozenset({"errors", "hardware"}),
 }
 MAPPED = ("solver", "profiler", "codegen")

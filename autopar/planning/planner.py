@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from autopar.bytes import human
@@ -23,6 +23,7 @@ from autopar.hardware import Hardware
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.optimizer import STATE_COPIES
+from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ops.strategies import PASS_PARTIAL
@@ -34,6 +35,7 @@ from autopar.solver.constraints import Wanted, blame, wanted
 from autopar.solver.model import build
 from autopar.solver.nearby import relax
 from autopar.solver.problem import Problem, Solution
+from autopar.solver.resting import resting
 from autopar.solver.scale import scale_of
 from autopar.solver.search import Incumbents, solve
 from autopar.solver.space import narrow
@@ -60,6 +62,7 @@ class Aims:
     """What all settings have in common: the hardware, the optimizer, the user's constraints, and when a plan is good enough.
 
     `time_limit_s` is for one search of the solver, `gap` the relative distance from the optimum at which it may stop.
+    `resting`: parameters that are on the devices already, and stay where they are.
     """
 
     hardware: Hardware
@@ -68,6 +71,7 @@ class Aims:
     gap: float = 1e-3
     overlap: bool = True
     constraints: Constraints = NO_CONSTRAINTS
+    resting: Mapping[str, Placement] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.optimizer not in STATE_COPIES:
@@ -126,6 +130,8 @@ class Planner:
             problem = builder.problem()
             require_shardable(problem, mesh, self.program)
             allowed = wanted(self.aims.constraints, builder, problem)
+            if self.aims.resting:
+                allowed = replace(allowed, allow=allowed.allow & resting(builder, self.aims.resting))
             self._priced[key] = Priced(builder=builder, problem=problem, wanted=allowed)
             self._pricing_s[key] = time.monotonic() - began_s
         return self._priced[key]

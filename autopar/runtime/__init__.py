@@ -1,0 +1,1 @@
+"""What happens around a compiled module while it is used."""
