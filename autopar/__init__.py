@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autopar.ir.pareto import Pareto as Pareto
     from autopar.ir.plan import Plan as Plan
     from autopar.ops.tables import op_rule as op_rule
+    from autopar.runtime.checkpoint import Checkpoints as Checkpoints
     from autopar.verification import verify as verify
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _HOMES = {
     "plan": "autopar.api",
     "profile": "autopar.api",
     "verify": "autopar.verification",
+    "Checkpoints": "autopar.runtime.checkpoint",
     "Constraints": "autopar.ir.constraints",
     "MeshSpec": "autopar.ir.mesh",
     "Pareto": "autopar.ir.pareto",
@@ -37,6 +39,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Checkpoints",
     "Constraints",
     "MeshSpec",
     "Pareto",

@@ -7,6 +7,7 @@ Broken invariants of our own are assertions, never these.
 __all__ = [
     "AutoparError",
     "BudgetError",
+    "CheckpointError",
     "ConstraintError",
     "HardwareError",
     "InputError",
@@ -40,6 +41,10 @@ class MeshError(AutoparError):
 
 class HardwareError(AutoparError):
     """No such hardware description, or one that is malformed."""
+
+
+class CheckpointError(AutoparError):
+    """A checkpoint, or a folder of weights, is missing, damaged, or of another model."""
 
 
 class UnshardableError(AutoparError):

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Tape
 from autopar.codegen.measure import Counted, measure
 from autopar.codegen.readable import forward_graph
-from autopar.codegen.shards import as_dtensor
+from autopar.codegen.shards import as_global
+from autopar.codegen.state import Blanks, attach, named_tensors, take
 from autopar.codegen.trained import require_gradients
-from autopar.codegen.variant import Modes, Variant, Variants, as_global
+from autopar.codegen.variant import Modes, Variant, Variants
 from autopar.errors import InputError
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
@@ -83,35 +84,10 @@ class ParallelModule(nn.Module):
 
     def _take_state(self, model: nn.Module) -> None:
         """Distribute the model's parameters as planned (rank 0's values count); buffers are whole everywhere."""
-        given = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-        persistent = set(model.state_dict(keep_vars=True))
-        for name, state in self.program.state.items():
-            if state.kind == "constant":
-                continue
-            tensor = given[name]
-            if tensor.is_meta:
-                raise InputError(
-                    f"{state.kind} {name} is on the meta device: give the model weights (to_empty, load_state_dict) first"
-                )
-            placed = distribute_tensor(tensor.detach(), self._mesh, as_dtensor(self.plan.state[name].placement))
-            if state.kind == "parameter":
-                kept: Any = nn.Parameter(placed, requires_grad=tensor.requires_grad)
-            else:
-                kept = placed.to_local().clone()
-            for alias in (name, *state.aliases):
-                self._attach(alias, kept, alias in persistent)
-
-    def _attach(self, name: str, tensor: Tensor, persistent: bool) -> None:
-        *path, last = name.split(".")
-        owner: nn.Module = self
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        if isinstance(tensor, nn.Parameter):
-            owner.register_parameter(last, tensor)
-        else:
-            owner.register_buffer(last, tensor, persistent=persistent)
+        tensors = take(model, self.program, self.plan, self._mesh)
+        attach(self, model, self.program, tensors)
+        given = named_tensors(model)
+        self._blanks = Blanks({name: tensor for name, tensor in tensors.items() if given[name].is_meta})
 
     def measure(self) -> Counted:
         """What the emitted graphs do per step on this device: FLOPs, collectives and peak bytes, counted without running."""
@@ -134,6 +110,8 @@ class ParallelModule(nn.Module):
         return text
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._blanks:
+            self._blanks.require_none(self._tensor)
         variant, inputs = self._prepared(args, kwargs)
         trained = self._parameters_by_name()
         require_gradients(self.program, trained)
@@ -149,6 +127,10 @@ class ParallelModule(nn.Module):
             self._variants.add(modes, variant)
         variant = variant or self._variants.all[0]
         return variant, variant.inputs(*self._variants.arranged(variant, args, kwargs))
+
+    def _tensor(self, name: str) -> Tensor:
+        """The parameter or buffer of a name as it is now."""
+        return self.get_parameter(name) if self.program.state[name].kind == "parameter" else self.get_buffer(name)
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
         return {name: self.get_parameter(name) for name, s in self.program.state.items() if s.kind == "parameter"}

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement as DTensorPlacement
 
 from autopar.ir.placement import Placement
@@ -60,3 +61,14 @@ def as_dtensor(placement: Placement) -> list[DTensorPlacement]:
     """The same placement in DTensor's words; axes that share a dim nest in mesh order there too."""
     assert all(list(placement.axes_of(d)) == sorted(placement.axes_of(d)) for d in placement.sharded_dims())
     return [Shard(state) if isinstance(state, int) else Replicate() for state in placement.states]
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this device holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def as_global(local: Tensor, placement: Placement, shape: tuple[int, ...], mesh: DeviceMesh) -> DTensor:
+    """A local piece as the DTensor that it is a piece of."""
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, as_dtensor(placement), run_check=False, shape=torch.Size(shape), stride=stride)

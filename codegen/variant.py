@@ -19,9 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Executor
-from autopar.codegen.shards import as_dtensor, piece
+from autopar.codegen.shards import as_dtensor, as_global, piece
 from autopar.errors import InputError
-from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ir.run import zip_inputs
@@ -116,12 +115,6 @@ class Variant:
 def described(tensor: Tensor) -> str:
     """As in float32[8, 16]."""
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def as_global(local: Tensor, placement: Placement, shape: tuple[int, ...], mesh: DeviceMesh) -> Tensor:
-    """A local piece as the DTensor that it is a piece of."""
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(local, mesh, as_dtensor(placement), run_check=False, shape=torch.Size(shape), stride=stride)
 
 
 @dataclass

@@ -95,8 +95,9 @@ def misuse(rank: int, path: str) -> None:
     with torch.no_grad():
         assert not parallel(**kwargs).loss.requires_grad
     on_meta, _ = gpt2(device="meta")
-    with pytest.raises(InputError, match="on the meta device"):
-        autopar.compile(on_meta, mesh, kwargs=kwargs, plan=plan)
+    without_values = autopar.compile(on_meta, mesh, kwargs=kwargs, plan=plan)
+    with pytest.raises(InputError, match=r"wte.weight and \d+ more of the model have no values: they were on the meta device"):
+        without_values(**kwargs)
     named = init_device_mesh("cpu", (2,), mesh_dim_names=("other",))
     with pytest.raises(PlanError, match="other"):
         autopar.compile(model, named, kwargs=kwargs, plan=plan)

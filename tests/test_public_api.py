@@ -9,6 +9,7 @@ import sys
 import autopar
 
 PUBLIC = (
+    "Checkpoints",
     "Constraints",
     "MeshSpec",
     "Pareto",
