@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from autopar.bytes import parse_bytes
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.measure import Counted
 from autopar.codegen.module import ParallelModule, PlannedOnFirstBatch
-from autopar.errors import AutoparError, HardwareError, InputError, MeshError
+from autopar.errors import AutoparError, HardwareError, InputError, MeshError, RankError
 from autopar.hardware import Hardware, load
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshLike, MeshSpec, require_device_mesh
@@ -30,6 +31,7 @@ from autopar.planning.settings import SettingSearch
 from autopar.planning.shapes import one_or_all
 from autopar.profiler.precision import Precision
 from autopar.profiler.profile import Profile, profile_model
+from autopar.runtime.agreement import commitments
 from autopar.runtime.replan import Programs
 from autopar.tracer import trace
 from autopar.tracer.capture import check_signature
@@ -213,7 +215,10 @@ def compile(
     constraints.require_axes(spec.names)
     options: dict[str, Any] = {"hardware": hardware, "optimizer": optimizer, "time_limit_s": time_limit_s, "gap": gap}
     options |= {"overlap": overlap, "constraints": constraints, "memory": memory}
-    given = plan if plan is None or isinstance(plan, Plan) else from_rank_0(lambda: Plan.load(plan))
+
+    @cache
+    def given() -> Plan | None:
+        return plan if plan is None or isinstance(plan, Plan) else from_rank_0(lambda: Plan.load(plan))
 
     def traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         program = trace(model, args, dict(kwargs))
@@ -222,15 +227,19 @@ def compile(
 
     def planned(program: Program, resting: Mapping[str, Placement]) -> Emitted:
         """The plan that was given is for the first program; later ones are planned as it was."""
-        if given is not None and not resting:
-            found = given
+        first = given()
+        if first is not None and not resting:
+            found = first
         else:
-            wished = options if given is None else options | options_of(given, options)
+            wished = options if first is None else options | options_of(first, options)
             found = from_rank_0(lambda: plan_program(program, spec, resting=resting, **wished)[0])
         found.require(program, spec)
         return emit(program, found, mesh.device_type)
 
-    programs = Programs(model=model, trace=traced, plan=planned, allowed=replan)
+    said = commitments(
+        model, mesh, options | {"plan": plan if plan is None or isinstance(plan, Plan) else "a file", "replan": replan}
+    )
+    programs = Programs(model=model, trace=traced, plan=planned, said=said, allowed=replan)
     if not args and not kwargs:
         return PlannedOnFirstBatch(programs.first, model, mesh, programs)
     return ParallelModule(programs.first(args, kwargs or {}), model, mesh, programs)
@@ -281,6 +290,9 @@ def from_rank_0(make: Callable[[], Plan]) -> Plan:
             box = [make().to_json()]
         except AutoparError as error:
             box = [error]
+        except BaseException as error:
+            dist.broadcast_object_list([RankError(f"rank 0 failed while planning: {type(error).__name__}: {error}")], src=0)
+            raise
     dist.broadcast_object_list(box, src=0)
     if isinstance(box[0], AutoparError):
         raise box[0]

@@ -13,6 +13,7 @@ __all__ = [
     "InputError",
     "MeshError",
     "PlanError",
+    "RankError",
     "SolverError",
     "TraceError",
     "UnshardableError",
@@ -80,6 +81,10 @@ def _budget_error(
     message: str, smallest_bytes: int, binding: tuple[tuple[str, int], ...], remedies: tuple[tuple[str, int], ...]
 ) -> BudgetError:
     return BudgetError(message, smallest_bytes=smallest_bytes, binding=binding, remedies=remedies)
+
+
+class RankError(AutoparError):
+    """The processes of a job run different code, models, options or shapes, or one did not come in time."""
 
 
 class SolverError(AutoparError):

@@ -342,6 +342,13 @@ def is_plain_fake(tensor: Tensor) -> bool:
     return type(tensor) is FakeTensor and tensor.constant is None and private
 
 
+def default_store() -> dist.Store:
+    """The store that the default process group met in (`distributed_c10d._get_default_store`: torch 2.11 to 2.13)."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
 def peak_tracker() -> Any:
     """torch's own tracker of memory, which benchmarks compare with (`MemTracker`: torch 2.11 to 2.13)."""
     from torch.distributed._tools.mem_tracker import MemTracker

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,15 @@ from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ir.run import unflatten_outputs
 
-MakeVariant = Callable[["ParallelModule", Modes, tuple[Any, ...], Mapping[str, Any]], Variant]
-"""Traces and plans for a call that no program of the module is for."""
+
+class More(Protocol):
+    """Makes programs for calls that no program of a module is for."""
+
+    def __call__(self, parallel: ParallelModule, modes: Modes, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Variant:
+        """Trace and plan for such a call."""
+
+    def switched(self, variant: Variant) -> None:
+        """Called when another program than that of the call before is about to run."""
 
 
 class ParallelModule(nn.Module):
@@ -39,13 +46,14 @@ class ParallelModule(nn.Module):
     structure: scalars are plain tensors, everything else is a DTensor at the plan's placement (`.full_tensor()` gathers).
     """
 
-    def __init__(self, emitted: Emitted, model: nn.Module, mesh: DeviceMesh, more: MakeVariant | None = None) -> None:
+    def __init__(self, emitted: Emitted, model: nn.Module, mesh: DeviceMesh, more: More | None = None) -> None:
         """`more` makes the programs for other shapes and modes than that of `emitted`; without it these are errors."""
         super().__init__()
         self._mesh, self._emitted, self._more = mesh, emitted, more
         self._mirror(model)
         self._variants = Variants(inspect.signature(model.forward))
-        self._variants.add(self._modes(), Variant.of(emitted, mesh))
+        self._latest = Variant.of(emitted, mesh)
+        self._variants.add(self._modes(), self._latest)
         self._take_state(model)
 
     @property
@@ -125,7 +133,12 @@ class ParallelModule(nn.Module):
         if variant is None and self._more is not None:
             variant = self._more(self, modes, args, kwargs)
             self._variants.add(modes, variant)
+            self._latest = variant
         variant = variant or self._variants.all[0]
+        if variant is not self._latest:
+            if self._more is not None:
+                self._more.switched(variant)
+            self._latest = variant
         return variant, variant.inputs(*self._variants.arranged(variant, args, kwargs))
 
     def _tensor(self, name: str) -> Tensor:
@@ -156,7 +169,7 @@ class PlannedOnFirstBatch(ParallelModule):
         build: Callable[[tuple[Any, ...], dict[str, Any]], Emitted],
         model: nn.Module,
         mesh: DeviceMesh,
-        more: MakeVariant | None = None,
+        more: More | None = None,
     ) -> None:
         nn.Module.__init__(self)
         self.training = model.training

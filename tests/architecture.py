@@ -25,7 +25,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "profiler": BASE | {"torch_private", "ops", "hardware"},
     "solver": BASE | {"ops", "hardware", "profiler"},
     "codegen": BASE | {"torch_private", "ops"},
-    "runtime": BASE | {"torch_private", "ops", "codegen"},
+    "runtime": BASE | {"torch_private", "hardware", "ops", "codegen"},
     "cli": frozenset({"errors", "hardware"}),
 }
 MAPPED = ("solver", "profiler", "codegen")

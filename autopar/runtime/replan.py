@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,10 @@ from torch.distributed.tensor import DTensor
 from autopar.codegen.emit import Emitted
 from autopar.codegen.module import ParallelModule
 from autopar.codegen.variant import Modes, Variant
-from autopar.errors import InputError
+from autopar.errors import InputError, RankError
 from autopar.ir.placement import Placement
 from autopar.ir.program import Program
+from autopar.runtime.agreement import FAILURE, Record, agree, inputs_of, record_of
 from autopar.runtime.skeleton import skeleton
 from autopar.torch_private import pytree
 
@@ -46,12 +47,14 @@ def with_gradients() -> Iterator[None]:
 class Programs:
     """Makes the first program of a module, and those for later calls; with `allowed` False a new program is an error.
 
-    The same happens on every rank, so all ranks have to call the module with the same shapes.
+    The same happens on every rank, so all ranks have to call the module with the same shapes. They compare what they trace,
+    and what they have `said` already, before anything else happens between them.
     """
 
     model: nn.Module
     trace: Trace
     plan: MakePlan
+    said: Record
     allowed: bool = True
 
     @with_gradients()
@@ -63,7 +66,18 @@ class Programs:
 
     def traced(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         args, kwargs = pytree.tree_map_only(DTensor, like_whole, (args, dict(kwargs)))
-        return self.trace(self.model, args, kwargs)
+        try:
+            program = self.trace(self.model, args, kwargs)
+        except Exception as error:
+            with suppress(RankError):
+                agree({FAILURE: f"{type(error).__name__}: {error}"})
+            raise
+        agree(record_of(program, self.said))
+        return program
+
+    def switched(self, variant: Variant) -> None:
+        """All ranks change to another program at the same call."""
+        agree({"inputs": inputs_of(variant.program), "program": variant.program.fingerprint})
 
     @with_gradients()
     def __call__(self, parallel: ParallelModule, modes: Modes, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Variant:
@@ -82,7 +96,7 @@ class Programs:
                 "planned again, in %.1f s, for %s in %s mode, which are new to this module. Parameters stay where they are; "
                 "the plan is kept for further such calls",
                 time.monotonic() - began_s,
-                inputs_of(program),
+                ", ".join(f"{name} {text}" for name, text in inputs_of(program).items()),
                 "train" if parallel.training else "eval",
             )
         return Variant.of(emitted, parallel.variants[0].mesh)
@@ -121,12 +135,6 @@ def refusal(parallel: ParallelModule, program: Program) -> str:
         f"this call needs another program than {program.name} was compiled for: {difference}. Pass the batch that was planned "
         "for, or compile with replan=True, or again for this shape"
     )
-
-
-def inputs_of(program: Program) -> str:
-    """As in `input_ids int64[3, 16]`."""
-    values = {name: program.values[name] for name in program.inputs if name}
-    return ", ".join(f"{n} {str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for n, v in values.items())
 
 
 def like_whole(tensor: DTensor) -> torch.Tensor:
