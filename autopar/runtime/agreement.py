@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -157,11 +158,9 @@ def text(spec: TensorSpec) -> str:
 
 def commitments(model: nn.Module, mesh: DeviceMesh, options: Mapping[str, Any]) -> Record:
     """What is known before anything is traced, the options that the user gave among it."""
-    import autopar
-
     spec = MeshSpec.of(mesh)
     return {
-        "autopar": autopar.__version__,
+        "autopar": metadata.version("autopar"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "model": type(model).__qualname__,
