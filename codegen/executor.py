@@ -7,7 +7,7 @@ all ranks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from autopar.codegen.boxed import boxed_module
 from autopar.codegen.emit import Emitted, bind
+
+RunBackward = Callable[[int, list[Tensor]], "list[Tensor | None]"]
+"""(index of the call, its boxed arguments) -> the results of its backward graph, None where there are none yet."""
 
 
 @dataclass
@@ -26,11 +29,13 @@ class Tape:
 
 
 class Executor:
-    """`groups` maps mesh axis names to names of process groups; `coordinates` this device's place on each axis (0-dim)."""
+    """Graphs are run by their `forward`: as modules they would be taken for parts of the model by hooks on all modules.
+
+    `groups` maps mesh axis names to names of process groups; `coordinates` this device's place on each axis (0-dim)."""
 
     def __init__(self, emitted: Emitted, groups: Mapping[str, str], coordinates: Sequence[Tensor]) -> None:
         self.emitted, self.program = emitted, emitted.program
-        self.coordinates = list(coordinates)
+        self.groups, self.coordinates = groups, list(coordinates)
         self.last_reader = {v: i for i, call in enumerate(self.program.calls) for v in call.inputs}
         self.results = {*filter(None, self.program.outputs), *self.program.mutations.values()}
         modules: dict[int, tuple[torch.fx.GraphModule, torch.fx.GraphModule]] = {}
@@ -52,7 +57,7 @@ class Executor:
         tape = Tape()
         for i, (call, region, _, forward, _) in enumerate(self.steps):
             boxed = [values[v] for v in call.inputs] + [state[s] for s in call.state] + self.coordinates
-            results = list(forward(boxed))
+            results = list(forward.forward(boxed))
             count = len(region.joint.outputs)
             values.update(zip(call.outputs, results[:count], strict=True))
             tape.saved.append(results[count:] if keep else [])
@@ -64,14 +69,14 @@ class Executor:
         return tape
 
     def backward(
-        self, tape: Tape, tangents: dict[str, Tensor], state: Mapping[str, Tensor]
+        self, tape: Tape, tangents: dict[str, Tensor], state: Mapping[str, Tensor], run: RunBackward | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Gradients of the inputs and of the state, by name. `tangents` are gradients of outputs by value name.
 
-        Empties the tape as it goes.
+        Empties the tape as it goes. `run` runs other graphs in the place of the calls' own.
         """
         gradients: dict[str, Tensor] = {}
-        for call, region, halves, _, backward in reversed(self.steps):
+        for i, (call, region, halves, _, backward) in reversed(list(enumerate(self.steps))):
             saved, shapes = tape.saved.pop(), tape.shapes.pop()
             again = [*call.inputs, *call.state]
             boxed = [state[again[k]] if k < len(again) else self.coordinates[k - len(again)] for k in halves.backward_inputs]
@@ -84,9 +89,11 @@ class Executor:
                         torch.zeros(shape[0], dtype=shape[1], device=self.coordinates[0].device) if tangent is None else tangent
                     )
                     del tangent
-            results = list(backward(boxed))
+            results = list(backward.forward(boxed)) if run is None else run(i, boxed)
             for k in reversed(halves.gradients):
                 gradient = results.pop()
+                if gradient is None:
+                    continue
                 into, name = (tangents, call.inputs[k]) if k < len(call.inputs) else (gradients, again[k])
                 into[name] = into[name] + gradient if name in into else gradient
                 del gradient

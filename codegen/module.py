@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from autopar.codegen.accumulate import Accumulates, accumulation_bytes
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Tape
 from autopar.codegen.measure import Counted, measure
@@ -39,7 +40,7 @@ class More(Protocol):
         """Called when another program than that of the call before is about to run."""
 
 
-class ParallelModule(nn.Module):
+class ParallelModule(Accumulates):
     """One device's part of a model, run under a plan.
 
     Call it as the original model: with the global batch on every rank, or with DTensors. Outputs have the model's own
@@ -100,6 +101,11 @@ class ParallelModule(nn.Module):
     def measure(self) -> Counted:
         """What the emitted graphs do per step on this device: FLOPs, collectives and peak bytes, counted without running."""
         return measure(self._emitted)
+
+    @property
+    def accumulation_bytes(self) -> int:
+        """What gradients take per device that wait under `no_sync`: in full size, where the plan counts them at rest."""
+        return accumulation_bytes(self.variants[0].executor)
 
     @property
     def forward_graph(self) -> torch.fx.GraphModule:
@@ -234,7 +240,7 @@ class _Step(torch.autograd.Function):
             raise RuntimeError("backward ran already and freed what it saved: autopar does not support retain_graph")
         ctx.tape = None
         given = {name: t for name, t in zip(ctx.outputs, tangents, strict=True) if t is not None}
-        into_inputs, gradients = variant.executor.backward(tape, given, parallel._state(variant))
+        into_inputs, gradients = parallel._gradient_sync.backward(variant.executor, tape, given, parallel._state(variant))
         return (
             None,
             None,

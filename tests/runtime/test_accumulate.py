@@ -1,0 +1,183 @@
+"""Gradients of micro-batches that wait for the last one: equal to the serial sum, and nothing is sent for them before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.debug import CommDebugMode
+
+import autopar
+from autopar.codegen.accumulate import GradientSync, add_up
+from autopar.codegen.emit import emit
+from autopar.codegen.executor import Executor
+from autopar.codegen.module import ParallelModule
+from autopar.codegen.shards import coordinate_of, piece
+from autopar.codegen.shards import whole as put_together
+from autopar.ir.constraints import Constraints
+from autopar.ir.conversion import Conversion
+from autopar.ir.local_ranks import local_ranks
+from autopar.ir.placement import Placement
+from autopar.ir.plan import Plan
+from autopar.ir.program import Program
+from autopar.ir.run import zip_inputs
+from autopar.torch_private import by_rank, coordinates, rank_map
+from autopar.tracer import trace
+from tests.processes import run_processes
+from tests.training import DDP, FREE, FSDP, batch, plan_for, tied, whole
+
+EXACT = {"rtol": 0.0, "atol": 1e-9}
+PLANS = {"ddp": DDP, "fsdp": FSDP, "free": FREE}
+
+
+@pytest.mark.slow
+def test_micro_batches_reduce_once_on_processes(tmp_path: Path) -> None:
+    for name, constraints in PLANS.items():
+        plan_for(tied(), batch(), constraints=constraints).save(tmp_path / f"{name}.json")
+    run_processes(2, accumulate, str(tmp_path))
+
+
+def accumulate(rank: int, folder: str) -> None:
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("gpu",))
+    for name in PLANS:
+        plan, model = Plan.load(f"{folder}/{name}.json"), tied()
+        parallel = autopar.compile(model, mesh, kwargs=batch(), plan=plan)
+        micro_batches(name, parallel, model, plan)
+        if name == "fsdp":
+            switched_by_hand(parallel, model)
+            forgotten(parallel, model)
+
+
+def micro_batches(name: str, parallel: ParallelModule, model: nn.Module, plan: Plan) -> None:
+    once = sent_by_backward(parallel, batch(9))
+    assert once == planned_backward(plan)
+    parallel.zero_grad()
+    for step in range(3):
+        with parallel.no_sync():
+            while_off = sent_by_backward(parallel, batch(step))
+        assert while_off == once - reductions(plan, parallel.program)
+        held = sum(s.numel() * s.element_size() for s in waiting(parallel))
+        assert held == parallel.accumulation_bytes
+    if name == "ddp":
+        assert not while_off
+        assert parallel.accumulation_bytes == sum(p.numel() * 8 for p in model.parameters()) + model.embed.weight.numel() * 8  # type: ignore[operator,union-attr]
+        assert all(p.grad is None for p in parallel.parameters())
+    assert sent_by_backward(parallel, batch(3)) == once, "the last micro-batch sends as much as any"
+    assert not waiting(parallel)
+    assert_gradients(parallel, model, range(4))
+    assert sent_by_backward(parallel, batch(4)) == once
+    assert_gradients(parallel, model, range(5))
+
+
+def switched_by_hand(parallel: ParallelModule, model: nn.Module) -> None:
+    """As with FSDP2: the flag counts when backward runs."""
+    parallel.zero_grad()
+    parallel.set_requires_gradient_sync(False)
+    loss = parallel(**batch(0))["loss"]
+    parallel(**batch(1))["loss"].backward()
+    parallel.set_requires_gradient_sync(True)
+    loss.backward()
+    assert_gradients(parallel, model, range(2))
+
+
+def forgotten(parallel: ParallelModule, model: nn.Module) -> None:
+    """What waits is a gradient: `zero_grad` of the module drops it."""
+    with parallel.no_sync():
+        parallel(**batch(7))["loss"].backward()
+    parallel.zero_grad()
+    parallel(**batch(0))["loss"].backward()
+    assert_gradients(parallel, model, range(1))
+
+
+def waiting(parallel: ParallelModule) -> list[torch.Tensor]:
+    return [s for u in parallel._gradient_sync.unreduced.values() for sums in u.sums.values() for s in sums]
+
+
+def assert_gradients(parallel: nn.Module, model: nn.Module, steps: range) -> None:
+    model.zero_grad()
+    for step in steps:
+        model(**batch(step))["loss"].backward()
+    for name, theirs in model.named_parameters():
+        ours = parallel.get_parameter(name).grad
+        assert ours is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(whole(ours), theirs.grad, **EXACT, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_sums_on_two_axes_and_of_another_program_are_reduced() -> None:
+    """All ranks in one process. What another executor (of another batch shape, say) left waiting is reduced as well."""
+    plan = plan_for(tied(), batch(), mesh="2x2", constraints=Constraints(pins=("**: batch=node", "**: zero3=node")))
+    program = trace(tied(), (), batch())
+    emitted, sizes = emit(program, plan), plan.mesh.sizes
+    state = {name: tensor.detach() for name, tensor in tied().state_dict().items()}
+
+    batches = [dict(zip_inputs(program, (), batch(step))) for step in range(4)]
+
+    def scatter(tensor: torch.Tensor, placement: Placement) -> torch.Tensor:
+        return rank_map(lambda rank: piece(tensor, placement, coordinate_of(rank, sizes), sizes).clone())
+
+    def together(tensor: torch.Tensor, name: str) -> torch.Tensor:
+        return put_together(by_rank(tensor), plan.state[name].placement, sizes)
+
+    with local_ranks(plan.mesh) as mesh:
+        groups = {name: mesh.get_group(name).group_name for name in plan.mesh.names}
+        executors = [Executor(emitted, groups, coordinates(mesh)) for _ in range(2)]
+        local = {name: scatter(state[name], plan.state[name].placement) for name in program.state}
+
+        def backward(sync: GradientSync, executor: Executor, step: int) -> dict[str, torch.Tensor]:
+            values = {name: scatter(tensor, plan.inputs[name].placement) for name, tensor in batches[step].items()}
+            tape = executor.forward(values, local)
+            assert program.loss is not None
+            return sync.backward(executor, tape, {program.loss: torch.ones_like(values[program.loss])}, local)[1]
+
+        waits, plain = GradientSync(), GradientSync()
+        waits.enabled = False
+        for step in range(3):
+            assert backward(waits, executors[step % 2], step).keys() < set(program.state)
+        waits.enabled = True
+        found = backward(waits, executors[0], 3)
+        wanted: dict[str, torch.Tensor] = {}
+        for step in range(4):
+            add_up(wanted, backward(plain, executors[0], step))
+        assert not plain.unreduced
+        apart = {name: float((together(found[name], name) - together(g, name)).abs().max()) for name, g in wanted.items()}
+    assert max(apart.values()) < EXACT["atol"], apart
+    assert set(apart) == {name for name in program.state if program.state[name].kind == "parameter"}
+
+
+NAMES = {
+    "all_gather_into_tensor": "all_gather",
+    "reduce_scatter_tensor": "reduce_scatter",
+    "all_reduce": "all_reduce",
+    "all_to_all_single": "all_to_all",
+}
+
+
+def sent_by_backward(parallel: nn.Module, kwargs: dict[str, Any]) -> Counter[str]:
+    """How many collectives of each kind one backward runs, as torch's own counter sees them."""
+    loss = parallel(**kwargs)["loss"]
+    with CommDebugMode() as seen:
+        loss.backward()
+    counts = {str(op).rpartition(".")[2]: n for op, n in seen.get_comm_counts().items()}
+    return Counter({NAMES[op]: n for op, n in counts.items()})
+
+
+def planned_backward(plan: Plan) -> Counter[str]:
+    return Counter({c.kind: c.count for c in plan.figures.collectives if c.phase == "backward"})
+
+
+def reductions(plan: Plan, program: Program) -> Counter[str]:
+    """Of gradients of parameters, from the plan alone: the duals of conversions of state."""
+    found: Counter[str] = Counter()
+    for call in program.calls:
+        region = program.regions[call.region]
+        for made in plan.regions[call.region].converted:
+            dual = Conversion(made.before, made.after).kind.backward
+            if made.tensor in region.state and dual is not None and region.nodes[made.tensor].meta["needs_grad"]:
+                found[dual] += 1
+    return found
