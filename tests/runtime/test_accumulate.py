@@ -29,10 +29,10 @@ from autopar.ir.run import zip_inputs
 from autopar.torch_private import by_rank, coordinates, rank_map
 from autopar.tracer import trace
 from tests.processes import run_processes
-from tests.training import DDP, FREE, FSDP, batch, plan_for, tied, whole
+from tests.training import DDP, FREE, batch, plan_for, tied, whole
 
 EXACT = {"rtol": 0.0, "atol": 1e-9}
-PLANS = {"ddp": DDP, "fsdp": FSDP, "free": FREE}
+PLANS = {"ddp": DDP, "free": FREE}
 
 
 @pytest.mark.slow
@@ -48,7 +48,7 @@ def accumulate(rank: int, folder: str) -> None:
         plan, model = Plan.load(f"{folder}/{name}.json"), tied()
         parallel = autopar.compile(model, mesh, kwargs=batch(), plan=plan)
         micro_batches(name, parallel, model, plan)
-        if name == "fsdp":
+        if name == "ddp":
             switched_by_hand(parallel, model)
             forgotten(parallel, model)
 
