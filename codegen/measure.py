@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from autopar.codegen.emit import Emitted
+from autopar.codegen.schedule import WAIT
 from autopar.codegen.split import Halves
 from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import Placement
@@ -53,20 +54,23 @@ def count(graph: torch.fx.Graph, dying: Iterable[torch.fx.Node] = ()) -> GraphFi
 
 def peak(graph: torch.fx.Graph, dying: set[torch.fx.Node]) -> int:
     """The most that is alive during the graph beyond its inputs; negative contributions where inputs die."""
-    last: dict[torch.fx.Node, int] = {}
     nodes = list(graph.nodes)
-    for i, node in enumerate(nodes):
-        for source in node.all_input_nodes:
-            last[owner(source)] = i
+    reads = [{owner(s) for s in (*n.all_input_nodes, *sent(n))} for n in nodes]
+    last = {source: i for i, sources in enumerate(reads) for source in sources}
     alive = highest = 0
     for i, node in enumerate(nodes):
         if node.op == "call_function" and owner(node) is node and not is_tuple_part(node):
             alive += bytes_of(node)
         highest = max(highest, alive)
-        for source in {owner(s) for s in node.all_input_nodes}:
+        for source in reads[i]:
             if last[source] == i and node.op != "output" and (source.op == "call_function" or source in dying):
                 alive -= bytes_of(source)
     return highest
+
+
+def sent(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """What the collective sends that this node waits for: it must last until then."""
+    return node.args[0].all_input_nodes if node.target is WAIT and isinstance(node.args[0], torch.fx.Node) else []
 
 
 def is_tuple_part(node: torch.fx.Node) -> bool:

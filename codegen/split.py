@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from autopar.codegen.local import LocalRegion
+from autopar.codegen.schedule import schedule
 from autopar.ir.placement import Placement
 from autopar.ir.plan import PlannedClass
 from autopar.ops.joint import Joint, alias_base, owner
@@ -153,8 +154,11 @@ def split(local: LocalRegion, joint: Joint, keep: PlannedClass) -> Halves:
     backward = Backward(local.region.name, joint, provided(local, joint, keep))
     steps = {n.name: n.meta for n in local.graph.nodes}
     again = [steps[joint.origin[n]] for n in backward.made_again()]
+    forward = forward_half(joint, backward.saved)
+    schedule(forward, placeholders(forward)[len(local.region.inputs) :])
+    schedule(backward.graph, placeholders(backward.graph)[: len(backward.taken)])
     return Halves(
-        forward=forward_half(joint, backward.saved),
+        forward=forward,
         backward=backward.graph,
         redone=frozenset(step["unit"] for step in again if "unit" in step),
         reconverted=frozenset(step["conversion"] for step in again if "conversion" in step),
