@@ -1,8 +1,9 @@
 """When collectives start, and when they are waited for.
 
 A collective starts where what it sends is made, and is waited for where its result is first read. What sends only state
-(gathers of parameters) could start at once: it starts when the one before is waited for, one ahead. What nothing in the graph
-reads (reductions of gradients) is waited for when the next such one starts, or at the end. Plans count memory for one of each.
+(gathers of parameters) could start at once: it starts just before the one before is waited for, one ahead. What nothing in
+the graph reads (reductions of gradients) is waited for when the next such one starts, or at the end. Plans count memory for
+one of each.
 """
 
 from __future__ import annotations
