@@ -12,6 +12,7 @@ from torch import nn
 
 from autopar.bytes import parse_bytes
 from autopar.codegen.emit import Emitted, emit
+from autopar.codegen.hold import hold
 from autopar.codegen.measure import Counted
 from autopar.codegen.module import ParallelModule, PlannedOnFirstBatch
 from autopar.errors import AutoparError, HardwareError, InputError, MeshError, RankError
@@ -234,7 +235,9 @@ def compile(
             wished = options if first is None else options | options_of(first, options)
             found = from_rank_0(lambda: plan_program(program, spec, resting=resting, **wished)[0])
         found.require(program, spec)
-        return emit(program, found, mesh.device_type)
+        emitted = emit(program, found, mesh.device_type)
+        hold(emitted, peak=mesh.device_type == "cpu")
+        return emitted
 
     said = commitments(
         model, mesh, options | {"plan": plan if plan is None or isinstance(plan, Plan) else "a file", "replan": replan}

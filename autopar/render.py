@@ -235,7 +235,7 @@ def measured_table(plan: Plan, measured: Counted) -> Table:
 
     flops = (
         ("forward FLOPs", figures.forward_flops, measured.forward_flops),
-        ("backward FLOPs", figures.backward_flops + figures.redone_flops, measured.backward_flops),
+        ("backward FLOPs", figures.backward_flops + figures.redone_flops, measured.backward_flops + measured.redone_flops),
     )
     for name, predicted, counted in flops:
         add(name, predicted, counted, f"{predicted:,}", f"{counted:,}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autopar.api import plan_program, require_no_randomness
 from autopar.codegen.all_ranks import Trajectory, run_all_ranks
 from autopar.codegen.emit import emit
+from autopar.codegen.hold import hold
 from autopar.errors import InputError
 from autopar.hardware import Hardware
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
@@ -83,6 +84,7 @@ def verify(
         search: dict[str, Any] = {"hardware": hardware, "time_limit_s": time_limit_s, "gap": gap, "constraints": constraints}
         plan = plan_program(program, spec, memory=memory, **search)[0]
     plan.require(program, spec)
+    hold(emit(program, plan))
     if program.loss is None:
         raise InputError(f"{program.name} returns no scalar loss to train on: pass labels, or wrap it so that it returns one")
     wide = widened(program)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from autopar.codegen.accept import accept
 from autopar.codegen.local import Emitter, LocalRegion
 from autopar.codegen.split import Halves, split
 from autopar.ir.plan import Plan
@@ -58,17 +59,16 @@ class Emitted:
 
 
 def emit(program: Program, plan: Plan, device: str = "cpu") -> Emitted:
-    """Raises PlanError if the plan asks for the impossible."""
-    plan.require(program, plan.mesh)
+    """Raises PlanError, naming the field, if the plan asks for the impossible."""
     regions = {}
-    for name, region in program.regions.items():
-        local = Emitter(program, region, plan, device).local_region()
+    for name, accepted in accept(program, plan).items():
+        local = Emitter(program, accepted, plan, device).local_region()
         joint = trace_joint(local.graph, local.inputs, local.differentiated, device)
         classes = plan.regions[name].classes
         regions[name] = EmittedRegion(
             local=local,
             joint=joint,
-            classes=tuple(split(local, joint, keep) for keep in classes),
+            classes=tuple(split(local, joint, keep, f"regions.{name}.classes.{i}") for i, keep in enumerate(classes)),
             calls_per_class=tuple(c.calls for c in classes),
         )
     return Emitted(program=program, plan=plan, regions=regions)

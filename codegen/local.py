@@ -8,20 +8,15 @@ from functools import cached_property
 
 import torch
 
-from autopar.errors import PlanError
+from autopar.codegen.accept import Accepted, Position
 from autopar.ir.conversion import Conversion
-from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
-from autopar.ir.plan import Plan, PlannedRegion
+from autopar.ir.plan import Plan
 from autopar.ir.program import Program, Region
 from autopar.ops.collectives import FUNCTIONS, arguments
 from autopar.ops.joint import TensorLike
 from autopar.ops.lower import emit_unit
-from autopar.ops.strategies import Strategy, strategy
-from autopar.ops.units import Unit, needs_grad, units
-
-Position = tuple[str, Placement]
-"""A tensor (by its node's name in the program) at a placement."""
+from autopar.ops.units import Unit, needs_grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,29 +41,13 @@ class LocalRegion:
         return torch.fx.GraphModule(torch.nn.Module(), self.graph)
 
 
-def chosen_strategies(units_: tuple[Unit, ...], planned: PlannedRegion, mesh: MeshSpec) -> dict[str, Strategy]:
-    """Strategies from the factors that the plan names; raises PlanError where they are impossible."""
-    found = {}
-    for unit in units_:
-        if unit.name not in planned.units:
-            raise PlanError(f"the plan says nothing of {unit.name}: make it again for this program")
-        factors = planned.units[unit.name].factors
-        known = {*unit.sizes, None, "~"}
-        chosen = strategy(unit, factors, mesh.sizes) if len(factors) == len(mesh) and known >= set(factors) else None
-        if chosen is None:
-            raise PlanError(f"the plan cuts {unit.name} along {factors}, which is impossible (factors: {dict(unit.sizes)})")
-        found[unit.name] = chosen
-    return found
-
-
 class Emitter:
     """Writes one local forward graph; conversions appear where their result is first needed."""
 
-    def __init__(self, program: Program, region: Region, plan: Plan, device: str) -> None:
-        self.program, self.region, self.plan, self.device = program, region, plan, device
-        self.planned, self.mesh = plan.regions[region.name], plan.mesh
-        self.units = units(region)
-        self.strategies = chosen_strategies(self.units, self.planned, self.mesh)
+    def __init__(self, program: Program, accepted: Accepted, plan: Plan, device: str) -> None:
+        self.program, self.region, self.plan, self.device = program, accepted.region, plan, device
+        self.planned, self.mesh = plan.regions[self.region.name], plan.mesh
+        self.units, self.strategies = accepted.units, accepted.strategies
         self.graph = torch.fx.Graph()
         self.env: dict[torch.fx.Node, torch.fx.Node] = {}
         self.at: dict[Position, torch.fx.Node] = {}
@@ -121,9 +100,7 @@ class Emitter:
         """The node that holds the tensor at this placement, made by the plan's conversions."""
         if (tensor, placement) in self.at:
             return self.at[tensor, placement]
-        conversion = self.into.get((tensor, placement))
-        if conversion is None:
-            raise PlanError(f"the plan has no conversion that brings {tensor} to {placement}")
+        conversion = self.into[tensor, placement]
         source = self.get(tensor, conversion.before)
         axis = self.mesh.names[conversion.axis]
         given = arguments(conversion.kind, conversion.dims, axis, self.mesh.sizes[conversion.axis], self.coordinates[axis])

@@ -23,19 +23,22 @@ from autopar.ops.joint import bytes_of, owner
 
 @dataclass(frozen=True, kw_only=True)
 class GraphFigures:
-    """`peak_bytes`: what the graph has allocated beyond its inputs at its worst node. `collectives`: kind, axis, bytes."""
+    """`peak_bytes`: what the graph has allocated beyond its inputs at its worst node. `collectives`: kind, axis, bytes.
+    `redone_flops`: those of forward nodes that run again in a backward graph; the others are in `flops`."""
 
     flops: int
+    redone_flops: int
     collectives: tuple[tuple[str, str, int], ...]
     peak_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """Per device and step. `flops` of forward and of backward (redone ones included)."""
+    """Per device and step. FLOPs as in `Figures`: `backward_flops` has none of those that are redone."""
 
     forward_flops: int
     backward_flops: int
+    redone_flops: int
     collectives: tuple[PlannedCollective, ...]
     peak_bytes: int
     peak_where: str
@@ -46,7 +49,8 @@ def count(graph: torch.fx.Graph, dying: Iterable[torch.fx.Node] = ()) -> GraphFi
     """Figures of one graph; inputs in `dying` are released at their last use (and were counted by the caller)."""
     calls = [n for n in graph.nodes if n.op == "call_function"]
     return GraphFigures(
-        flops=sum(node_flops(n) for n in calls),
+        flops=sum(node_flops(n) for n in calls if not n.meta.get("again")),
+        redone_flops=sum(node_flops(n) for n in calls if n.meta.get("again")),
         collectives=tuple((c.kind, c.axis, c.bytes) for c in collectives_of(calls)),
         peak_bytes=peak(graph, set(dying)),
     )
@@ -118,7 +122,7 @@ def measure(emitted: Emitted) -> Counted:
     """Walk one training step: all forwards, then all backwards, with what is alive between them."""
     at_rest = state_bytes(emitted)
     inputs = input_bytes(emitted)
-    flops = {"forward": 0, "backward": 0}
+    flops = {"forward": 0, "backward": 0, "redone": 0}
     counts: Counter[tuple[str, str, str]] = Counter()
     sent: Counter[tuple[str, str, str]] = Counter()
     highest, where = at_rest, "optimizer state"
@@ -131,6 +135,7 @@ def measure(emitted: Emitted) -> Counted:
             figures[key] = count(halves.forward) if phase == "forward" else count(halves.backward, dying_inputs(halves))
         found = figures[key]
         flops[phase] += found.flops
+        flops["redone"] += found.redone_flops
         for kind, axis, size in found.collectives:
             counts[kind, axis, phase] += 1
             sent[kind, axis, phase] += size
@@ -154,6 +159,7 @@ def measure(emitted: Emitted) -> Counted:
     return Counted(
         forward_flops=flops["forward"],
         backward_flops=flops["backward"],
+        redone_flops=flops["redone"],
         collectives=tuple(
             PlannedCollective(kind=k, axis=a, phase=ph, count=counts[k, a, ph], bytes=sent[k, a, ph])  # type: ignore[arg-type]
             for k, a, ph in sorted(counts)

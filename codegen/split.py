@@ -1,7 +1,7 @@
 """From one joint graph to a forward and a backward graph: the plan says what is kept, the rest is made again.
 
 Backward may read a forward value only if the plan keeps it, or keeps what it takes to redo it. Views are free: the owner of
-the memory is what is kept. A value that backward needs and the plan does not provide is a broken invariant.
+the memory is what is kept. A plan that does not provide what backward needs is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from autopar.codegen.accept import refused
 from autopar.codegen.local import LocalRegion
 from autopar.codegen.schedule import schedule
 from autopar.ir.placement import Placement
@@ -77,14 +78,22 @@ def kept_insides(local: LocalRegion, joint: Joint, keep: PlannedClass) -> set[to
     return {n for n in inside if owner(n) is n and n not in tensors}
 
 
+class NotProvided(Exception):
+    """Backward reads the value of a forward node that is neither kept nor may be made again."""
+
+    def __init__(self, node: torch.fx.Node) -> None:
+        super().__init__(node.name)
+        self.node = node
+
+
 class Backward:
     """The backward graph of one class of calls while it is built, with what it turned out to take.
 
     `saved` and `taken`: values of forward, and inputs among the state, that it reads.
     """
 
-    def __init__(self, region: str, joint: Joint, given: Provided) -> None:
-        self.region, self.joint, self.given = region, joint, given
+    def __init__(self, joint: Joint, given: Provided) -> None:
+        self.joint, self.given = joint, given
         self.graph = torch.fx.Graph()
         self.env = {tangent: copy_placeholder(self.graph, tangent) for tangent in joint.tangents}
         self.saved: list[torch.fx.Node] = []
@@ -108,12 +117,14 @@ class Backward:
         return self.env[node]
 
     def make(self, node: torch.fx.Node) -> torch.fx.Node:
-        where = self.joint.origin.get(node, "its inputs")
-        allowed = node.op != "placeholder" and (node not in self.joint.origin or is_free(node) or node in self.given.redone)
-        assert allowed, f"{self.region}: backward reads {node.name} of {where}, which the plan does not provide"
+        if node.op == "placeholder" or not (node not in self.joint.origin or is_free(node) or node in self.given.redone):
+            raise NotProvided(node)
         for source in node.all_input_nodes:
             self.need(source)
-        return copy_node(self.graph, node, self.env, "_again" if node in self.joint.origin else "")
+        again = node in self.joint.origin
+        new = copy_node(self.graph, node, self.env, "_again" if again else "")
+        new.meta["again"] = again
+        return new
 
     def made_again(self) -> list[torch.fx.Node]:
         """Forward nodes that run again here and cost something."""
@@ -149,10 +160,15 @@ def forward_half(joint: Joint, saved: Iterable[torch.fx.Node]) -> torch.fx.Graph
     return graph
 
 
-def split(local: LocalRegion, joint: Joint, keep: PlannedClass) -> Halves:
-    """Forward and backward of the calls that keep this."""
-    backward = Backward(local.region.name, joint, provided(local, joint, keep))
+def split(local: LocalRegion, joint: Joint, keep: PlannedClass, field: str) -> Halves:
+    """Forward and backward of the calls that keep this; raises PlanError, naming the plan's `field`, if it is too little."""
     steps = {n.name: n.meta for n in local.graph.nodes}
+    try:
+        backward = Backward(joint, provided(local, joint, keep))
+    except NotProvided as lacking:
+        made_by = steps.get(joint.origin.get(lacking.node, ""), {})
+        what = made_by.get("unit") or made_by.get("conversion", ("its inputs",))[0]
+        raise refused(field, f"backward reads {what}, which is neither kept nor made again") from lacking
     again = [steps[joint.origin[n]] for n in backward.made_again()]
     forward = forward_half(joint, backward.saved)
     schedule(forward, placeholders(forward)[len(local.region.inputs) :])

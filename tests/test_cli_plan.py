@@ -12,7 +12,7 @@ import autopar
 from autopar.cli import app
 from autopar.errors import PlanError
 from autopar.ir.pareto import Pareto
-from tests.small_plan import small_plan
+from tests.small_plan import costing, small_plan
 
 MODULE = """
 import torch
@@ -35,7 +35,7 @@ def model(tmp_path: Path) -> str:
 
 
 def small_front() -> Pareto:
-    plans = [small_plan(peak_bytes=peak * GIB, step_time_s=time_s) for peak, time_s in ((1.0, 0.4), (1.5, 0.3), (3.0, 0.2))]
+    plans = [costing(peak * GIB, time_s) for peak, time_s in ((1.0, 0.4), (1.5, 0.3), (3.0, 0.2))]
     return Pareto(plans=tuple(plans), complete=True)
 
 

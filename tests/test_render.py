@@ -33,7 +33,8 @@ def counted(plan: Plan, **changes: Any) -> Counted:
     figures = plan.figures
     as_planned = {
         "forward_flops": figures.forward_flops,
-        "backward_flops": figures.backward_flops + figures.redone_flops,
+        "backward_flops": figures.backward_flops,
+        "redone_flops": figures.redone_flops,
         "collectives": figures.collectives,
         "peak_bytes": int(plan.peak_bytes),
         "peak_where": plan.peak_where,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autopar.errors import ConstraintError, PlanError
+from autopar.errors import ConstraintError, MeshError, PlanError
 
 
 class Document(BaseModel):
@@ -35,22 +36,31 @@ class Document(BaseModel):
         """Raises PlanError naming what is wrong, and `where`."""
         where = where or cls.WHAT
         try:
-            data: Any = json.loads(text)
+            data: Any = json.loads(text, object_pairs_hook=without_repeats, parse_constant=refuse_constant)
         except json.JSONDecodeError as error:
             raise PlanError(f"{where} is no JSON (line {error.lineno}: {error.msg}): {cls.AGAIN}") from error
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"{where} cannot be read: {error}: {cls.AGAIN}") from error
         if not isinstance(data, dict) or data.get("format") != cls.FORMAT:
             raise PlanError(f"{where} is no autopar {cls.WHAT}: it lacks format '{cls.FORMAT}'")
         if data.get("version") != cls.VERSION:
             version = f"{cls.WHAT} version {data.get('version')}"
             raise PlanError(f"{where} has {version}, this autopar reads version {cls.VERSION}: {cls.AGAIN}")
         try:
-            return cls.model_validate(data)
+            found = cls.model_validate(data)
         except ConstraintError as error:
             raise PlanError(f"{where}: field constraints: {error}: {cls.AGAIN}") from error
+        except MeshError as error:
+            raise PlanError(f"{where}: field mesh: {error}: {cls.AGAIN}") from error
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
+            field = ".".join(map(str, first["loc"])) or first["type"]
             raise PlanError(f"{where}: field {field}: {first['msg']} ({error.error_count()} such): {cls.AGAIN}") from error
+        found.require_consistent(where)
+        return found
+
+    def require_consistent(self, where: str) -> None:
+        """Raise PlanError, naming the field, where the document contradicts itself."""
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -63,6 +73,20 @@ class Document(BaseModel):
         except UnicodeDecodeError as error:
             raise PlanError(f"{where} is not text") from error
         return cls.from_json(text, where)
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two equal names in a JSON object one would silently win; raises ValueError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"field {twice} stands there twice")
+    return found
+
+
+def refuse_constant(text: str) -> Any:
+    """NaN and Infinity are no JSON; raises ValueError."""
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def write_atomically(path: Path, text: str) -> None:

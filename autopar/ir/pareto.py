@@ -39,6 +39,11 @@ class Pareto(Document):
                 raise ValueError("plans must be of one program on one mesh")
         return self
 
+    def require_consistent(self, where: str) -> None:
+        """Raise PlanError, naming the field, where one of the plans contradicts itself."""
+        for i, plan in enumerate(self.plans):
+            plan.require_consistent(f"{where}: plan {i + 1}")
+
     def within(self, budget_bytes: float) -> Plan | None:
         """The fastest of the plans that fit; None if none does."""
         return next((plan for plan in reversed(self.plans) if plan.peak_bytes <= budget_bytes), None)

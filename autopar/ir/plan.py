@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from autopar.errors import PlanError
+from autopar.ir.consistent import contradictions
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.document import Document
 from autopar.ir.mesh import MeshSpec
@@ -20,9 +21,19 @@ from autopar.ir.program import Program
 
 VERSION = 1
 
+
+def placement_of(value: object) -> Placement:
+    """From text, or itself; raises ValueError."""
+    if isinstance(value, Placement):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no placement, such as 'S(0), R'")
+    return Placement.parse(value)
+
+
 PlacementText = Annotated[
     Placement,
-    BeforeValidator(lambda v: Placement.parse(v) if isinstance(v, str) else v),
+    BeforeValidator(placement_of),
     PlainSerializer(str, return_type=str),
 ]
 
@@ -87,7 +98,8 @@ class PlannedCollective(_Part):
 
 class Figures(_Part):
     """Predicted per device: FLOPs and collectives of one forward and backward; `memory_bytes` splits the peak, `time_s` the
-    step time ("overlapped", below zero, is what runs beside the rest)."""
+    step time ("overlapped", below zero, is what runs beside the rest). `counted_peak_bytes`: the liveness peak of the emitted
+    graphs, None if they were not counted."""
 
     forward_flops: int
     backward_flops: int
@@ -95,6 +107,7 @@ class Figures(_Part):
     collectives: tuple[PlannedCollective, ...]
     memory_bytes: dict[str, float]
     time_s: dict[str, float]
+    counted_peak_bytes: int | None = None
 
 
 class TriedSetting(_Part):
@@ -146,8 +159,16 @@ class Plan(Document):
     boundaries: dict[str, PlacementText]
     regions: dict[str, PlannedRegion]
 
-    def require(self, program: Program, mesh: MeshSpec) -> None:
-        """Raise PlanError, naming the difference, unless the plan is for this program on this mesh."""
+    def require_consistent(self, where: str = "the plan") -> None:
+        """Raise PlanError, naming the first field that contradicts others, or that no plan can say."""
+        for field, reason in contradictions(self):
+            raise PlanError(f"{where}: field {field}: {reason}: {self.AGAIN}")
+
+    def require(self, program: Program, mesh: MeshSpec, *, dtypes: bool = True) -> None:
+        """Raise PlanError, naming the difference, unless the plan is for this program on this mesh and agrees with itself.
+
+        Without `dtypes` a program in another precision will do. What it decides is judged by `codegen.accept`.
+        """
         if self.mesh != mesh:
             raise PlanError(
                 f"the plan is for mesh {self.mesh} ({', '.join(self.mesh.names)}), "
@@ -158,14 +179,17 @@ class Plan(Document):
             raise PlanError(
                 f"the plan was made for another program: {self.difference(program)}. Plan again for this model and batch"
             )
-        for name, planned in self.state.items():
-            if not planned.placement.divides(planned.shape, mesh.sizes):
-                raise PlanError(
-                    f"the plan shards {name} {list(planned.shape)} as {planned.placement}, which does not divide it"
-                )
+        if (differs := self.other_tensors(program, dtypes=dtypes)) is not None:
+            raise PlanError(f"the plan was edited: {differs}. {self.AGAIN.capitalize()}")
+        self.require_consistent()
 
     def difference(self, program: Program) -> str:
         """The first difference from a program, in words."""
+        found = self.other_tensors(program)
+        return found or "the operations of its graph differ (another version of the model's code or of its library?)"
+
+    def other_tensors(self, program: Program, *, dtypes: bool = True) -> str | None:
+        """The first input, parameter, buffer, boundary or region of which plan and program do not say the same."""
         inputs = {name: program.values[name] for name in program.inputs if name}
         state = {name: s.spec for name, s in program.state.items()}
         for what, planned, actual in (("input", self.inputs, inputs), ("state", self.state, state)):
@@ -175,11 +199,13 @@ class Plan(Document):
                 return f"{what} {added[0]} of the model {program.name} is not in the plan"
             for name, tensor in planned.items():
                 there = (tuple(actual[name].shape), str(actual[name].dtype).removeprefix("torch."))
-                if (tensor.shape, tensor.dtype) != there:
+                if tensor.shape != there[0] or (dtypes and tensor.dtype != there[1]):
                     here = f"{tensor.dtype}{list(tensor.shape)}"
                     part = f" (the plan is for one of {self.micro_batches} micro-batches)" if self.micro_batches > 1 else ""
                     return f"{what} {name} is {here} in the plan{part} and {there[1]}{list(there[0])} in the model"
-        for name in program.regions:
-            if name not in self.regions:
-                return f"the model has a region {name} that the plan does not know"
-        return "the operations of its graph differ (another version of the model's code or of its library?)"
+        for what, named, known in (("region", self.regions, program.regions), ("boundary", self.boundaries, program.values)):
+            if missing := [n for n in known if n not in named]:
+                return f"the model has a {what} {missing[0]} that the plan does not know"
+            if added := [n for n in named if n not in known]:
+                return f"the plan has a {what} {added[0]} that the model does not know"
+        return None

@@ -45,11 +45,14 @@ class Strategy:
 
 def strategies(unit: Unit, axis_sizes: Sequence[int]) -> tuple[Strategy, ...]:
     """All strategies whose cuts are even and whose operands and results have placements."""
-    options: list[Factor | None] = [None, *unit.shardable]
-    if unit.linear and any(needs_grad(n) for n in unit.results) and all(needs_grad(n) for n in unit.operands) and unit.operands:
-        options.append(PASS_PARTIAL)
-    found = (strategy(unit, choice, axis_sizes) for choice in itertools.product(options, repeat=len(axis_sizes)))
+    found = (strategy(unit, choice, axis_sizes) for choice in itertools.product(options(unit), repeat=len(axis_sizes)))
     return tuple(s for s in found if s is not None)
+
+
+def options(unit: Unit) -> tuple[Factor | None, ...]:
+    """What a strategy may choose on an axis."""
+    passes = unit.linear and any(needs_grad(n) for n in unit.results) and all(needs_grad(n) for n in unit.operands)
+    return (None, *unit.shardable, *((PASS_PARTIAL,) if passes and unit.operands else ()))
 
 
 def strategy(unit: Unit, choice: Sequence[Factor | None], axis_sizes: Sequence[int]) -> Strategy | None:

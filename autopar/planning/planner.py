@@ -16,9 +16,10 @@ from functools import cached_property
 
 from autopar.bytes import human
 from autopar.codegen.emit import Emitted, emit
+from autopar.codegen.hold import differences
 from autopar.codegen.measure import Counted
 from autopar.codegen.measure import measure as count
-from autopar.errors import BudgetError, InputError, SolverError, UnshardableError
+from autopar.errors import BudgetError, InputError, PlanError, SolverError, UnshardableError
 from autopar.hardware import Hardware
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshSpec
@@ -264,10 +265,16 @@ class Planner:
 
 def realise(builder: Builder, problem: Problem, solution: Solution) -> Found:
     """The plan of a solution, after its graphs have shown what of it really runs again in backward."""
-    emitted = emit(builder.program, to_plan(builder, problem, solution))
+    try:
+        emitted = emit(builder.program, to_plan(builder, problem, solution))
+    except PlanError as error:
+        raise AssertionError(f"a plan of our own making is refused: {error}") from error
     again = {name: tuple((h.redone, h.reconverted) for h in region.classes) for name, region in emitted.regions.items()}
-    plan = to_plan(builder, problem, solution, again)
-    return Found(plan=plan, solution=solution, emitted=replace(emitted, plan=plan), counted=count(emitted))
+    plan, counted = to_plan(builder, problem, solution, again), count(emitted)
+    plan = plan.model_copy(update={"figures": plan.figures.model_copy(update={"counted_peak_bytes": counted.peak_bytes})})
+    wrong = next(differences(plan.model_copy(update={"budget_bytes": None}), counted), None)
+    assert wrong is None, f"a plan of our own making has wrong figures: {wrong}"
+    return Found(plan=plan, solution=solution, emitted=replace(emitted, plan=plan), counted=counted)
 
 
 def require_shardable(problem: Problem, mesh: MeshSpec, program: Program) -> None:

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.distributed.device_mesh import init_device_mesh
 
-from autopar.codegen.local import LocalRegion, chosen_strategies
+from autopar.codegen.accept import chosen_strategies
+from autopar.codegen.local import LocalRegion
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement, State
 from autopar.ir.plan import PlannedRegion
@@ -93,7 +94,7 @@ class TypedRun:
         self.local, self.spec, self.groups = local, spec, groups
         self.group = dict(zip(spec.names, groups, strict=True))
         self.placements = {name: (tensor, placement) for (tensor, placement), name in local.values.items()}
-        strategies = chosen_strategies(local.units, planned, spec)
+        strategies = chosen_strategies(local.units, planned, spec, "")
         self.home = {node.name: (unit, strategies[unit.name], node) for unit in local.units for node in unit.nodes}
         self.checked = 0
 
