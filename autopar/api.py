@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -26,6 +26,7 @@ from autopar.ir.program import Program
 from autopar.ops.units import random_places
 from autopar.planning.advice import find_or_advise
 from autopar.planning.batches import batch_of, micro_batch_counts, with_batch
+from autopar.planning.cache import remembered
 from autopar.planning.front import FrontSearch
 from autopar.planning.planner import Aims, Planner, Progress, silent
 from autopar.planning.settings import SettingSearch
@@ -61,6 +62,7 @@ def plan(
     gap: float = 1e-3,
     overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
+    cache: bool = True,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -73,7 +75,7 @@ def plan(
     `memory` is the budget per device ("70GiB" or bytes; None: no limit), `hardware` a known name or a file. With `overlap`
     gathers of parameters and reductions of their gradients are counted as running beside the computation, as far as it lasts;
     without it everything runs one after the other. `constraints` are pins and bans that every plan has to obey; the plan
-    records them.
+    records them. A plan for one mesh and batch that was searched before comes from the `cache` (docs/planning.md).
     `time_limit_s`: for the solver, 60 if left out; with several settings for all of them together, then 600.
     The plan's emitted graphs are counted before it is returned: their liveness peak is within the budget.
 
@@ -109,7 +111,8 @@ def plan(
         return Planner(smaller, aims, micro_batches=2)
 
     if not several:
-        return find_or_advise(planner_of(1, said), meshes[0], budget, halved).plan
+        planner, (only,) = planner_of(1, said), meshes
+        return remembered(planner, only, budget, lambda: find_or_advise(planner, only, budget, halved).plan, use=cache)
     search = SettingSearch(planner_of, meshes, counts, budget, time_limit_s=limit_s, gap=gap, progress=said)
     return search.run().plan
 
@@ -158,18 +161,12 @@ def plan_program(
     gap: float = 1e-3,
     overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
-    micro_batches: int = 1,
-    resting: Mapping[str, Placement] | None = None,
     progress: Progress = silent,
 ) -> tuple[Plan, Emitted, Counted]:
-    """As `plan`, for a traced program; also the emitted graphs and what was counted on them.
-
-    `resting`: where parameters are already, and stay.
-    """
+    """As `plan`, for a traced program; also the emitted graphs and what was counted on them."""
     aims = aims_of(hardware, optimizer, time_limit_s, gap, overlap, constraints)
-    aims = replace(aims, resting=resting or {})
     budget = None if memory is None else parse_bytes(memory)
-    found = find_or_advise(Planner(program, aims, micro_batches=micro_batches, progress=progress), mesh, budget)
+    found = find_or_advise(Planner(program, aims, progress=progress), mesh, budget)
     return found.plan, found.emitted, found.counted
 
 
@@ -198,12 +195,13 @@ def compile(
     overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
     replan: bool = True,
+    cache: bool = True,
 ) -> ParallelModule:
     """The model, parallelized over `mesh`: an nn.Module with DTensor parameters that trains as the original does.
 
     Call it on every process of the mesh with the same example inputs (the global batch); without any, planning waits for
     the first batch. Rank 0 searches for a plan and sends it to the others, unless `plan` gives one (a Plan or a path).
-    `constraints` are for that search.
+    `constraints` are for that search. A plan that was searched before for just this comes from the `cache`.
 
     A call with other shapes, or in a mode (train, eval) that makes it another program, is planned when it comes, around the
     parameters as they rest; with `replan=False` it is an InputError. docs/data.md says more.
@@ -217,7 +215,7 @@ def compile(
     options: dict[str, Any] = {"hardware": hardware, "optimizer": optimizer, "time_limit_s": time_limit_s, "gap": gap}
     options |= {"overlap": overlap, "constraints": constraints, "memory": memory}
 
-    @cache
+    @functools.cache
     def given() -> Plan | None:
         return plan if plan is None or isinstance(plan, Plan) else from_rank_0(lambda: Plan.load(plan))
 
@@ -233,7 +231,7 @@ def compile(
             found = first
         else:
             wished = options if first is None else options | options_of(first, options)
-            found = from_rank_0(lambda: plan_program(program, spec, resting=resting, **wished)[0])
+            found = from_rank_0(lambda: find_plan(program, spec, resting, cache=cache, **wished))
         found.require(program, spec)
         emitted = emit(program, found, mesh.device_type)
         hold(emitted, peak=mesh.device_type == "cpu")
@@ -246,6 +244,22 @@ def compile(
     if not args and not kwargs:
         return PlannedOnFirstBatch(programs.first, model, mesh, programs)
     return ParallelModule(programs.first(args, kwargs or {}), model, mesh, programs)
+
+
+def find_plan(
+    program: Program,
+    mesh: MeshSpec,
+    resting: Mapping[str, Placement],
+    *,
+    memory: int | str | None,
+    micro_batches: int = 1,
+    cache: bool,
+    **aims: Any,
+) -> Plan:
+    """The best plan for a program whose parameters are at `resting` already (if they are anywhere), or a remembered one."""
+    planner = Planner(program, replace(aims_of(**aims), resting=resting), micro_batches=micro_batches)
+    budget = None if memory is None else parse_bytes(memory)
+    return remembered(planner, mesh, budget, lambda: find_or_advise(planner, mesh, budget).plan, use=cache)
 
 
 def options_of(plan: Plan, said: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def plan(
     whole_parameters: WholeParametersOption = False,
     min_micro_batch: MinMicroBatchOption = None,
     free_checkpoints: FreeCheckpointsOption = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Search even if this very plan was found before.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the plan or plans, as JSON.")] = None,
 ) -> None:
     """Find the cheapest plan that fits, and print it. Needs no devices and no weights."""
@@ -90,6 +91,7 @@ def plan(
         if pareto:
             found = autopar.pareto(*example, points=points, **options)
         else:
+            options |= {"cache": not no_cache}
             found = autopar.plan(*example, devices=devices, global_batch=global_batch, micro_batch=micro_batch, **options)
     if output is not None:
         save(found, output)

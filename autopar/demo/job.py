@@ -115,7 +115,7 @@ def parallel_run(options: Any, data: Tensor, console: Console) -> Trained:
     batch = next(batches(data, batch=BATCH, seq=SEQ, steps=1))
     start = time.perf_counter()
     with console.status("tracing, profiling and solving") if console.is_terminal else _quiet():
-        parallel = autopar.compile(build_model(), mesh, kwargs=batch, memory=options.memory, hardware="cpu", time_limit_s=20)
+        parallel = autopar.compile(build_model(), mesh, kwargs=batch, memory=options.memory, time_limit_s=20, cache=False)
     console.print(f"planned and compiled in {time.perf_counter() - start:.1f} s under a budget of {options.memory} per process")
     used, counted = measured_bytes(parallel, data), parallel.measure()
     if dist.get_rank() == 0:

@@ -1,0 +1,92 @@
+"""What a plan depends on, as one hash: the traced program in full, where and how it is planned, and the code that plans.
+
+The program is traced before it is looked up, so a model whose code changed in any way that matters has another key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from autopar.ir.mesh import MeshSpec
+from autopar.ir.program import Program
+from autopar.ops.tables import USER_RULES
+from autopar.planning.planner import Planner
+
+SOLVERS = ("highspy", "pulp")
+
+
+def key_of(planner: Planner, mesh: MeshSpec, budget_bytes: int | None) -> str:
+    """A hex digest."""
+    parts = {
+        "code": code(),
+        "versions": versions(),
+        "program": list(program_text(planner.program)),
+        "mesh": [mesh.sizes, mesh.names, mesh.links],
+        "budget": budget_bytes,
+        "micro_batches": planner.micro_batches,
+        "aims": repr(planner.aims),
+        "rules": sorted(f"{target}: {rule}" for target, rule in USER_RULES.items()),
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"torch": torch.__version__}
+    for name in SOLVERS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+@cache
+def code() -> str:
+    """Of all sources of this package: a newer version may price or choose otherwise, whatever its number is."""
+    found = hashlib.sha256()
+    for folder in source_folders():
+        for path in sorted(folder.rglob("*.py")):
+            found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
+
+
+def source_folders() -> list[Path]:
+    """Of the package, and of its parts that are elsewhere in an editable install."""
+    import autopar.codegen
+    import autopar.profiler
+    import autopar.solver
+
+    packages = (autopar, autopar.codegen, autopar.profiler, autopar.solver)
+    return sorted({Path(folder) for package in packages for folder in package.__path__})
+
+
+def program_text(program: Program) -> Iterator[str]:
+    """Everything in a program, names and module paths (of which plans and constraints speak) among it, but values."""
+    yield f"{program.name} {program.fingerprint} {program.loss} {program.mutations}"
+    yield f"{program.calls}"
+    yield f"{program.inputs} {program.input_constants} {program.outputs}"
+    yield f"{dict(program.values)}"
+    yield f"{[(s.name, s.kind, s.spec, s.aliases) for s in program.state.values()]}"
+    for name, region in program.regions.items():
+        yield f"region {name} {region.inputs} {region.state}"
+        yield from (node_text(node) for node in region.graph.nodes)
+
+
+def node_text(node: Node) -> str:
+    meta = [node.meta.get(key) for key in ("needs_grad", "path", "checkpoint")]
+    return f"{node.name} {node.target} {node.args} {node.kwargs} {value_text(node.meta.get('val'))} {meta}"
+
+
+def value_text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(map(value_text, value))
+    return f"{value.dtype}{tuple(value.shape)}{value.stride()}" if isinstance(value, torch.Tensor) else repr(value)
