@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from autopar.codegen.accumulate import Accumulates, accumulation_bytes
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Tape
+from autopar.codegen.likeness import resemble
 from autopar.codegen.measure import Counted, measure
 from autopar.codegen.readable import forward_graph
 from autopar.codegen.shards import as_global
@@ -56,6 +57,7 @@ class ParallelModule(Accumulates):
         self._latest = Variant.of(emitted, mesh)
         self._variants.add(self._modes(), self._latest)
         self._take_state(model)
+        resemble(self, model)
 
     @property
     def plan(self) -> Plan:
@@ -101,6 +103,11 @@ class ParallelModule(Accumulates):
     def measure(self) -> Counted:
         """What the emitted graphs do per step on this device: FLOPs, collectives and peak bytes, counted without running."""
         return measure(self._emitted)
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """For transformers' Trainer: whether it may pass `num_items_in_batch`, which it may if the examples had it."""
+        return "num_items_in_batch" in self.program.inputs
 
     @property
     def accumulation_bytes(self) -> int:
@@ -180,6 +187,7 @@ class PlannedOnFirstBatch(ParallelModule):
         nn.Module.__init__(self)
         self.training = model.training
         self._pending: tuple[Any, ...] | None = (build, model, mesh, more)
+        resemble(self, model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._pending is not None:

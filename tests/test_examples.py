@@ -50,3 +50,18 @@ def test_train_learns_on_two_processes() -> None:
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", out)]
     assert len(losses) == 4
     assert losses[-1] < losses[0] - 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["huggingface_trainer", "fabric"])
+def test_other_loops_train_the_compiled_model_as_the_plain_one(name: str) -> None:
+    """transformers' Trainer and Lightning's Fabric, unmodified: the same losses and gradient norms at every step."""
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    steps = [
+        re.findall(r"^step (\d+)  loss ([\d.]+)  norm ([\d.]+)$", out, re.MULTILINE)
+        for out in (run(*launch, f"examples/{name}.py"), run(f"examples/{name}.py", "--plain"))
+    ]
+    assert len(steps[0]) == len(steps[1]) == 5
+    for ours, theirs in zip(*steps, strict=True):
+        assert [float(x) for x in ours] == pytest.approx([float(x) for x in theirs], rel=1e-3)
+    assert len({norm for _, _, norm in steps[1]}) == 5, "a comparison of five steps that differ"
