@@ -22,6 +22,7 @@ from autopar.ir.mesh import MeshLike, MeshSpec, require_device_mesh
 from autopar.ir.pareto import Pareto
 from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
+from autopar.ir.precision import Precision, PrecisionLike
 from autopar.ir.program import Program
 from autopar.ops.units import random_places
 from autopar.planning.advice import find_or_advise
@@ -31,7 +32,6 @@ from autopar.planning.front import FrontSearch
 from autopar.planning.planner import Aims, Planner, Progress, silent
 from autopar.planning.settings import SettingSearch
 from autopar.planning.shapes import one_or_all
-from autopar.profiler.precision import Precision
 from autopar.profiler.profile import Profile, profile_model
 from autopar.runtime.agreement import commitments
 from autopar.runtime.replan import Programs
@@ -62,6 +62,7 @@ def plan(
     gap: float = 1e-3,
     overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
+    precision: PrecisionLike | None = None,
     cache: bool = True,
     name: str | None = None,
     progress: Progress | None = None,
@@ -76,6 +77,7 @@ def plan(
     gathers of parameters and reductions of their gradients are counted as running beside the computation, as far as it lasts;
     without it everything runs one after the other. `constraints` are pins and bans that every plan has to obey; the plan
     records them. A plan for one mesh and batch that was searched before comes from the `cache` (docs/planning.md).
+    `precision`: torch's `MixedPrecisionPolicy`, or text as "compute=bfloat16,reduce=float32" (docs/precision.md).
     `time_limit_s`: for the solver, 60 if left out; with several settings for all of them together, then 600.
     The plan's emitted graphs are counted before it is returned: their liveness peak is within the budget.
 
@@ -99,7 +101,7 @@ def plan(
         """Of the model on one of so many micro-batches."""
         said("tracing")
         given = (args, kwargs) if global_batch is None else with_batch(args, kwargs, global_batch // count)
-        program = trace(model, *given, name=name, progress=said)
+        program = trace(model, *given, name=name, precision=precision, progress=said)
         return Planner(program, aims, micro_batches=count, progress=said)
 
     def halved() -> Planner | None:
@@ -107,7 +109,7 @@ def plan(
         batch = batch_of(args, kwargs)
         if batch % 2:
             return None
-        smaller = trace(model, *with_batch(args, kwargs, batch // 2), name=name)
+        smaller = trace(model, *with_batch(args, kwargs, batch // 2), name=name, precision=precision)
         return Planner(smaller, aims, micro_batches=2)
 
     if not several:
@@ -131,6 +133,7 @@ def pareto(
     gap: float = 1e-3,
     overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
+    precision: PrecisionLike | None = None,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Pareto:
@@ -146,7 +149,8 @@ def pareto(
     aims = aims_of(hardware, optimizer, time_limit_s, gap, overlap, constraints)
     budget = None if memory is None else parse_bytes(memory)
     said("tracing")
-    planner = Planner(trace(model, args, dict(kwargs or {}), name=name, progress=said), aims, progress=said)
+    program = trace(model, args, dict(kwargs or {}), name=name, precision=precision, progress=said)
+    planner = Planner(program, aims, progress=said)
     return FrontSearch(planner, spec, points=points, budget_bytes=budget, time_limit_s=time_limit_s).run()
 
 
@@ -194,6 +198,7 @@ def compile(
     gap: float = 1e-3,
     overlap: bool = True,
     constraints: Constraints = NO_CONSTRAINTS,
+    precision: PrecisionLike | None = None,
     replan: bool = True,
     cache: bool = True,
 ) -> ParallelModule:
@@ -202,6 +207,8 @@ def compile(
     Call it on every process of the mesh with the same example inputs (the global batch); without any, planning waits for
     the first batch. Rank 0 searches for a plan and sends it to the others, unless `plan` gives one (a Plan or a path).
     `constraints` are for that search. A plan that was searched before for just this comes from the `cache`.
+    `precision`: torch's `MixedPrecisionPolicy`, or text as in "compute=bfloat16"; parameters and their gradients stay as they
+    are, which is what the optimizer sees. `torch.autocast` around this call is honoured.
 
     A call with other shapes, or in a mode (train, eval) that makes it another program, is planned when it comes, around the
     parameters as they rest; with `replan=False` it is an InputError. docs/data.md says more.
@@ -220,7 +227,7 @@ def compile(
         return plan if plan is None or isinstance(plan, Plan) else from_rank_0(lambda: Plan.load(plan))
 
     def traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
-        program = trace(model, args, dict(kwargs))
+        program = trace(model, args, dict(kwargs), precision=precision)
         require_no_randomness(program)
         return program
 
@@ -237,9 +244,8 @@ def compile(
         hold(emitted, peak=mesh.device_type == "cpu")
         return emitted
 
-    said = commitments(
-        model, mesh, options | {"plan": plan if plan is None or isinstance(plan, Plan) else "a file", "replan": replan}
-    )
+    chosen = {"plan": plan if plan is None or isinstance(plan, Plan) else "a file", "replan": replan, "precision": precision}
+    said = commitments(model, mesh, options | chosen)
     programs = Programs(model=model, trace=traced, plan=planned, said=said, allowed=replan)
     if not args and not kwargs:
         return PlannedOnFirstBatch(programs.first, model, mesh, programs)
@@ -324,7 +330,7 @@ def profile(
     dynamic: Mapping[str, int | Mapping[str, int]] | None = None,
     hardware: str | Hardware = "cpu",
     optimizer: str = "adamw",
-    precision: str | Precision | None = None,
+    precision: PrecisionLike | None = None,
     name: str | None = None,
     progress: Progress = silent,
 ) -> Profile:
@@ -347,6 +353,6 @@ def profile(
         name=name or type(model).__name__,
         hardware=hardware if isinstance(hardware, Hardware) else load(hardware),
         optimizer=optimizer,
-        precision=Precision.parse(precision) if isinstance(precision, str) else precision,
+        precision=Precision.of(precision),
         progress=progress,
     )

@@ -28,6 +28,10 @@ SeqOption = Annotated[int | None, typer.Option("--seq", help="Sequence length of
 DtypeOption = Annotated[
     str | None, typer.Option("--dtype", help="Of the weights of a config.json; bfloat16 on GPUs, else float32.")
 ]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--precision", metavar="DTYPES", help="Mixed precision: parameters=float32,compute=bfloat16,reduce=float32."),
+]
 PinOption = Annotated[
     list[str] | None,
     typer.Option("--pin", metavar="RULE", help='What must be so, as "model.layers.*.mlp: tensor=gpu"; may be repeated.'),

@@ -19,6 +19,7 @@ from autopar.cli_options import (
     ModelArgument,
     NoRecomputeOption,
     PinOption,
+    PrecisionOption,
     SeqOption,
     WholeParametersOption,
     check_arguments,
@@ -47,6 +48,7 @@ def plan(
     ] = None,
     seq: SeqOption = None,
     dtype: DtypeOption = None,
+    precision: PrecisionOption = None,
     optimizer: Annotated[str, typer.Option(help="adamw, adam, momentum or sgd.")] = "adamw",
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds for the solver: 60, or 600 for several settings, if left out.", min=1)
@@ -76,9 +78,19 @@ def plan(
         min_micro_batch=min_micro_batch,
         free_checkpoints=free_checkpoints,
     )
+    if precision is not None:
+        from autopar.ir.precision import Precision
+
+        Precision.parse(precision)
     check_setting(mesh, devices, pareto, global_batch, batch, plot)
     check_arguments(mesh=mesh, memory=memory, hardware=hardware, output=output, constraints=limits)
-    options: dict[str, Any] = {"memory": memory, "hardware": hardware, "optimizer": optimizer, "gap": gap}
+    options: dict[str, Any] = {
+        "precision": precision,
+        "memory": memory,
+        "hardware": hardware,
+        "optimizer": optimizer,
+        "gap": gap,
+    }
     options |= {"constraints": limits, "overlap": not no_overlap} | ({} if time_limit is None else {"time_limit_s": time_limit})
     with stages() as stage:
         loaded = load_model(model, hardware, batch, seq, dtype, stage)

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autopar.cli_options import BatchOption, DtypeOption, ModelArgument, SeqOption, check_arguments, load_model, stages
+from autopar.cli_options import (
+    BatchOption,
+    DtypeOption,
+    ModelArgument,
+    PrecisionOption,
+    SeqOption,
+    check_arguments,
+    load_model,
+    stages,
+)
 from autopar.errors import AutoparError, InputError
 
 if TYPE_CHECKING:
@@ -38,10 +47,7 @@ def profile(
         str | None, typer.Option(metavar="BYTES", help="Budget, as 80GiB: how large batch and seq may be within it.")
     ] = None,
     optimizer: Annotated[str, typer.Option(help="adamw, adam, adam8bit, adafactor, momentum or sgd.")] = "adamw",
-    precision: Annotated[
-        str | None,
-        typer.Option(metavar="DTYPES", help="Mixed precision: parameters=float32,compute=bfloat16,reduce=float32."),
-    ] = None,
+    precision: PrecisionOption = None,
     depth: Annotated[int | None, typer.Option(min=0, help="Levels of modules to show; as many as fit if left out.")] = None,
     ops: Annotated[bool, typer.Option("--ops", help="Show the ops that take longest.")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything as JSON, to stdout if -.")] = None,
@@ -82,8 +88,8 @@ def check(
         raise InputError(f"{json} is a folder: give a file, as {json / 'profile.json'}")
     if plot is not None:
         check_picture(plot, "memory.png")
+    from autopar.ir.precision import Precision
     from autopar.profiler.optimizers import OPTIMIZERS
-    from autopar.profiler.precision import Precision
 
     if optimizer not in OPTIMIZERS:
         raise InputError(f"unknown optimizer {optimizer!r}: use one of {', '.join(OPTIMIZERS)}")

@@ -34,7 +34,7 @@ def to_dict(view: View) -> dict[str, Any]:
         "dynamic": list(profile.symbols),
         "assumptions": [str(assumption) for assumption in profile.assumptions],
         "optimizer": profile.optimizer,
-        "precision": asdict(profile.precision),
+        "precision": {part: getattr(profile.precision, part) for part in ("parameters", "compute", "reduce")},
         "hardware": profile.hardware.name if profile.hardware else None,
         "figures": {f.name: figure(view, getattr(profile, f.name)) for f in fields(ProfileAt) if not f.name.endswith("_s")},
         "tokens": figure(view, profile.tokens) | {"unit": profile.unit},

@@ -81,6 +81,8 @@ def header(plan: Plan) -> Panel:
     figures = plan.figures
     grid = table_grid()
     grid.add_row("mesh", f"{plan.mesh} ({mesh}), {plan.hardware}, optimizer {plan.optimizer}")
+    if plan.precision is not None:
+        grid.add_row("precision", str(plan.precision))
     bound = f"at least {human_s(plan.lower_bound_s)}, gap {plan.gap:.2%}" if plan.lower_bound_s else "no bound"
     grid.add_row("step time", f"{human_s(plan.step_time_s)} predicted ({bound}: {how_sure})")
     grid.add_row("", ", ".join(f"{name} {human_s(s)}" for name, s in figures.time_s.items()))

@@ -18,6 +18,7 @@ from autopar.hardware import Hardware
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshLike, MeshSpec
 from autopar.ir.plan import Plan
+from autopar.ir.precision import PrecisionLike
 from autopar.ir.program import Program
 from autopar.ir.run import run_values, zip_inputs
 from autopar.ir.widen import widen, widened
@@ -69,16 +70,17 @@ def verify(
     time_limit_s: float = 30.0,
     gap: float = 1e-3,
     constraints: Constraints = NO_CONSTRAINTS,
+    precision: PrecisionLike | None = None,
 ) -> Report:
     """Run a plan on every rank of the mesh in this process and compare with the serial run.
 
-    Without `plan` one is searched, under `memory` and `constraints`. Compared in float64, casts inside the model included:
+    Without `plan` one is searched, under `memory` and `constraints`. Compared in float64, casts included (`precision` too):
     losses of all steps, outputs, every gradient of the first step, and parameters and buffers after `steps` AdamW steps. A
     model on the meta device gets random weights, inputs on it random values.
     """
     spec = MeshSpec.of(mesh)
     constraints.require_axes(spec.names)
-    program = trace(model, args, dict(kwargs or {}))
+    program = trace(model, args, dict(kwargs or {}), precision=precision)
     require_no_randomness(program)
     if plan is None:
         search: dict[str, Any] = {"hardware": hardware, "time_limit_s": time_limit_s, "gap": gap, "constraints": constraints}

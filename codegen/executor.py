@@ -15,6 +15,7 @@ from torch import Tensor
 
 from autopar.codegen.boxed import boxed_module
 from autopar.codegen.emit import Emitted, bind
+from autopar.ir.autocast import no_autocast
 
 RunBackward = Callable[[int, list[Tensor]], "list[Tensor | None]"]
 """(index of the call, its boxed arguments) -> the results of its backward graph, None where there are none yet."""
@@ -49,6 +50,7 @@ class Executor:
                 )
             self.steps.append((call, region, halves, *modules[id(halves)]))
 
+    @no_autocast()
     def forward(self, values: dict[str, Tensor], state: Mapping[str, Tensor], *, keep: bool = True) -> Tape:
         """Run all calls. `values` holds the local inputs by name and is left with what the program returns.
 
@@ -68,6 +70,7 @@ class Executor:
                     values.pop(value, None)
         return tape
 
+    @no_autocast()
     def backward(
         self, tape: Tape, tangents: dict[str, Tensor], state: Mapping[str, Tensor], run: RunBackward | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

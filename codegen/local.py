@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,7 +12,8 @@ from autopar.codegen.accept import Accepted, Position
 from autopar.ir.conversion import Conversion
 from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
-from autopar.ir.program import Program, Region
+from autopar.ir.program import Program, Region, State
+from autopar.ops.casts import computed_in
 from autopar.ops.collectives import FUNCTIONS, arguments
 from autopar.ops.joint import TensorLike
 from autopar.ops.lower import emit_unit
@@ -22,7 +23,8 @@ from autopar.ops.units import Unit, needs_grad
 @dataclass(frozen=True, kw_only=True)
 class LocalRegion:
     """`graph` has placeholders for inputs, state and the coordinates on each mesh axis, in this order, and nodes whose meta
-    says which "unit" (and node of the program, "origin") or which "conversion" (tensor, before, after) they are.
+    says which "unit" (and node of the program, "origin"), which "conversion" (tensor, before, after) or the "cast" of which
+    parameter they are; of conversions and casts also the "gradient_dtype", if gradients pass them in another one than values.
 
     `inputs` describes the placeholders; `values` says which node holds a tensor at a placement; `differentiated` whether a
     gradient flows into each output; `resident` are inputs that are the user's batch, and so in memory anyway.
@@ -52,6 +54,7 @@ class Emitter:
         self.env: dict[torch.fx.Node, torch.fx.Node] = {}
         self.at: dict[Position, torch.fx.Node] = {}
         self.inputs: list[TensorLike] = []
+        self.resting: dict[Position, tuple[torch.fx.Node, torch.dtype | None]] = {}
         self.into = {(c.tensor, c.after): Conversion(c.before, c.after) for c in self.planned.converted}
 
     def local_region(self) -> LocalRegion:
@@ -59,7 +62,7 @@ class Emitter:
         for slot, value in zip(self.region.inputs, call.inputs, strict=True):
             self.placeholder(slot, self.plan.boundaries[value])
         for slot, name in zip(self.region.state, call.state, strict=True):
-            self.placeholder(slot, self.plan.state[name].placement)
+            self.state(slot, self.program.state[name], self.plan.state[name].placement)
         self.coordinates = {name: self.graph.placeholder(f"coordinate_{name}") for name in self.mesh.names}
         self.inputs += [TensorLike(shape=(), dtype=torch.int64, needs_grad=False)] * len(self.coordinates)
         for unit in self.units:
@@ -89,6 +92,22 @@ class Emitter:
         self.inputs.append(TensorLike(shape=shape, dtype=value.dtype, needs_grad=needs_grad(node)))
         self.at[slot, placement] = new
 
+    def state(self, slot: str, state: State, placement: Placement) -> None:
+        """A placeholder of the dtype in which it rests; before anything else is done with it, it is cast if it has to be."""
+        self.placeholder(slot, placement)
+        self.inputs[-1] = replace(self.inputs[-1], dtype=state.spec.dtype)
+        if self.program.cast_to(state.name) or state.gradient_dtype:
+            self.resting[slot, placement] = self.at.pop((slot, placement)), state.gradient_dtype
+
+    def cast(self, slot: str, placement: Placement) -> torch.fx.Node:
+        """What is computed with, of a parameter where it rests."""
+        resting, gradient_dtype = self.resting[slot, placement]
+        dtype = self.region.nodes[slot].meta["val"].dtype
+        given = (resting, dtype, gradient_dtype or dtype)
+        node = self.graph.create_node("call_function", computed_in, given, name=f"{slot}_computed")
+        node.meta = {"cast": slot, "gradient_dtype": gradient_dtype}
+        return node
+
     def unit(self, unit: Unit) -> None:
         chosen = self.strategies[unit.name]
         env = {node: self.get(node.name, pl) for node, pl in zip(unit.operands, chosen.operands, strict=True)}
@@ -100,13 +119,19 @@ class Emitter:
         """The node that holds the tensor at this placement, made by the plan's conversions."""
         if (tensor, placement) in self.at:
             return self.at[tensor, placement]
+        if (tensor, placement) in self.resting:
+            self.at[tensor, placement] = self.cast(tensor, placement)
+            return self.at[tensor, placement]
         conversion = self.into[tensor, placement]
         source = self.get(tensor, conversion.before)
         axis = self.mesh.names[conversion.axis]
         given = arguments(conversion.kind, conversion.dims, axis, self.mesh.sizes[conversion.axis], self.coordinates[axis])
         name = f"{tensor}_{conversion.kind.name}_{axis}"
         node = self.graph.create_node("call_function", FUNCTIONS[conversion.kind.name], (source, *given), name=name)
-        node.meta = {"conversion": (tensor, conversion.before, conversion.after)}
+        node.meta = {
+            "conversion": (tensor, conversion.before, conversion.after),
+            "gradient_dtype": source.meta.get("gradient_dtype"),
+        }
         self.at[tensor, placement] = node
         return node
 

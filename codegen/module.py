@@ -26,6 +26,7 @@ from autopar.codegen.state import Blanks, attach, named_tensors, take
 from autopar.codegen.trained import require_gradients
 from autopar.codegen.variant import Modes, Variant, Variants
 from autopar.errors import InputError
+from autopar.ir.autocast import autocast_on, require_autocast
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ir.run import unflatten_outputs
@@ -140,14 +141,15 @@ class ParallelModule(Accumulates):
         return unflatten_outputs(variant.program, variant.outputs(flat))
 
     def _prepared(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Variant, dict[str, Tensor]]:
-        """The program for a call, and this device's pieces of its inputs; a new shape or mode makes a new program."""
-        modes = self._modes()
-        variant = self._variants.find(modes, args, kwargs)
+        """The program for a call, and this device's pieces of its inputs; a new shape, mode or autocast makes a new program."""
+        modes, autocast = self._modes(), autocast_on(self._mesh.device_type)
+        variant = self._variants.find(modes, autocast, args, kwargs)
         if variant is None and self._more is not None:
             variant = self._more(self, modes, args, kwargs)
             self._variants.add(modes, variant)
             self._latest = variant
         variant = variant or self._variants.all[0]
+        require_autocast(variant.program, autocast)
         if variant is not self._latest:
             if self._more is not None:
                 self._more.switched(variant)

@@ -27,6 +27,7 @@ MOVES = frozenset(
         aten.clone.default,
         aten.unsqueeze.default,
         aten.squeeze.dim,
+        aten._to_copy.default,
         aten.div.Tensor,
     }
 )

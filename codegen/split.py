@@ -42,7 +42,7 @@ class Provided:
     """What a plan gives the backward of one class of calls to read.
 
     `state`: parameters, buffers and coordinates, which are there anyway; `kept`: owners of the values that are saved;
-    `redone`: forward nodes that may run again.
+    `redone`: forward nodes that may run again; casts of parameters always may, next to where these rest.
     """
 
     state: frozenset[torch.fx.Node]
@@ -57,7 +57,9 @@ def provided(local: LocalRegion, joint: Joint, keep: PlannedClass) -> Provided:
         state=frozenset(joint.inputs[len(local.region.inputs) :]),
         kept=frozenset(kept_tensors(local, joint, keep) | kept_insides(local, joint, keep)),
         redone=frozenset(
-            n for n, o in joint.origin.items() if step[o].get("unit") in keep.redone or step[o].get("conversion") in conversions
+            n
+            for n, o in joint.origin.items()
+            if step[o].get("unit") in keep.redone or step[o].get("conversion") in conversions or "cast" in step[o]
         ),
     )
 

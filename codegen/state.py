@@ -29,10 +29,17 @@ def take(model: nn.Module, program: Program, plan: Plan, mesh: DeviceMesh) -> di
     """What rests on this device, by the first name of each tensor; rank 0's values count. Collective."""
     given = named_tensors(model)
     return {
-        name: resting(given[name], plan.state[name].placement, mesh, is_parameter=state.kind == "parameter")
+        name: resting(
+            in_dtype(given[name], state.spec.dtype), plan.state[name].placement, mesh, is_parameter=state.kind == "parameter"
+        )
         for name, state in program.state.items()
         if state.kind != "constant"
     }
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor, or its values as a leaf of this dtype."""
+    return tensor if tensor.dtype == dtype else tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
 
 
 def resting(tensor: Tensor, placement: Placement, mesh: DeviceMesh, *, is_parameter: bool) -> Tensor:

@@ -133,12 +133,12 @@ class Variants:
         """Each once, in the order in which they were made."""
         return list({id(v): v for variants in self.of_modes.values() for v in variants}.values())
 
-    def find(self, modes: Modes, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Variant | None:
-        """The one for this call, its inputs having been brought to its form; None if there is none."""
-        key = (modes, looks(args, kwargs))
+    def find(self, modes: Modes, autocast: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Variant | None:
+        """The one for this call under this autocast, its inputs having been brought to its form; None if there is none."""
+        key = (modes, autocast, looks(args, kwargs))
         if key not in self.known:
             for variant in self.of_modes.get(modes, ()):
-                if variant.fits(*self.arranged(variant, args, kwargs)):
+                if variant.program.autocast == autocast and variant.fits(*self.arranged(variant, args, kwargs)):
                     self.known[key] = variant
                     break
         return self.known.get(key)

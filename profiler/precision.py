@@ -1,90 +1,81 @@
-"""Mixed precision: in which dtypes parameters rest, the model computes, and gradients are added up."""
+"""What mixed precision makes of a profiled model: which tensors change, and the bytes of copies and gradient buffers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from autopar.errors import InputError
+from autopar.ir.precision import Precision
 
 Parameter = tuple[tuple[int, ...], torch.dtype]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Precision:
-    """Names of dtypes ("bfloat16"); None leaves what the model has.
+@dataclass(frozen=True)
+class ModelPrecision:
+    """A model under a precision, of which `parameters`, `compute` and `reduce` count.
 
-    parameters  how they rest and are stepped; default: as the model has them
-    compute     the model runs in it; default: the dtypes that it has. Parameters that rest in another one have a copy in it,
-                kept for the whole step
-    reduce      gradients are added to buffers of it that rest; default: they stay as backward makes them
+    Parameters that rest in another dtype than they are computed with have a copy in that one, kept for the whole step;
+    gradients that are added up in another one have buffers that rest.
     """
 
-    parameters: str | None = None
-    compute: str | None = None
-    reduce: str | None = None
+    model: nn.Module
+    precision: Precision
 
     def __post_init__(self) -> None:
-        for what in ("parameters", "compute", "reduce"):
-            self.dtype(what)
+        if self.precision.output is not None or not self.precision.cast_inputs:
+            raise InputError(
+                f"precision {self.precision}: a profile knows parameters, compute and reduce; leave the others to plans"
+            )
 
-    @staticmethod
-    def parse(text: str) -> Precision:
-        """From "parameters=float32,compute=bfloat16,reduce=float32", any part left out, or one dtype to compute in."""
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        split = [part.partition("=") for part in parts]
-        pairs = dict(((head, tail) if equals else ("compute", head) for head, equals, tail in split))
-        if unknown := sorted(set(pairs) - {"parameters", "compute", "reduce"}):
-            raise InputError(f"precision {text!r}: {unknown[0]!r} is none of parameters, compute, reduce")
-        return Precision(**pairs)
-
-    def dtype(self, what: str) -> torch.dtype | None:
-        name = getattr(self, what)
-        found = getattr(torch, name, None) if name is not None else None
-        if name is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
-            raise InputError(f"precision: {what}={name!r} is no floating-point dtype of torch, as float32 or bfloat16")
-        return found
-
-    def cast_of(self, model: nn.Module) -> dict[torch.dtype, torch.dtype]:
+    @cached_property
+    def cast(self) -> dict[torch.dtype, torch.dtype]:
         """Which dtypes of the model's tensors and inputs become which when it runs."""
-        compute = self.dtype("compute")
+        compute = self.precision.dtype("compute")
         if compute is None:
             return {}
-        return {t.dtype: compute for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+        return {t.dtype: compute for t in (*self.model.parameters(), *self.model.buffers()) if t.is_floating_point()}
 
-    def parameters_of(self, model: nn.Module) -> list[tuple[Parameter, bool]]:
+    @cached_property
+    def parameters(self) -> list[tuple[Parameter, bool]]:
         """(shape, dtype at rest) of each parameter, and whether it is trained."""
-        rest = self.dtype("parameters")
+        rest = self.precision.dtype("parameters")
         return [
             ((tuple(p.shape), rest if rest is not None and p.is_floating_point() else p.dtype), p.requires_grad)
-            for p in model.parameters()
+            for p in self.model.parameters()
         ]
 
-    def copies_bytes(self, model: nn.Module) -> int:
+    @property
+    def copies_bytes(self) -> int:
         """Of the copies that the model computes with."""
-        runs = zip(self.parameters_of(model), self._computing(model), strict=True)
+        runs = zip(self.parameters, self._computing, strict=True)
         return sum(math.prod(shape) * own.itemsize for ((shape, rest), _), own in runs if rest != own)
 
-    def computing_bytes(self, model: nn.Module) -> int:
+    @property
+    def computing_bytes(self) -> int:
         """Of the parameters that the model computes with, copies or not."""
-        return sum(p.numel() * own.itemsize for p, own in zip(model.parameters(), self._computing(model), strict=True))
+        return sum(p.numel() * own.itemsize for p, own in zip(self.model.parameters(), self._computing, strict=True))
 
-    def has_gradient_buffer(self, model: nn.Module) -> bool:
-        reduce = self.dtype("reduce")
-        runs = zip(model.parameters(), self._computing(model), strict=True)
+    @property
+    def has_gradient_buffer(self) -> bool:
+        reduce = self.precision.dtype("reduce")
+        runs = zip(self.model.parameters(), self._computing, strict=True)
         return reduce is not None and {own for p, own in runs if p.requires_grad} != {reduce}
 
-    def gradient_buffer_bytes(self, model: nn.Module) -> int:
-        reduce = self.dtype("reduce")
-        if reduce is None or not self.has_gradient_buffer(model):
+    @property
+    def gradient_buffer_bytes(self) -> int:
+        reduce = self.precision.dtype("reduce")
+        if reduce is None or not self.has_gradient_buffer:
             return 0
-        return sum(p.numel() * reduce.itemsize for p in model.parameters() if p.requires_grad)
+        return sum(p.numel() * reduce.itemsize for p in self.model.parameters() if p.requires_grad)
 
-    def _computing(self, model: nn.Module) -> list[torch.dtype]:
+    @property
+    def _computing(self) -> list[torch.dtype]:
         """The dtype in which the model runs, of each parameter."""
-        cast: Mapping[torch.dtype, torch.dtype] = self.cast_of(model)
-        return [cast.get(p.dtype, p.dtype) for p in model.parameters()]
+        cast: Mapping[torch.dtype, torch.dtype] = self.cast
+        return [cast.get(p.dtype, p.dtype) for p in self.model.parameters()]

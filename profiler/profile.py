@@ -22,11 +22,12 @@ from torch import nn
 from autopar.bytes import parse_bytes
 from autopar.errors import InputError
 from autopar.hardware import Hardware
+from autopar.ir.precision import Precision
 from autopar.profiler.closed_form import largest, pruned
 from autopar.profiler.kept import KeptRow, kept_rows, temporary_bytes
 from autopar.profiler.memory import MemoryAt, memory_at
 from autopar.profiler.optimizers import OPTIMIZERS, OptimizerBytes, default_implementation, optimizer_bytes
-from autopar.profiler.precision import Precision
+from autopar.profiler.precision import ModelPrecision
 from autopar.profiler.rows import ModuleRow, OpAt, OpRow, Paths, RegionRow, module_rows, op_at, op_rows, region_rows
 from autopar.profiler.solve import largest_size
 from autopar.profiler.step import Marks, Recording, record
@@ -287,23 +288,22 @@ def profile_model(
     """
     if optimizer not in OPTIMIZERS:
         raise InputError(f"unknown optimizer {optimizer!r}: use one of {', '.join(sorted(OPTIMIZERS))}")
-    precision = precision or Precision()
+    mixed = ModelPrecision(model, precision or Precision())
     device = device or ("cuda" if hardware and hardware.device_type == "cuda" and torch.cuda.is_available() else "cpu")
-    cast = precision.cast_of(model)
-    step = record(model, args, kwargs, marks, device=device, dtypes=cast, progress=progress)
+    step = record(model, args, kwargs, marks, device=device, dtypes=mixed.cast, progress=progress)
     progress("inference")
-    inference = record(model, args, kwargs, marks, training=False, device=device, dtypes=cast, progress=progress)
+    inference = record(model, args, kwargs, marks, training=False, device=device, dtypes=mixed.cast, progress=progress)
     progress("adding up")
     implementation = default_implementation(optimizer, hardware.device_type if hardware else "cpu")
-    own = precision.parameters_of(model)
+    own = mixed.parameters
     names = [name for name, _ in model.named_parameters()]
     stepped = [p for name, (p, trains) in zip(names, own, strict=True) if trains and name not in step.unreached]
     held = optimizer_bytes(optimizer, stepped, implementation=implementation)
-    changes = timeline(step, precision.has_gradient_buffer(model))
+    changes = timeline(step, mixed.has_gradient_buffer)
     rests = {
         "parameters": expression(sum(bytes_of(p) for p, _ in own)),
-        "compute copies": expression(precision.copies_bytes(model)),
-        "gradient buffers": expression(precision.gradient_buffer_bytes(model)),
+        "compute copies": expression(mixed.copies_bytes),
+        "gradient buffers": expression(mixed.gradient_buffer_bytes),
         "optimizer": expression(held.state_bytes + held.counter_bytes),
         "buffers": expression(sum(b.numel() * b.dtype.itemsize for b in model.buffers())),
         "inputs": plus(s.bytes for s in step.inputs),
@@ -321,7 +321,7 @@ def profile_model(
         symbols=step.symbols,
         assumptions=tuple(dict.fromkeys((*step.assumptions, *inference.assumptions))),
         optimizer=optimizer,
-        precision=precision,
+        precision=mixed.precision,
         parameter_count=expression(sum(math.prod(shape) for (shape, _), _ in own)),
         parameter_bytes=rests["parameters"] + rests["compute copies"],
         buffer_bytes=rests["buffers"],
@@ -331,7 +331,7 @@ def profile_model(
         saved_bytes=total(changes.saved),
         temporary_bytes=temporary_bytes(changes),
         peak_bytes=largest(peaks),
-        inference_peak_bytes=inference_peak(inference, expression(precision.computing_bytes(model)), rests),
+        inference_peak_bytes=inference_peak(inference, expression(mixed.computing_bytes), rests),
         **flops,
         moved_bytes=plus(row.calls * row.one.bytes for row in ops),
         tokens=step.tokens,

@@ -85,7 +85,9 @@ class Builder:
         tensors = {n.name: self.tensor(n, "unit", any_partial(units, n.name)) for m in measured for n in m.unit.results}
         passed = {name for name, _ in outputs}
         tensors |= {slot: self.tensor(region.nodes[slot], "input") for slot in inputs if slot in read | passed}
-        tensors |= {slot: self.tensor(region.nodes[slot], "state") for slot in state if slot in read | passed}
+        for slot, name in zip(region.state, calls[0].state, strict=True):
+            if slot in read | passed:
+                tensors[slot] = self.tensor(region.nodes[slot], "state", scale=gradient_scale(self.program, name))
         return p.Region(
             name=region.name,
             units=units,
@@ -96,35 +98,36 @@ class Builder:
             classes=split(len(calls)) if self.setting.split else (len(calls),),
         )
 
-    def tensor(self, node: torch.fx.Node, source: str, partial: bool = False) -> p.Tensor:
+    def tensor(self, node: torch.fx.Node, source: str, partial: bool = False, scale: float = 1.0) -> p.Tensor:
         value = node.meta["val"]
         shape, grad = tuple(int(n) for n in value.shape), needs_grad(node)
         letters = ("R", INVARIANT, *((PARTIAL,) if partial else ())) if grad else (INVARIANT,)
-        key = (divisors(shape, self.mesh.sizes), bytes_of(value), letters, grad)
+        key = (divisors(shape, self.mesh.sizes), bytes_of(value), letters, grad, scale)
         if key not in self.converted:
             self.converted[key] = self.conversions(shape, *key[1:])
         found, arcs = self.converted[key]
-        return p.Tensor(name=node.name, source=source, bytes_at=found, arcs=arcs)
+        return p.Tensor(name=node.name, source=source, bytes_at=found, arcs=arcs, gradient_scale=scale)
 
     def conversions(
-        self, shape: tuple[int, ...], size: int, letters: tuple[str, ...], grad: bool
+        self, shape: tuple[int, ...], size: int, letters: tuple[str, ...], grad: bool, scale: float
     ) -> tuple[dict[Placement, float], tuple[p.Arc, ...]]:
-        """One device's bytes at every placement of a tensor of `size` bytes, and the conversions between these."""
+        """One device's bytes at every placement of a tensor of `size` bytes, and the conversions between these. Gradients have
+        `scale` times the bytes."""
         found = {pl: size * pl.local_fraction(self.mesh.sizes) for pl in placements(shape, self.mesh.sizes, letters)}
         between = conversions(shape, self.mesh.sizes, letters, differentiable=grad)
-        return found, tuple(self.arc(conversion, found, grad) for conversion in between)
+        return found, tuple(self.arc(conversion, found, grad, scale) for conversion in between)
 
     def local_bytes(self, value: torch.Tensor, placement: Placement) -> float:
         return bytes_of(value) * placement.local_fraction(self.mesh.sizes)
 
-    def arc(self, conversion: Conversion, bytes_at: Mapping[Placement, float], grad: bool) -> p.Arc:
+    def arc(self, conversion: Conversion, bytes_at: Mapping[Placement, float], grad: bool, scale: float) -> p.Arc:
         before, after = bytes_at[conversion.before], bytes_at[conversion.after]
         link = self.link_of[conversion.axis]
         return p.Arc(
             before=conversion.before,
             after=conversion.after,
             forward_s=self.conversion_s(conversion, conversion.kind.forward, before, after),
-            backward_s=self.conversion_s(conversion, conversion.kind.backward, after, before) if grad else 0.0,
+            backward_s=self.conversion_s(conversion, conversion.kind.backward, scale * after, scale * before) if grad else 0.0,
             forward_link=link if conversion.kind.forward else None,
             backward_link=link if conversion.kind.backward and grad else None,
         )
@@ -245,8 +248,24 @@ class Builder:
             grad_bytes_at={pl: n if trained else 0.0 for pl, n in local.items()},
             step_bytes_at={pl: n if trained else 0.0 for pl, n in local.items()},
             step_s_at={pl: self.hardware.time_s(0, moved * n, "float32") if trained else 0.0 for pl, n in local.items()},
+            cast_s_at=self.cast_s_at(names, local, len(readers)),
             shared=len(names) < len(readers),
         )
+
+    def cast_s_at(self, names: Sequence[str], local: Mapping[Placement, float], readers: int) -> dict[Placement, float]:
+        """What is computed with is made where the parameter rests, by every call, forward and backward."""
+        dtype, rests = self.program.cast_to(names[0]), self.program.state[names[0]].spec.dtype
+        if dtype is None:
+            return {}
+        moved = 1 + dtype.itemsize / rests.itemsize
+        times = 2 * self.setting.micro_batches * readers / len(names)
+        return {pl: times * self.hardware.time_s(0, moved * n, str(dtype).removeprefix("torch.")) for pl, n in local.items()}
+
+
+def gradient_scale(program: Program, name: str) -> float:
+    """Bytes of a gradient on its way between devices over bytes of what is computed with."""
+    dtype = program.state[name].gradient_dtype
+    return 1.0 if dtype is None else dtype.itemsize / program.computed_dtype(name).itemsize
 
 
 def bytes_of(value: torch.Tensor) -> int:

@@ -27,6 +27,8 @@ from autopar.solver.problem import Arc, ClassChoice, Problem, Region, RegionChoi
 TOLERANCE = 1e-9
 """Relative slack for sums of floats, not for solvers."""
 
+REDUCED = "reduced"
+
 Parts = dict[str, float]
 Timed = tuple[float, Sequence[float], bool]
 
@@ -308,7 +310,7 @@ def memory_rows(problem: Problem, solution: Solution) -> tuple[Row, ...]:
         forward, backward = (_temporaries(problem, region, choice, solution, back) for back in (False, True))
         ahead, reducing = (
             _in_flight(problem, region, choice.converted),
-            _in_flight(problem, region, choice.converted, "reduced"),
+            _in_flight(problem, region, choice.converted, REDUCED),
         )
         once |= _kept_once(problem, region, choice, solution)
         behind = sum(region.classes)
@@ -356,6 +358,7 @@ def _in_flight(
     """The largest conversion of state that a link may be busy with beside the unit that runs."""
     sizes = {
         f"{region.name}.{t} [{p}] {what}": region.tensors[t].bytes_at[p]
+        * (region.tensors[t].gradient_scale if what == REDUCED else 1.0)
         for t, before, p in steps
         if t in region.state and problem.overlap and _arc(region, t, before, p).travels
     }

@@ -46,9 +46,11 @@ def fit_memory(model: Model) -> None:
         forward, backward = temporaries(model, region, False), temporaries(model, region, True)
         travelling = [(region.name, t) for t in region.state if problem.overlap and t in region.tensors]
         in_flight = _in_flight(model, [(model.y[key], key) for key in travelling])
+        scaled = any(region.tensors[t].gradient_scale != 1.0 for _, t in travelling)
+        reducing = _in_flight(model, [(model.y[key], key) for key in travelling], gradients=True) if scaled else in_flight
         once += _kept_once(model, region)
         alive = [term for name, term in once if name not in held]
-        common = [*base, *outputs, *(term for _, term in once), backward, *in_flight]
+        common = [*base, *outputs, *(term for _, term in once), backward, *reducing]
         common += resting(name for name in held if problem.boundaries[name].needs_grad)
         common += [term for each, at_once in made[here + 1 :] for term in (*each, *at_once)] + made[here][1]
         behind = calls = sum(region.classes)
@@ -97,13 +99,15 @@ def _again(own: Class, tensor: str) -> dict[ArcKey, int]:
     return {arc: v for (name, arc), v in own.again.items() if name == tensor}
 
 
-def _in_flight(model: Model, steps: Iterable[tuple[Mapping[ArcKey, int], Key]]) -> list[Term]:
-    """At least the bytes of each conversion of state that uses a link: one is on its way beside the unit that runs."""
+def _in_flight(model: Model, steps: Iterable[tuple[Mapping[ArcKey, int], Key]], *, gradients: bool = False) -> list[Term]:
+    """At least the bytes of each conversion of state (or of their gradients) that uses a link: one is on its way beside the
+    unit that runs."""
     rows: list[Term] = []
     for variables, (region, name) in steps:
         tensor = model.space.problem.region[region].tensors[name]
         travels = {(a.before, a.after) for a in tensor.arcs if a.travels}
-        rows += [(v, tensor.bytes_at[arc[1]] * model.byte) for arc, v in variables.items() if arc in travels]
+        scale = model.byte * (tensor.gradient_scale if gradients else 1.0)
+        rows += [(v, tensor.bytes_at[arc[1]] * scale) for arc, v in variables.items() if arc in travels]
     if not rows:
         return []
     largest = model.ilp.variable(upper=float("inf"))

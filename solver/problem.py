@@ -84,13 +84,15 @@ class Arc:
 class Tensor:
     """A tensor of a region: `bytes_at` has one device's bytes at every placement that it may have; `arcs` connect them.
 
-    `source` says where it comes from: "unit", "input" (of the region) or "state".
+    `source` says where it comes from: "unit", "input" (of the region) or "state". Gradients, as they travel, have
+    `gradient_scale` times the bytes.
     """
 
     name: str
     source: str
     bytes_at: Mapping[Placement, float]
     arcs: tuple[Arc, ...]
+    gradient_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +154,8 @@ class StateGroup:
     `bytes_at`: what is in memory all the time, with optimizer state (and with the sums of gradients over micro-batches, which
     the new ones are added to when backward is through). `grad_bytes_at`: gradients that appear as backward passes, those of
     each call with it, or all of them with the first call if they are `shared` by the calls. `step_bytes_at` and `step_s_at`:
-    scratch and time of an optimizer step.
+    scratch and time of an optimizer step. `cast_s_at`: time of the casts to what is computed with, in all forwards and
+    backwards of a step.
     """
 
     name: str
@@ -160,13 +163,15 @@ class StateGroup:
     grad_bytes_at: Mapping[Placement, float] = field(default_factory=dict)
     step_bytes_at: Mapping[Placement, float]
     step_s_at: Mapping[Placement, float] = field(default_factory=dict)
+    cast_s_at: Mapping[Placement, float] = field(default_factory=dict)
     shared: bool = False
 
     def grad_bytes(self, placement: Placement) -> float:
         return self.grad_bytes_at.get(placement, 0.0)
 
     def step_s(self, placement: Placement) -> float:
-        return self.step_s_at.get(placement, 0.0)
+        """Seconds of a step that where it rests decides."""
+        return self.step_s_at.get(placement, 0.0) + self.cast_s_at.get(placement, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

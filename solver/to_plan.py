@@ -79,6 +79,7 @@ def to_plan(builder: Builder, problem: Problem, solution: Solution, redone: Redo
         peak_bytes=verdict.peak_bytes,
         peak_where=verdict.peak_where,
         notes=solution.notes,
+        precision=program.precision,
         figures=figures(builder, problem, solution, dict(peak.parts)),
         inputs={name: tensor(program.values[name], placed[name]) for name in program.inputs if name},
         state={name: tensor(state.spec, rest[name]) for name, state in program.state.items()},
@@ -154,7 +155,8 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
             add(cost.backward_collectives, "backward", calls)
         for converted in in_order(choice.converted):
             add(conversion_collectives(builder, name, converted, "forward"), "forward", calls)
-            add(conversion_collectives(builder, name, converted, "backward"), "backward", calls)
+            scale = problem.region[name].tensors[converted[0]].gradient_scale
+            add(conversion_collectives(builder, name, converted, "backward", scale), "backward", calls)
         for multiplicity, keep in zip(problem.region[name].classes, choice.classes, strict=True):
             for unit in sorted(keep.redone):
                 cost, sizes = costs[unit]
@@ -179,7 +181,9 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
 def step_times(problem: Problem, solution: Solution, times: Mapping[str, float]) -> dict[str, float]:
     """The parts of a step, which add up to it: what runs beside other work counts against the rest, below zero."""
     whole = {what: problem.micro_batches * seconds for what, seconds in times.items()}
-    whole["optimizer"] = sum(problem.state[name].step_s(placement) for name, placement in solution.rest.items())
+    whole["optimizer"] = sum(problem.state[name].step_s_at.get(placement, 0.0) for name, placement in solution.rest.items())
+    if casts := sum(problem.state[name].cast_s_at.get(placement, 0.0) for name, placement in solution.rest.items()):
+        whole["casts of parameters"] = casts
     beside = solution.cost_s - sum(whole.values())
     return whole | {"overlapped": beside} if problem.overlap else whole
 
@@ -194,7 +198,7 @@ def total_flops(nodes: Iterable[NodeCost], sizes: Mapping[str, int]) -> int:
 
 
 def conversion_collectives(
-    builder: Builder, region_name: str, converted: tuple[str, Placement, Placement], phase: str
+    builder: Builder, region_name: str, converted: tuple[str, Placement, Placement], phase: str, gradient_scale: float = 1.0
 ) -> Iterator[Collective]:
     """The collective of a conversion in one phase, as the emitted program will show it."""
     name, before, after = converted
@@ -204,5 +208,6 @@ def conversion_collectives(
     if kind is None or (phase == "backward" and not needs_grad(node)):
         return
     value = node.meta["val"]
-    one, other = builder.local_bytes(value, before), builder.local_bytes(value, after)
+    scale = 1.0 if phase == "forward" else gradient_scale
+    one, other = scale * builder.local_bytes(value, before), scale * builder.local_bytes(value, after)
     yield Collective(kind, builder.mesh.names[conversion.axis], round(one if kind == "all_to_all" else max(one, other)))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autopar.errors import ConstraintError, MeshError, PlanError
+from autopar.errors import ConstraintError, InputError, MeshError, PlanError
 
 
 class Document(BaseModel):
@@ -52,6 +52,8 @@ class Document(BaseModel):
             raise PlanError(f"{where}: field constraints: {error}: {cls.AGAIN}") from error
         except MeshError as error:
             raise PlanError(f"{where}: field mesh: {error}: {cls.AGAIN}") from error
+        except InputError as error:
+            raise PlanError(f"{where}: field {error}: {cls.AGAIN}") from error
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or first["type"]

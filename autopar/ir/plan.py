@@ -17,6 +17,7 @@ from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.document import Document
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
+from autopar.ir.precision import Precision, said
 from autopar.ir.program import Program
 
 VERSION = 1
@@ -153,6 +154,7 @@ class Plan(Document):
     notes: tuple[str, ...] = ()
     tried: tuple[TriedSetting, ...] = ()
     constraints: Constraints = NO_CONSTRAINTS
+    precision: Precision | None = None
     figures: Figures
     inputs: dict[str, PlannedTensor]
     state: dict[str, PlannedTensor]
@@ -175,6 +177,11 @@ class Plan(Document):
                 f"this one is {mesh} ({', '.join(mesh.names)}): plan again for it, "
                 "or build the DeviceMesh with those sizes and mesh_dim_names"
             )
+        if self.precision != program.precision:
+            raise PlanError(
+                f"the plan was made for {said(self.precision)}, the model is captured in {said(program.precision)}: give the "
+                "same precision= (and the same torch.autocast around it) as for the plan, or plan again"
+            )
         if self.fingerprint != program.fingerprint:
             raise PlanError(
                 f"the plan was made for another program: {self.difference(program)}. Plan again for this model and batch"
@@ -185,6 +192,8 @@ class Plan(Document):
 
     def difference(self, program: Program) -> str:
         """The first difference from a program, in words."""
+        if self.precision != program.precision:
+            return f"the plan is for {said(self.precision)}, the program is in {said(program.precision)}"
         found = self.other_tensors(program)
         return found or "the operations of its graph differ (another version of the model's code or of its library?)"
 

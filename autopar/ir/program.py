@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import sympy
 import torch
 
+from autopar.ir.precision import Precision
 from autopar.torch_private import TreeSpec
 
 Size: TypeAlias = int | sympy.Expr
@@ -71,13 +72,18 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """A parameter, a buffer, or a tensor constant of the model's code; `aliases` are further names of the same tensor."""
+    """A parameter, a buffer, or a tensor constant of the model's code; `aliases` are further names of the same tensor.
+
+    `spec` says how it rests: a parameter may enter regions in another dtype (that of its placeholders there), which it is cast
+    to first. `gradient_dtype`: in which gradients of it travel between devices, if not in the one that they are made in.
+    """
 
     name: str
     kind: str
     spec: TensorSpec
     aliases: tuple[str, ...] = ()
     value: torch.Tensor | None = None
+    gradient_dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,7 @@ class Program:
     inputs become (None: that leaf is no tensor, its traced value stands in `constants` at the same position). `outputs`
     names the flattened outputs likewise. `mutations` maps a buffer to the value that replaces its content. `loss` is the
     scalar that training differentiates, if there is one. `symbols` maps the names of dynamic dims to their symbols.
+    `precision`: what it was traced in, if not its own; casts of values are nodes of the graphs.
     """
 
     name: str
@@ -105,6 +112,7 @@ class Program:
     mutations: Mapping[str, str]
     fingerprint: str
     symbols: Mapping[str, sympy.Symbol] = field(default_factory=dict)
+    precision: Precision | None = None
 
     def calls_of(self, region: str) -> tuple[int, ...]:
         """Indices of the calls of a region, in order."""
@@ -113,6 +121,28 @@ class Program:
     def is_shared_input(self, region: str, position: int) -> bool:
         """Whether all calls of the region get the same value there (a mask, say), not each its own."""
         return len({self.calls[i].inputs[position] for i in self.calls_of(region)}) == 1
+
+    def computed_dtype(self, name: str) -> torch.dtype:
+        """In which regions take this state; how it rests if none does."""
+        return self._computed_dtypes.get(name, self.state[name].spec.dtype)
+
+    @property
+    def autocast(self) -> str | None:
+        """The dtype of the `torch.autocast` that it was captured under."""
+        return self.precision.autocast if self.precision else None
+
+    def cast_to(self, name: str) -> torch.dtype | None:
+        """The dtype that this state is cast to before regions take it; None if it rests in it."""
+        computed = self.computed_dtype(name)
+        return computed if computed != self.state[name].spec.dtype else None
+
+    @cached_property
+    def _computed_dtypes(self) -> dict[str, torch.dtype]:
+        found: dict[str, torch.dtype] = {}
+        for call in self.calls:
+            region = self.regions[call.region]
+            found |= {name: region.nodes[slot].meta["val"].dtype for name, slot in zip(call.state, region.state, strict=True)}
+        return found
 
     def producer(self, value: str) -> tuple[int, int] | None:
         """(call index, output position) that makes the value; None for a program input."""

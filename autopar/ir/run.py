@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from autopar.errors import InputError
+from autopar.ir.autocast import no_autocast
 from autopar.ir.program import Program, Region
 from autopar.torch_private import pytree
 
@@ -25,6 +26,7 @@ def run_program(
     return unflatten_outputs(program, values)
 
 
+@no_autocast()
 def run_values(
     program: Program,
     model_state: Mapping[str, Tensor],
@@ -39,7 +41,8 @@ def run_values(
     device = next((t.device for t in (*state.values(), *values.values())), torch.device("cpu"))
     for call in program.calls:
         region = program.regions[call.region]
-        operands = [values[v] for v in call.inputs] + [state[s].to(device) for s in call.state]
+        operands = [values[v] for v in call.inputs]
+        operands += [state[s].to(device, program.cast_to(s)) for s in call.state]
         values.update(zip(call.outputs, run_region(region, operands, device), strict=True))
     return values
 

@@ -22,7 +22,7 @@ def widened(program: Program) -> Program:
         regions={name: widen_region(region) for name, region in program.regions.items()},
         values={name: widen_spec(spec) for name, spec in program.values.items()},
         state={
-            name: replace(s, spec=widen_spec(s.spec), value=None if s.value is None else widen(s.value))
+            name: replace(s, spec=widen_spec(s.spec), value=None if s.value is None else widen(s.value), gradient_dtype=None)
             for name, s in program.state.items()
         },
     )

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from autopar.ir.autocast import no_autocast
+from autopar.ops.casts import Wide
 from autopar.torch_private import TorchDispatchMode, fake_mode
 
 aten = torch.ops.aten
@@ -125,6 +127,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return node
 
 
+@no_autocast()
 def trace_joint(
     graph: torch.fx.Graph,
     inputs: Sequence[TensorLike],
@@ -133,7 +136,8 @@ def trace_joint(
 ) -> Joint:
     """Trace `graph` (placeholders in the order of `inputs`, an output node with a tuple) with its backward.
 
-    `differentiated` says of each output whether a gradient flows into it.
+    `differentiated` says of each output whether a gradient flows into it. Where a node's meta has a "gradient_dtype", gradients
+    pass it in that dtype (see `autopar.ops.casts`). Autocast is off: the casts that it makes are in the graph already.
     """
     tape = _Tape(torch.fx.Graph())
     with fake_mode():
@@ -170,13 +174,14 @@ def _run(
     """The outputs of a local graph, and what each of its nodes made, with the tape on."""
     env = dict(zip([n for n in graph.nodes if n.op == "placeholder"], inputs, strict=True))
     made = {}
+    wide = Wide()
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
         tape.current = node.name
         with tape:
-            env[node] = node.target(*args, **kwargs)
+            env[node] = wide.run(node, args) if node.meta.get("gradient_dtype") else node.target(*args, **kwargs)
         if not isinstance(env[node], int | torch.SymInt):
             made[node.name] = env[node]
     tape.current = None

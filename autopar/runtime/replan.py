@@ -24,6 +24,7 @@ from autopar.codegen.module import ParallelModule
 from autopar.codegen.variant import Modes, Variant
 from autopar.errors import InputError, RankError
 from autopar.ir.placement import Placement
+from autopar.ir.precision import said
 from autopar.ir.program import Program
 from autopar.runtime.agreement import FAILURE, Record, agree, inputs_of, record_of
 from autopar.runtime.skeleton import skeleton
@@ -93,11 +94,12 @@ class Programs:
         emitted = self.plan(program, resting)
         if dist.get_rank() == 0:
             logger.warning(
-                "planned again, in %.1f s, for %s in %s mode, which are new to this module. Parameters stay where they are; "
-                "the plan is kept for further such calls",
+                "planned again, in %.1f s, for %s in %s mode and %s, which are new to this module. Parameters stay where they "
+                "are; the plan is kept for further such calls",
                 time.monotonic() - began_s,
                 ", ".join(f"{name} {text}" for name, text in inputs_of(program).items()),
                 "train" if parallel.training else "eval",
+                said(program.precision),
             )
         return Variant.of(emitted, parallel.variants[0].mesh)
 

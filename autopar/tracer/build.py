@@ -69,6 +69,7 @@ def build(name: str, captured: Captured, parts: Sequence[Part], symbols: Mapping
         mutations={fqn: values[r] for fqn, r in zip(captured.mutated, mutations, strict=True)},
         fingerprint=fingerprint(parts, captured),
         symbols=symbols,
+        precision=captured.precision,
     )
     return program
 

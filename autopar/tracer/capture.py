@@ -19,6 +19,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from autopar.errors import TraceError
+from autopar.ir.precision import Precision
 from autopar.ir.program import State, TensorSpec
 from autopar.torch_private import pytree
 from autopar.tracer.checkpoints import CheckpointMarks
@@ -108,6 +109,7 @@ class Captured:
     in_spec: pytree.TreeSpec
     mutated: list[str]
     out_spec: pytree.TreeSpec
+    precision: Precision | None = None
 
     @property
     def results(self) -> tuple[list[Any], list[Any]]:

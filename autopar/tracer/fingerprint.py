@@ -37,6 +37,7 @@ def canonical(parts: Sequence[Part], captured: Captured) -> str:
     mutations, outputs = captured.results
     constants = [c for n, c in zip(captured.inputs, captured.input_constants, strict=True) if n is None]
     lines.append(f"constants {constants!r}")
+    lines += [f"precision {captured.precision}"] if captured.precision else []
     lines.append(f"mutations {[(f, values[r]) for f, r in zip(captured.mutated, mutations, strict=True)]}")
     lines.append(f"outputs {[values[r] if isinstance(r, Node) else repr(r) for r in outputs]}")
     return "\n".join(lines)

@@ -86,7 +86,9 @@ def describe(segment: Segment, captured: Captured, value: Callable[[Node], str] 
             fqn = captured.state_of[node.name]
             if fqn not in state:
                 state[fqn] = f"s{len(state)}"
-                header.append(f"{state[fqn]} = {captured.state[fqn].kind} {value(node)}")
+                rests = captured.state[fqn].spec.dtype
+                cast = "" if rests == node.meta["val"].dtype else f" from {rests}"
+                header.append(f"{state[fqn]} = {captured.state[fqn].kind} {value(node)}{cast}")
             return state[fqn]
         if node not in inputs:
             inputs[node] = f"i{len(inputs)}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import sympy
 import torch
 from torch import nn
 
+from autopar.ir.autocast import no_autocast
+from autopar.ir.precision import Precision, PrecisionLike
 from autopar.ir.program import Program
 from autopar.tracer.build import build
 from autopar.tracer.capture import Captured, capture
@@ -20,6 +23,7 @@ from autopar.tracer.failures import check_no_data_dependent_sizes
 from autopar.tracer.fold import fold
 from autopar.tracer.gradients import propagate
 from autopar.tracer.masks import fold_masks
+from autopar.tracer.precision import in_precision, set_at_rest, with_autocast
 
 
 @contextmanager
@@ -42,6 +46,7 @@ def trace(
     *,
     dynamic: DynamicLike | None = None,
     name: str | None = None,
+    precision: PrecisionLike | None = None,
     blocks_once: bool = True,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Program:
@@ -50,6 +55,7 @@ def trace(
     `args` and `kwargs` are examples of the global inputs: only their shapes and dtypes count, so meta tensors are fine.
     `dynamic` names dims that may change, as `{"batch": 0, "seq": 1}` for that dim of every input that has it, or
     `{"batch": {"input_ids": 0}}`; each becomes a symbol in `Program.symbols`.
+    `precision`: what to compute in (see `Precision`); `torch.autocast`, if it is on, is honoured: its casts are in the program.
 
     Of blocks that are the same one is traced and the others are copies of it, unless `blocks_once` is False: the program is
     the same, the time grows with depth. `progress` is called with the block that is being traced.
@@ -59,8 +65,16 @@ def trace(
     kwargs = dict(kwargs or {})
     dims = Dynamic(dynamic or {})
     marks = dims.marks(model, args, kwargs) if dims.names else []
-    captured = capture(model, args, kwargs, dims, blocks_once=blocks_once, progress=progress)
+    mixed = with_autocast(Precision.of(precision), model)
+    captured = capture(in_precision(model, mixed), args, kwargs, dims, blocks_once=blocks_once, progress=progress)
+    set_at_rest(captured, model, mixed)
     symbols = dims.apply(captured, marks) if dims.names else {}
+    with no_autocast():
+        return finished(captured, name or type(model).__name__, symbols)
+
+
+def finished(captured: Captured, name: str, symbols: Mapping[str, sympy.Symbol]) -> Program:
+    """The program of what was captured."""
     clean(captured.graph)
     whole_experts(captured.graph)
     fold_masks(captured.graph)
@@ -69,7 +83,7 @@ def trace(
     propagate(captured.graph, captured.results[1])
     drop_dead(captured.graph)
     own_results(captured)
-    return build(name or type(model).__name__, captured, fold(captured), symbols)
+    return build(name, captured, fold(captured), symbols)
 
 
 def own_results(captured: Captured) -> None:
