@@ -13,13 +13,14 @@ from torch.fx import Graph, Node
 
 from autopar.errors import TraceError
 from autopar.ir.program import Call, Program, Region, TensorSpec
-from autopar.torch_private import pytree, size_of
+from autopar.torch_private import size_of
 from autopar.tracer.capture import Captured
 from autopar.tracer.checkpoints import groups
 from autopar.tracer.clean import shape_of
 from autopar.tracer.failures import source_of
 from autopar.tracer.fingerprint import fingerprint
 from autopar.tracer.fold import Part, classes
+from autopar.tracer.gradients import loss_of
 from autopar.tracer.segments import is_size, module_path
 
 
@@ -65,7 +66,7 @@ def build(name: str, captured: Captured, parts: Sequence[Part], symbols: Mapping
         outputs=outputs,
         output_constants=tuple(None if isinstance(r, Node) else r for r in results),
         out_spec=captured.out_spec,
-        loss=_loss(outputs, specs, captured.out_spec),
+        loss=loss_of(outputs, lambda v: specs[v].shape == () and specs[v].needs_grad, captured.out_spec),
         mutations={fqn: values[r] for fqn, r in zip(captured.mutated, mutations, strict=True)},
         fingerprint=fingerprint(parts, captured),
         symbols=symbols,
@@ -191,16 +192,6 @@ def region_names(parts: Sequence[Part]) -> dict[int, str]:
 def _spec(node: Node) -> TensorSpec:
     val = node.meta["val"]
     return TensorSpec(shape=shape_of(val), dtype=val.dtype, needs_grad=node.meta["needs_grad"])
-
-
-def _loss(outputs: Sequence[str | None], specs: Mapping[str, TensorSpec], out_spec: pytree.TreeSpec) -> str | None:
-    """The only differentiable scalar; of several the one called "loss"."""
-    scalars = [v for v in outputs if v is not None and specs[v].shape == () and specs[v].needs_grad]
-    if len(set(scalars)) == 1:
-        return scalars[0]
-    tree = pytree.tree_unflatten(list(range(out_spec.num_leaves)), out_spec)
-    index = tree.get("loss") if isinstance(tree, Mapping) else getattr(tree, "loss", None)
-    return outputs[index] if isinstance(index, int) and outputs[index] in scalars else None
 
 
 def _identifier(text: str) -> str:

@@ -7,10 +7,13 @@ that survives, and afterwards `aten.detach`.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+
+from autopar.torch_private import pytree
 
 aten = torch.ops.aten
 STOPS = (aten.detach.default, aten.detach_.default)
@@ -61,19 +64,19 @@ def _stop(graph: Graph, value: Node) -> Node:
     return stop
 
 
-def propagate(graph: Graph, outputs: list[Any]) -> None:
-    """Set `needs_grad` on every node: reached from a trainable leaf, and reaching an output, through floating values.
+def propagate(graph: Graph, outputs: list[Any], out_spec: pytree.TreeSpec) -> None:
+    """Set `needs_grad` on every node: reached from a trainable leaf, and reaching the loss, through floating values.
 
-    Placeholders have it already. Removes stops of what needs no gradient anyway; the others become `aten.detach`.
+    Without a loss any output will do. Placeholders have it already. Removes stops of what needs no gradient anyway; the others
+    become `aten.detach`.
     """
-    wanted = _reaching(outputs)
-    reached_nodes = {node for node in graph.find_nodes(op="placeholder") if node.meta.get("needs_grad")}
+    reached_nodes = _reached(graph)
+    loss = loss_of(outputs, lambda node: node in reached_nodes and tuple(node.meta["val"].shape) == (), out_spec)
+    wanted = _reaching(outputs if loss is None else [loss])
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         stop = node.target is STOP
-        if not stop and _carries(node.meta["val"]) and any(source in reached_nodes for source in node.all_input_nodes):
-            reached_nodes.add(node)
         reached = node in reached_nodes and node in wanted
         val = node.meta["val"]
         if node.target is operator.getitem:
@@ -84,6 +87,26 @@ def propagate(graph: Graph, outputs: list[Any]) -> None:
             node.meta["needs_grad"] = reached and _floating(val)
         if stop:
             _settle(graph, node, needed=node.all_input_nodes[0] in reached_nodes)
+
+
+def loss_of(outputs: Sequence[Any], is_candidate: Callable[[Any], bool], out_spec: pytree.TreeSpec) -> Any:
+    """Of the flattened outputs the only candidate, a differentiable scalar; of several the one called "loss"; or None."""
+    scalars = [o for o in outputs if o is not None and is_candidate(o)]
+    if len(set(scalars)) == 1:
+        return scalars[0]
+    tree = pytree.tree_unflatten(list(range(out_spec.num_leaves)), out_spec)
+    index = tree.get("loss") if isinstance(tree, Mapping) else getattr(tree, "loss", None)
+    return outputs[index] if isinstance(index, int) and outputs[index] in scalars else None
+
+
+def _reached(graph: Graph) -> set[Node]:
+    """The nodes that a trainable leaf leads to, past no stop."""
+    found = {node for node in graph.find_nodes(op="placeholder") if node.meta.get("needs_grad")}
+    for node in graph.nodes:
+        passes = node.op == "call_function" and node.target is not STOP and _carries(node.meta["val"])
+        if passes and any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _settle(graph: Graph, stop: Node, *, needed: bool) -> None:

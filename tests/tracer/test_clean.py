@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.fx import Graph
 
-from autopar.tracer import clean
+from autopar.torch_private import pytree
+from autopar.tracer import clean, trace
 from autopar.tracer.gradients import STOP, propagate
 
 aten = torch.ops.aten
 X = torch.empty(4, 6, device="meta")
+ONE_OUTPUT = pytree.tree_flatten((0,))[1]
 
 
 def graph_of(*ops: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> Graph:
@@ -105,17 +108,37 @@ def test_native_dropout_without_its_mask_is_dropout() -> None:
     graph.lint()
 
 
+class LossAndMore(nn.Module):
+    """Its second output reads what the loss reads, and nothing else reads that output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.linear(x)
+        return {"loss": y.sum(), "more": y.exp()}
+
+
+def test_gradients_come_from_the_loss_alone() -> None:
+    program = trace(LossAndMore(), (torch.randn(4, 6),))
+    flows = {str(n.target): n.meta["needs_grad"] for n in program.regions["model"].graph.nodes if n.op == "call_function"}
+    assert flows["aten.linear.default"]
+    assert not flows["aten.exp.default"]
+    assert program.values[program.loss or ""].needs_grad
+
+
 def test_gradients_end_at_stops_and_integers() -> None:
     ops = [(aten.neg.default, (), {}), (STOP, (), {}), (aten.exp.default, (), {})]
     graph = graph_of(*ops)
-    propagate(graph, [list(graph.nodes)[-2]])
+    propagate(graph, [list(graph.nodes)[-2]], ONE_OUTPUT)
     assert targets(graph) == ["neg.default", "detach.default", "exp.default"]
     assert [n.meta["needs_grad"] for n in graph.nodes if n.op == "call_function"] == [False, False, False]
     graph = graph_of((aten.neg.default, (), {}), (aten.exp.default, (), {}))
-    propagate(graph, [list(graph.nodes)[-2]])
+    propagate(graph, [list(graph.nodes)[-2]], ONE_OUTPUT)
     assert [n.meta["needs_grad"] for n in graph.nodes if n.op == "call_function"] == [True, True]
     graph = graph_of((aten.argmax.default, (), {}))
-    propagate(graph, [list(graph.nodes)[-2]])
+    propagate(graph, [list(graph.nodes)[-2]], ONE_OUTPUT)
     assert [n.meta["needs_grad"] for n in graph.nodes if n.op == "call_function"] == [False]
 
 
