@@ -15,6 +15,7 @@ from torch import Tensor
 
 from autopar.codegen.boxed import boxed_module
 from autopar.codegen.emit import Emitted, bind
+from autopar.codegen.flight import Air, flights
 from autopar.ir.autocast import no_autocast
 
 RunBackward = Callable[[int, list[Tensor]], "list[Tensor | None]"]
@@ -39,16 +40,20 @@ class Executor:
         self.groups, self.coordinates = groups, list(coordinates)
         self.last_reader = {v: i for i, call in enumerate(self.program.calls) for v in call.inputs}
         self.results = {*filter(None, self.program.outputs), *self.program.mutations.values()}
-        modules: dict[int, tuple[torch.fx.GraphModule, torch.fx.GraphModule]] = {}
+        self.flights = flights(emitted)
+        modules: dict[int, torch.fx.GraphModule] = {}
+
+        def module(graph: torch.fx.Graph, name: str) -> torch.fx.GraphModule:
+            if id(graph) not in modules:
+                modules[id(graph)] = boxed_module(bind(graph, groups), name)
+            return modules[id(graph)]
+
         self.steps = []
-        for call, (region, halves) in zip(self.program.calls, emitted.halves(), strict=True):
-            if id(halves) not in modules:
-                name = "".join(part.capitalize() for part in call.region.replace("*", "").split("."))
-                modules[id(halves)] = (
-                    boxed_module(bind(halves.forward, groups), f"{name}Forward"),
-                    boxed_module(bind(halves.backward, groups), f"{name}Backward"),
-                )
-            self.steps.append((call, region, halves, *modules[id(halves)]))
+        for call, (region, halves), flight in zip(self.program.calls, emitted.halves(), self.flights, strict=True):
+            name = "".join(part.capitalize() for part in call.region.replace("*", "").split("."))
+            backward = halves.backward if flight.flying is None else flight.flying.graph
+            graphs = module(halves.forward, f"{name}Forward"), module(backward, f"{name}Backward")
+            self.steps.append((call, region, halves, *graphs))
 
     @no_autocast()
     def forward(self, values: dict[str, Tensor], state: Mapping[str, Tensor], *, keep: bool = True) -> Tape:
@@ -79,6 +84,7 @@ class Executor:
         Empties the tape as it goes. `run` runs other graphs in the place of the calls' own.
         """
         gradients: dict[str, Tensor] = {}
+        air = Air()
         for i, (call, region, halves, _, backward) in reversed(list(enumerate(self.steps))):
             saved, shapes = tape.saved.pop(), tape.shapes.pop()
             again = [*call.inputs, *call.state]
@@ -92,14 +98,23 @@ class Executor:
                         torch.zeros(shape[0], dtype=shape[1], device=self.coordinates[0].device) if tangent is None else tangent
                     )
                     del tangent
-            results = list(backward.forward(boxed)) if run is None else run(i, boxed)
+            air.land(self.flights[i].room_bytes)
+            if run is None:
+                results = list(backward.forward(boxed))
+                if flying := self.flights[i].flying:
+                    air.take_off([(results[k], size) for k, size in flying.bytes.items()])
+            else:
+                results = run(i, boxed)
             for k in reversed(halves.gradients):
                 gradient = results.pop()
                 if gradient is None:
                     continue
                 into, name = (tangents, call.inputs[k]) if k < len(call.inputs) else (gradients, again[k])
+                if name in into:
+                    air.land()
                 into[name] = into[name] + gradient if name in into else gradient
                 del gradient
+        air.land()
         inputs = {name: g for name, g in tangents.items() if name in self.program.inputs}
         return inputs, gradients
 

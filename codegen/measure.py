@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from autopar.codegen.emit import Emitted
-from autopar.codegen.schedule import WAIT
+from autopar.codegen.schedule import WAIT, held_until_waited, is_collective
 from autopar.codegen.split import Halves
 from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import Placement
@@ -59,7 +59,7 @@ def count(graph: torch.fx.Graph, dying: Iterable[torch.fx.Node] = ()) -> GraphFi
 def peak(graph: torch.fx.Graph, dying: set[torch.fx.Node]) -> int:
     """The most that is alive during the graph beyond its inputs; negative contributions where inputs die."""
     nodes = list(graph.nodes)
-    reads = [{owner(s) for s in (*n.all_input_nodes, *sent(n))} for n in nodes]
+    reads = [{owner(s) for s in (*n.all_input_nodes, *travelling(n))} for n in nodes]
     last = {source: i for i, sources in enumerate(reads) for source in sources}
     alive = highest = 0
     for i, node in enumerate(nodes):
@@ -72,9 +72,13 @@ def peak(graph: torch.fx.Graph, dying: set[torch.fx.Node]) -> int:
     return highest
 
 
-def sent(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """What the collective sends that this node waits for: it must last until then."""
-    return node.args[0].all_input_nodes if node.target is WAIT and isinstance(node.args[0], torch.fx.Node) else []
+def travelling(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """What collectives send that lasts until here at least: a wait, or the end for those that are returned without one."""
+    if node.target is WAIT:
+        return [sent for start in node.all_input_nodes for sent in held_until_waited(start)]
+    if node.op == "output":
+        return [sent for start in node.all_input_nodes if is_collective(start) for sent in held_until_waited(start)]
+    return []
 
 
 def is_tuple_part(node: torch.fx.Node) -> bool:
@@ -118,44 +122,65 @@ def numel(placement: Placement, shape: Sequence[int], sizes: Sequence[int]) -> i
     return total
 
 
-def measure(emitted: Emitted) -> Counted:
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """The most bytes alive at once, by what is running: (where, bytes) for each call in order, and for the optimizer's step."""
+
+    forward: tuple[tuple[str, int], ...]
+    backward: tuple[tuple[str, int], ...]
+    optimizer: tuple[str, int]
+
+    @property
+    def highest(self) -> tuple[str, int]:
+        """The first of the highest, in the order of the step."""
+        return max((*self.forward, *reversed(self.backward), self.optimizer), key=lambda level: level[1])
+
+
+class Counts:
+    """Figures of each graph of a program, counted once."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[int, str], GraphFigures] = {}
+
+    def __call__(self, halves: Halves, phase: str) -> GraphFigures:
+        key = (id(halves), phase)
+        if key not in self.known:
+            dying = dying_inputs(halves) if phase == "backward" else ()
+            self.known[key] = count(halves.forward if phase == "forward" else halves.backward, dying)
+        return self.known[key]
+
+
+def levels(emitted: Emitted, counts: Counts | None = None) -> Levels:
     """Walk one training step: all forwards, then all backwards, with what is alive between them."""
-    at_rest = state_bytes(emitted)
-    inputs = input_bytes(emitted)
+    figures, held, steps = counts or Counts(), Held(emitted), emitted.halves()
+    always = state_bytes(emitted) + input_bytes(emitted)
+    names = [call.path or call.region for call in emitted.program.calls]
+    forward, backward = [], []
+    for i, (_, halves) in enumerate(steps):
+        forward.append((f"{names[i]} forward", always + held.bytes + figures(halves, "forward").peak_bytes))
+        held.after_forward(i)
+    for i, (_, halves) in reversed(list(enumerate(steps))):
+        backward.append((f"{names[i]} backward", always + held.bytes + figures(halves, "backward").peak_bytes))
+        held.after_backward(i)
+    optimizer = ("optimizer step", always + step_bytes(emitted))
+    return Levels(forward=tuple(forward), backward=tuple(reversed(backward)), optimizer=optimizer)
+
+
+def measure(emitted: Emitted) -> Counted:
+    """The figures of one training step."""
     flops = {"forward": 0, "backward": 0, "redone": 0}
     counts: Counter[tuple[str, str, str]] = Counter()
     sent: Counter[tuple[str, str, str]] = Counter()
-    highest, where = at_rest, "optimizer state"
-    steps = emitted.halves()
-    figures: dict[tuple[int, str], GraphFigures] = {}
-
-    def add(halves: Halves, phase: str) -> GraphFigures:
-        key = (id(halves), phase)
-        if key not in figures:
-            figures[key] = count(halves.forward) if phase == "forward" else count(halves.backward, dying_inputs(halves))
-        found = figures[key]
-        flops[phase] += found.flops
-        flops["redone"] += found.redone_flops
-        for kind, axis, size in found.collectives:
-            counts[kind, axis, phase] += 1
-            sent[kind, axis, phase] += size
-        return found
-
-    held = Held(emitted)
-    for i, (_, halves) in enumerate(steps):
-        found = add(halves, "forward")
-        now = at_rest + inputs + held.bytes + found.peak_bytes
-        if now > highest:
-            highest, where = now, f"{emitted.program.calls[i].path or emitted.program.calls[i].region} forward"
-        held.after_forward(i)
-    for i in reversed(range(len(steps))):
-        found = add(steps[i][1], "backward")
-        now = at_rest + inputs + held.bytes + found.peak_bytes
-        if now > highest:
-            highest, where = now, f"{emitted.program.calls[i].path or emitted.program.calls[i].region} backward"
-        held.after_backward(i)
-    if at_rest + inputs + step_bytes(emitted) > highest:
-        highest, where = at_rest + inputs + step_bytes(emitted), "optimizer step"
+    figures = Counts()
+    for _, halves in emitted.halves():
+        for phase in ("forward", "backward"):
+            found = figures(halves, phase)
+            flops[phase] += found.flops
+            flops["redone"] += found.redone_flops
+            for kind, axis, size in found.collectives:
+                counts[kind, axis, phase] += 1
+                sent[kind, axis, phase] += size
+    where, highest = levels(emitted, figures).highest
     return Counted(
         forward_flops=flops["forward"],
         backward_flops=flops["backward"],
@@ -166,7 +191,7 @@ def measure(emitted: Emitted) -> Counted:
         ),
         peak_bytes=highest,
         peak_where=where,
-        state_bytes=at_rest,
+        state_bytes=state_bytes(emitted),
     )
 
 

@@ -1,9 +1,9 @@
 """When collectives start, and when they are waited for.
 
 A collective starts where what it sends is made, and is waited for where its result is first read. What sends only state
-(gathers of parameters) could start at once: it starts just before the one before is waited for, one ahead. What nothing in
-the graph reads (reductions of gradients) is waited for when the next such one starts, or at the end. Plans count memory for
-one of each.
+(gathers of parameters) could start at once: it starts just before one that is ahead of it is waited for. What nothing in the
+graph reads (reductions of gradients) is waited for when another such one starts, or at the end. Plans count memory for one
+parameter ahead and one gradient on its way: as many travel at a time as take no more than the largest of them, and a little.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from collections.abc import Iterable
 import torch
 from torch.fx import Graph, Node
 
-from autopar.ops.joint import owner
+from autopar.ops.joint import bytes_of, owner
 
 WAIT = torch.ops._c10d_functional.wait_tensor.default
+ALL_REDUCE = torch.ops._c10d_functional.all_reduce.default
 aten = torch.ops.aten
+SLACK = 1.25
+"""So that a bias travels beside its matrix, and not in its place."""
 MOVES = frozenset(
     {
         aten.view.default,
@@ -59,6 +62,8 @@ class Scheduler:
         self.idle = {n for start in self.gathers for n in _chain(start, state)} - self.done
         self.flying: dict[Node, None] = {}
         """Started and not waited for, by their waits."""
+        self.ahead_bytes = SLACK * max(map(bytes_of, self.gathers), default=0)
+        self.behind_bytes = SLACK * max((bytes_of(_sent(n)) for n in self.late if n.target is WAIT), default=0)
 
     def _received(self) -> set[Node]:
         """Waits, and what only moves what they return."""
@@ -90,7 +95,7 @@ class Scheduler:
         return found
 
     def order(self) -> list[Node]:
-        self._start_next()
+        self._gather_ahead()
         for node in self.nodes:
             if node not in self.lazy and node not in self.idle:
                 self._make(node)
@@ -98,11 +103,14 @@ class Scheduler:
             self._make(node)
         return self.made
 
-    def _start_next(self) -> None:
-        """The first gather of state that has not started."""
-        start = next((n for n in self.gathers if n not in self.done), None)
-        if start is not None:
-            self._make(start)
+    def _gather_ahead(self) -> None:
+        """Start gathers of state, in order, as long as they fit."""
+        for start in self.gathers:
+            if start not in self.done:
+                ahead = [w.args[0] for w in self.flying if w.args[0] in self.gathers]
+                if sum(bytes_of(n) for n in (*ahead, start) if isinstance(n, Node)) > self.ahead_bytes:
+                    return
+                self._make(start)
 
     def _make(self, node: Node) -> None:
         """The node, after what it needs."""
@@ -113,7 +121,7 @@ class Scheduler:
         if node.target is WAIT:
             self.flying.pop(node, None)
             if node.args[0] in self.gathers:
-                self._start_next()
+                self._gather_ahead()
         if is_start(node):
             self._take_off(node)
         if is_written := _written(node):
@@ -125,14 +133,24 @@ class Scheduler:
     def _take_off(self, start: Node) -> None:
         wait = next(iter(start.users))
         if wait in self.late:
-            for other in [w for w in self.flying if w in self.late]:
-                self._make(other)
+            behind = [w for w in self.flying if w in self.late]
+            while behind and sum(bytes_of(_sent(w)) for w in (*behind, wait)) > self.behind_bytes:
+                self._make(behind.pop(0))
         self.flying[wait] = None
 
 
 def is_start(node: Node) -> bool:
     """Whether it is a collective that somebody waits for."""
     return len(node.users) == 1 and next(iter(node.users)).target is WAIT
+
+
+def is_collective(node: Node) -> bool:
+    return getattr(node.target, "namespace", "") == "_c10d_functional" and node.target is not WAIT
+
+
+def held_until_waited(start: Node) -> list[Node]:
+    """What a collective sends, where it must last until the wait. An all-reduce sends a copy, which becomes its result."""
+    return start.all_input_nodes if is_collective(start) and start.target is not ALL_REDUCE else []
 
 
 def _sent(wait: Node) -> Node:

@@ -13,10 +13,12 @@ from autopar.api import plan_program
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.measure import Counted
 from autopar.codegen.measure import measure as count
+from autopar.hardware import load
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.profiler.model_cost import measure
+from autopar.solver.baselines import try_baselines
 from autopar.solver.build import Builder, Setting
 from autopar.solver.smallest import smallest
 from autopar.solver.to_plan import to_plan
@@ -63,3 +65,13 @@ def tightest(name: str, mesh: str, dtype: torch.dtype = torch.float32) -> tuple[
     plan = to_plan(builder, replace(problem, budget_bytes=least.bytes), least.solution)
     emitted = emit(cost.program, plan)
     return plan, emitted, count(emitted)
+
+
+@lru_cache(maxsize=16)
+def known_way(name: str, mesh: str, way: str, dtype: torch.dtype = torch.float32) -> Emitted:
+    """The graphs of a known way to parallelize ("fsdp", "ddp", ...), without checkpoints, on the hardware "cpu"."""
+    builder = Builder(measure(traced(name, dtype).program), Setting(mesh=MeshSpec.of(mesh), hardware=load("cpu")))
+    problem = builder.problem()
+    found = next(tried.solution for tried in try_baselines(problem, names=[way], checkpoints=["none"]))
+    assert found is not None, f"{way} has no place on {mesh}"
+    return emit(traced(name, dtype).program, to_plan(builder, problem, found))

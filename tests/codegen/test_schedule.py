@@ -7,7 +7,7 @@ from torch.fx import Graph, Node
 
 from autopar.codegen.measure import peak
 from autopar.codegen.schedule import WAIT, is_start, schedule
-from tests.planned import tightest
+from tests.planned import known_way
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
 KIB = 1024
@@ -121,11 +121,22 @@ def test_what_is_sent_lasts_until_the_wait() -> None:
     assert peak(p.graph, set()) == 3.5 * KIB
 
 
+def test_what_is_returned_on_its_way_lasts_to_the_end() -> None:
+    p = Program()
+    x = p.input("x", 256)
+    sent = p(aten.neg.default, x, name="sent")  # 1 KiB
+    result = p.reduce(sent, "result")  # 0.5 KiB
+    last = p(aten.neg.default, x, name="last")  # 1 KiB
+    p.graph.output((result.args[0], last))
+    p.graph.erase_node(result)
+    assert peak(p.graph, set()) == 2.5 * KIB
+
+
 def test_emitted_graphs_compute_while_parameters_travel() -> None:
-    """Under a tight budget parameters are gathered; all but a call's first have something to hide behind."""
-    _, emitted, _ = tightest("gpt2", "2")
-    halves = emitted.regions["transformer.h.*"].classes[0]
-    gathers = [n for n in halves.forward.nodes if is_start(n) and n.all_input_nodes[0].op == "placeholder"]
+    """Under FSDP parameters are gathered; all matrices but a call's first have something to hide behind."""
+    halves = known_way("gpt2", "2", "fsdp").regions["transformer.h.*"].classes[0]
+    of_state = [n for n in halves.forward.nodes if is_start(n) and n.all_input_nodes[0].op == "placeholder"]
+    gathers = [n for n in of_state if n.meta["val"].ndim == 2]
     assert len(gathers) > 1, "the plan gathers nothing: the test shows nothing"
     order = {n: i for i, n in enumerate(halves.forward.nodes)}
     hidden = [

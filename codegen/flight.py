@@ -1,0 +1,99 @@
+"""Reductions of gradients that are still on their way when the backward graph that started them ends.
+
+Plans count memory for one gradient on its way; where a call leaves more of it free, below the peak of the step, its reductions
+are waited for later: as many as fit stay in the air while earlier layers compute, and the optimizer's step waits for the rest.
+So nothing here raises the counted peak, and every device waits in the same order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from autopar.codegen.emit import Emitted
+from autopar.codegen.measure import dying_inputs, levels, peak
+from autopar.codegen.schedule import WAIT, held_until_waited
+from autopar.codegen.split import Halves
+from autopar.ops.joint import bytes_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flying:
+    """A backward graph that does not wait for its reductions: `bytes` by the position of their results says what each keeps
+    alive, apart from the result. `extra_bytes`: how much higher its own peak is."""
+
+    graph: Graph
+    bytes: dict[int, int]
+    extra_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flight:
+    """What one call's backward does: whether its reductions fly, and how many bytes of earlier ones may still be in the air."""
+
+    flying: Flying | None
+    room_bytes: float
+
+
+def flights(emitted: Emitted) -> list[Flight]:
+    """For each call; below the highest level of the whole step."""
+    found, steps = levels(emitted), emitted.halves()
+    _, highest = found.highest
+    known = {id(halves): fly(halves, len(region.local.region.inputs)) for region, halves in steps}
+    made = []
+    for (_, halves), (_, level) in zip(steps, found.backward, strict=True):
+        flying, room = known[id(halves)], highest - level
+        if flying is not None and flying.extra_bytes > room:
+            flying = None
+        made.append(Flight(flying=flying, room_bytes=room - (flying.extra_bytes if flying else 0)))
+    return made
+
+
+def fly(halves: Halves, inputs: int) -> Flying | None:
+    """The backward graph without the waits that only gradients of state are read from; None if there are none.
+
+    Gradients of a region's `inputs` first inputs are read by the next call.
+    """
+    graph = Graph()
+    copied: dict[Node, Node] = {}
+    (results,) = halves.backward.output_node().args
+    graph.graph_copy(halves.backward, copied)
+    assert isinstance(results, tuple | list)
+    landed = [copied[node] for node in results]
+    alone = [node for node, k in zip(landed, halves.gradients, strict=True) if k >= inputs and landed.count(node) == 1]
+    last = {landed.index(node): node for node in alone if node.target is WAIT and not node.users}
+    starts = {k: node.args[0] for k, node in last.items()}
+    graph.output(tuple(starts.get(k, node) for k, node in enumerate(landed)))
+    if not last:
+        return None
+    for node in last.values():
+        graph.erase_node(node)
+    sent = {k: sum(bytes_of(n) for n in held_until_waited(start)) for k, start in starts.items() if isinstance(start, Node)}
+    dying = [copied[n] for n in dying_inputs(halves)]
+    before = peak(halves.backward, set(dying_inputs(halves)))
+    return Flying(graph=graph, bytes=sent, extra_bytes=max(0, peak(graph, set(dying)) - before))
+
+
+@dataclass
+class Air:
+    """Gradients on their way, in the order in which they were started, with the bytes that each keeps alive."""
+
+    started: deque[tuple[Tensor, int]] = field(default_factory=deque)
+    bytes: int = 0
+
+    def take_off(self, gradients: Sequence[tuple[Tensor, int]]) -> None:
+        for gradient, size in gradients:
+            self.started.append((gradient, size))
+            self.bytes += size
+
+    def land(self, room_bytes: float = -1) -> None:
+        """Wait for the oldest until the others fit; for all if no room is given."""
+        while self.started and self.bytes > room_bytes:
+            gradient, size = self.started.popleft()
+            torch.ops._c10d_functional.wait_tensor(gradient)
+            self.bytes -= size
