@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -347,6 +347,24 @@ def default_store() -> dist.Store:
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()
+
+
+def running_gradient() -> int | None:
+    """Number of the autograd node whose backward runs; None outside (`_current_autograd_node`: torch 2.11 to 2.13)."""
+    node = torch._C._current_autograd_node()
+    return None if node is None else node._sequence_nr()
+
+
+def gradient_numbers(tensor: Tensor, known: Container[int]) -> Iterator[int]:
+    """Numbers of the autograd nodes behind a tensor, up to those that are known (`_sequence_nr`: torch 2.11 to 2.13)."""
+    waiting: list[Any] = [tensor.grad_fn]
+    seen: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and (number := node._sequence_nr()) not in known and number not in seen:
+            seen.add(number)
+            yield number
+            waiting += [source for source, _ in node.next_functions]
 
 
 def peak_tracker() -> Any:

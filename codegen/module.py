@@ -19,6 +19,7 @@ from autopar.codegen.accumulate import Accumulates, accumulation_bytes
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Tape
 from autopar.codegen.likeness import resemble
+from autopar.codegen.listing import listing
 from autopar.codegen.measure import Counted, measure
 from autopar.codegen.readable import forward_graph
 from autopar.codegen.shards import as_global
@@ -121,13 +122,9 @@ class ParallelModule(Accumulates):
         return forward_graph(self._emitted)
 
     def print_readable(self) -> str:
-        """The code of the forward program and of every region type's forward and backward graph; printed and returned."""
-        parts = [self.forward_graph.code]
-        for region in self._emitted.regions.values():
-            parts += [region.local.module.code]
-            for halves in region.classes:
-                parts += [halves.forward.python_code("self").src, halves.backward.python_code("self").src]
-        text = "\n".join(parts)
+        """The graphs that run, with shapes, source lines and conversions (docs/placements.md has their names); printed and
+        returned. Per region type its program, and a forward and a backward graph per class of calls."""
+        text = listing(self._emitted)
         print(text)
         return text
 

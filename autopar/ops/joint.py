@@ -17,7 +17,7 @@ import torch
 
 from autopar.ir.autocast import no_autocast
 from autopar.ops.casts import Wide
-from autopar.torch_private import TorchDispatchMode, fake_mode
+from autopar.torch_private import TorchDispatchMode, fake_mode, gradient_numbers, running_gradient
 
 aten = torch.ops.aten
 ALIASES = frozenset(
@@ -73,7 +73,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes each op that runs while it is on into a graph, as torch's `make_fx` does, in a fifth of its time.
 
     It leaves out what our graphs have no use for: symbolic sizes, constants that are followed, Python functions that are
-    intercepted. `origin`: the nodes written while `current` was set, with what it was.
+    intercepted. `origin`: the nodes written while `current` was set, with what it was. `gradients`: autograd's nodes, by
+    number, with what was current when they came. Nodes are named after either, and their meta says it as "step".
     """
 
     def __init__(self, graph: torch.fx.Graph) -> None:
@@ -83,6 +84,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive: list[torch.Tensor] = []
         self.origin: dict[torch.fx.Node, str] = {}
         self.current: str | None = None
+        self.gradients: dict[int, str] = {}
 
     def placeholder(self, tensor: torch.Tensor, name: str) -> torch.fx.Node:
         return self.write(tensor, self.graph.placeholder(name))
@@ -101,9 +103,19 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.inplace_view in func.tags:
             self.remember_shape(args[0])
         result = func(*args, **(kwargs or {}))
-        node = self.graph.create_node("call_function", func, *given, name=func.overloadpacket.__name__)
+        running = running_gradient()
+        step = self.current if running is None else self.gradients.get(running)
+        name = called(step, func.overloadpacket.__name__)
+        node = self.graph.create_node("call_function", func, *given, name=name if self.current else f"grad_{name}")
+        node.meta["step"] = step
         self.write(result, node)
         return result
+
+    def remember_gradients(self, value: Any, step: str) -> None:
+        """Which of autograd's nodes the step has made for its result."""
+        for tensor in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
+                self.gradients |= dict.fromkeys(gradient_numbers(tensor, self.gradients), step)
 
     def remember_shape(self, tensor: torch.Tensor) -> None:
         """Before an op changes it in place."""
@@ -119,7 +131,9 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             node.meta["val"] = result
             for i, part in enumerate(result):
                 if isinstance(part, torch.Tensor):
-                    self.write(part, self.graph.call_function(operator.getitem, (node, i)))
+                    getitem = self.graph.create_node("call_function", operator.getitem, (node, i), name=f"{node.name}_{i}")
+                    getitem.meta["step"] = node.meta["step"]
+                    self.write(part, getitem)
         elif isinstance(result, torch.Tensor):
             node.meta["val"] = result
             self.written[id(result)] = node
@@ -143,12 +157,14 @@ def trace_joint(
     with fake_mode():
         fakes = [i.empty(device) for i in inputs]
         leaves = [f.requires_grad_() if i.needs_grad else f for f, i in zip(fakes, inputs, strict=True)]
-        given = tuple(tape.placeholder(leaf, f"arg{i}") for i, leaf in enumerate(leaves))
+        names = [n.name for n in graph.nodes if n.op == "placeholder"]
+        given = tuple(tape.placeholder(leaf, name) for leaf, name in zip(leaves, names, strict=True))
         outputs, values = _run(graph, leaves, tape)
         ends = [o for o, d in zip(outputs, differentiated, strict=True) if d]
+        leaving = [n.name for n, d in zip(returned(graph), differentiated, strict=True) if d]
         upstream = [torch.empty_like(end).contiguous() for end in ends]
         with _before_first_call(tape.graph):
-            tangents = tuple(tape.placeholder(t, f"arg{len(leaves) + i}") for i, t in enumerate(upstream))
+            tangents = tuple(tape.placeholder(t, f"grad_{name}") for t, name in zip(upstream, leaving, strict=True))
         wanted = [n for n, i in enumerate(inputs) if i.needs_grad]
         gradients: dict[int, torch.Tensor | None] = {}
         if ends and wanted:
@@ -182,11 +198,28 @@ def _run(
         tape.current = node.name
         with tape:
             env[node] = wide.run(node, args) if node.meta.get("gradient_dtype") else node.target(*args, **kwargs)
+        tape.remember_gradients(env[node], node.name)
         if not isinstance(env[node], int | torch.SymInt):
             made[node.name] = env[node]
     tape.current = None
-    outputs: Any = graph.output_node().args[0]
-    return tuple(env[node] for node in outputs), made
+    return tuple(env[node] for node in returned(graph)), made
+
+
+def returned(graph: torch.fx.Graph) -> tuple[torch.fx.Node, ...]:
+    nodes: Any = graph.output_node().args[0]
+    return tuple(nodes)
+
+
+def called(step: str | None, op: str) -> str:
+    """A name for a node: after the step that it is part of, and its op, if that is not in the step's name anyway.
+
+    >>> called("mlp_fc_linear", "linear"), called("w_gather_gpu", "all_gather_into_tensor"), called(None, "add")
+    ('mlp_fc_linear', 'w_gather_gpu_all_gather', 'add')
+    """
+    short = op.removesuffix("_into_tensor").removesuffix("_tensor").removesuffix("_single").removeprefix("_")
+    if step is None:
+        return short
+    return step if short in step else f"{step}_{short}"
 
 
 def _before_first_call(graph: torch.fx.Graph) -> AbstractContextManager[None]:

@@ -90,7 +90,8 @@ def emit_unit(
             env[node] = emit_same(call, local_shape(unit.dims[node], sizes), device)
     for node in unit.results:
         if node in unit.dense and env[node].target is not torch.ops.aten.contiguous.default:
-            env[node] = graph.call_function(torch.ops.aten.contiguous.default, (env[node],))
+            name = f"{node.name}_contiguous"
+            env[node] = graph.create_node("call_function", torch.ops.aten.contiguous.default, (env[node],), name=name)
             env[node].meta = {"unit": unit.name, "origin": node.name}
 
 
