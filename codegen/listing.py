@@ -82,6 +82,8 @@ def step(node: Node, region: EmittedRegion, mesh: MeshSpec) -> str:
     back = "gradient of " if node.name.startswith("grad_") else ""
     if (converted := local.meta.get("conversion")) is not None:
         return f"{again}{back}{conversion(*converted, mesh)}"
+    if (parameter := local.meta.get("cast")) is not None:
+        return f"{again}{back}{parameter} in the dtype that is computed in"
     origin = region.local.region.nodes[local.meta["origin"]]
     return again + back + " ".join(filter(None, (origin.meta.get("path") or origin.name, origin.meta.get("source"))))
 

@@ -23,9 +23,9 @@ PINS = ("layers.*.up: tensor=gpu", "layers.*.down: tensor=gpu")
 
 
 @cache
-def emitted() -> Emitted:
+def emitted(precision: str | None = None) -> Emitted:
     with torch.device("meta"):
-        program = trace(ThreeLayers(), (), {"x": torch.empty(4, 8)}, name="ThreeLayers")
+        program = trace(ThreeLayers(), (), {"x": torch.empty(4, 8)}, name="ThreeLayers", precision=precision)
     constraints = Constraints(pins=PINS)
     return plan_program(program, MeshSpec.of("2"), hardware=toy_hardware(), constraints=constraints)[1]
 
@@ -56,6 +56,12 @@ def test_every_node_that_runs_is_listed_once_per_pair_of_graphs_with_what_it_is(
     assert "one pair of graphs for layers.1, layers.2" in text
     assert "# up three_layers.py:14" in text
     assert "# gradient of up three_layers.py:14" in text
+
+
+def test_casts_of_parameters_are_named() -> None:
+    text = listing(emitted("compute=bfloat16,reduce=float32"))
+    assert "# up_weight in the dtype that is computed in" in text
+    assert re.search(r"up_weight_\w+: bf16\[", text)
 
 
 if __name__ == "__main__":
