@@ -111,7 +111,7 @@ class Backward:
             if node in self.given.state:
                 self.taken.append(node)
                 self.env[node] = copy_placeholder(self.graph, node)
-            elif node in self.given.kept:
+            elif node in self.given.kept or is_empty(node):
                 self.saved.append(node)
                 self.env[node] = copy_placeholder(self.graph, node)
             else:
@@ -149,6 +149,12 @@ class Backward:
 def is_free(node: torch.fx.Node) -> bool:
     """Whether making it again costs nothing: a view, or one of several results."""
     return alias_base(node) is not None or getattr(node.target, "__name__", "") == "getitem"
+
+
+def is_empty(node: torch.fx.Node) -> bool:
+    """Whether it has no elements, as what batch norm in eval mode saves for its backward: keeping it takes nothing."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.numel() == 0
 
 
 def forward_half(joint: Joint, saved: Iterable[torch.fx.Node]) -> torch.fx.Graph:

@@ -51,6 +51,17 @@ class Tied(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
 
 
+class Normalized(nn.Module):
+    """Does one thing in train mode and another in eval mode, and has buffers that only the one writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(HIDDEN, 2 * HIDDEN), nn.BatchNorm1d(2 * HIDDEN), nn.Linear(2 * HIDDEN, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"loss": nn.functional.mse_loss(self.down(self.norm(self.up(x)).relu()), y)}
+
+
 class LowRank(nn.Module):
     """A frozen linear layer and a trained low-rank correction, as `peft` wraps them: B starts at zero there, not here."""
 
@@ -79,6 +90,17 @@ def with_low_rank() -> nn.Module:
         for block in model.blocks:
             block.up, block.down = LowRank(block.up), LowRank(block.down)  # type: ignore[assignment,arg-type]
         return model.double()
+
+
+def normalized() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Normalized().double()
+
+
+def points(step: int = 0) -> dict[str, Tensor]:
+    x = torch.randn(BATCH, HIDDEN + 1, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+    return {"x": x[:, 1:].contiguous(), "y": x[:, :1].contiguous()}
 
 
 def batch(step: int = 0, rows: int = BATCH) -> dict[str, Tensor]:

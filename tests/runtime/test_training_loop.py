@@ -15,8 +15,9 @@ import autopar
 from autopar.codegen.module import ParallelModule
 from autopar.errors import InputError
 from autopar.ir.plan import Plan
+from tests.hardware_toy import toy_hardware
 from tests.processes import run_processes
-from tests.training import DDP, FREE, HIDDEN, VOCAB, batch, plan_for, tied, whole, with_low_rank
+from tests.training import DDP, FREE, HIDDEN, VOCAB, batch, normalized, plan_for, points, tied, whole, with_low_rank
 
 STEPS = 3
 EXACT = {"rtol": 0.0, "atol": 1e-9}
@@ -61,6 +62,7 @@ def loops(rank: int, folder: str) -> None:
     frozen(*low_rank.fresh())
     frozen_after_compile(*everything.fresh())
     unfrozen_after_compile(low_rank.fresh()[0])
+    train_and_eval(mesh)
 
 
 class Pair:
@@ -180,6 +182,24 @@ def unfrozen_after_compile(parallel: ParallelModule) -> None:
         parallel(**batch())
     with torch.no_grad():
         parallel(**batch())
+
+
+def train_and_eval(mesh: DeviceMesh) -> None:
+    """Compiled in eval mode, where batch norm reads its running statistics; in train mode it writes them."""
+    model = normalized().eval()
+    parallel = autopar.compile(normalized().eval(), mesh, kwargs=points(), hardware=toy_hardware(), time_limit_s=5)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (parallel, model)]
+    for step, training in enumerate((False, True, True, False)):
+        for m, optimizer in zip((parallel, model), optimizers, strict=True):
+            optimizer.zero_grad()
+            m.train(training)(**points(step))["loss"].backward()
+            optimizer.step()
+        theirs = model.state_dict()
+        for name, ours in parallel.state_dict().items():
+            torch.testing.assert_close(
+                whole(ours), theirs[name], **EXACT, msg=lambda m, n=name, t=training: f"{n}, train={t}: {m}"
+            )
+    assert len(parallel.plans) == 2, "one for each mode"
 
 
 def test_frozen_parameters_cost_no_reduction_and_no_state() -> None:
