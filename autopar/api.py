@@ -15,6 +15,7 @@ from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.hold import hold
 from autopar.codegen.measure import Counted
 from autopar.codegen.module import ParallelModule, PlannedOnFirstBatch
+from autopar.codegen.randomness import Random, shared_randomness
 from autopar.errors import AutoparError, HardwareError, InputError, MeshError, RankError
 from autopar.hardware import Hardware, load
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
@@ -24,7 +25,7 @@ from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
 from autopar.ir.precision import Precision, PrecisionLike
 from autopar.ir.program import Program
-from autopar.ops.units import random_places
+from autopar.ops.units import unknown_draws
 from autopar.planning.advice import find_or_advise
 from autopar.planning.batches import batch_of, micro_batch_counts, with_batch
 from autopar.planning.cache import remembered
@@ -201,6 +202,8 @@ def compile(
     precision: PrecisionLike | None = None,
     replan: bool = True,
     cache: bool = True,
+    seed: int | None = None,
+    random: Random = "counters",
 ) -> ParallelModule:
     """The model, parallelized over `mesh`: an nn.Module with DTensor parameters that trains as the original does.
 
@@ -209,6 +212,8 @@ def compile(
     `constraints` are for that search. A plan that was searched before for just this comes from the `cache`.
     `precision`: torch's `MixedPrecisionPolicy`, or text as in "compute=bfloat16"; parameters and their gradients stay as they
     are, which is what the optimizer sees. `torch.autocast` around this call is honoured.
+    Dropout and other random numbers follow from `seed` (by default from rank 0's `torch.manual_seed`), and are the same on
+    every mesh; `random="serial"` draws those of the serial run, slowly, for tests. `parallel.randomness` is their state.
 
     A call with other shapes, or in a mode (train, eval) that makes it another program, is planned when it comes, around the
     parameters as they rest; with `replan=False` it is an InputError. docs/data.md says more.
@@ -228,7 +233,7 @@ def compile(
 
     def traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         program = trace(model, args, dict(kwargs), precision=precision)
-        require_no_randomness(program)
+        require_known_draws(program)
         return program
 
     def planned(program: Program, resting: Mapping[str, Placement]) -> Emitted:
@@ -245,11 +250,12 @@ def compile(
         return emitted
 
     chosen = {"plan": plan if plan is None or isinstance(plan, Plan) else "a file", "replan": replan, "precision": precision}
-    said = commitments(model, mesh, options | chosen)
+    said = commitments(model, mesh, options | chosen | {"seed": seed, "random": random})
     programs = Programs(model=model, trace=traced, plan=planned, said=said, allowed=replan)
+    randomness = shared_randomness(mesh, seed, random)
     if not args and not kwargs:
-        return PlannedOnFirstBatch(programs.first, model, mesh, programs)
-    return ParallelModule(programs.first(args, kwargs or {}), model, mesh, programs)
+        return PlannedOnFirstBatch(programs.first, model, mesh, programs, randomness)
+    return ParallelModule(programs.first(args, kwargs or {}), model, mesh, programs, randomness)
 
 
 def find_plan(
@@ -293,13 +299,13 @@ def require_processes(mesh: MeshSpec) -> None:
         )
 
 
-def require_no_randomness(program: Program) -> None:
-    """Raise InputError for dropout: devices would draw other numbers for equal pieces, or equal ones for different pieces."""
-    if places := random_places(program):
+def require_known_draws(program: Program) -> None:
+    """Raise InputError for random ops that autopar cannot draw: replicas would drift apart."""
+    if places := unknown_draws(program):
+        more = f" and {len(places) - 1} more places" if len(places) > 1 else ""
         raise InputError(
-            f"dropout is active at {places[0]} and {len(places) - 1} more places: random numbers are not yet coordinated "
-            "between devices, so replicas would drift apart. Set the dropout probabilities to 0, or call model.eval() before "
-            "compiling"
+            f"random numbers are drawn by {places[0]}{more}: autopar does not know how to give equal pieces equal numbers "
+            "there. Write it with dropout, rand, randn, randint or bernoulli (docs/randomness.md), or call model.eval() first"
         )
 
 

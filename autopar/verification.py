@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autopar.api import plan_program, require_no_randomness
+from autopar.api import plan_program, require_known_draws
 from autopar.codegen.all_ranks import Trajectory, run_all_ranks
 from autopar.codegen.emit import emit
 from autopar.codegen.hold import hold
+from autopar.codegen.randomness import Randomness
 from autopar.errors import InputError
 from autopar.hardware import Hardware
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
@@ -26,6 +27,8 @@ from autopar.tracer import trace
 
 TOLERANCE = 1e-9
 LEARNING_RATE = 1e-3
+SEED = 2
+"""Of the random numbers in the model, in both runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +79,13 @@ def verify(
 
     Without `plan` one is searched, under `memory` and `constraints`. Compared in float64, casts included (`precision` too):
     losses of all steps, outputs, every gradient of the first step, and parameters and buffers after `steps` AdamW steps. A
-    model on the meta device gets random weights, inputs on it random values.
+    model on the meta device gets random weights, inputs on it random values. Dropout and other random numbers are those of the
+    serial run, bit for bit (`random="serial"` of `compile`).
     """
     spec = MeshSpec.of(mesh)
     constraints.require_axes(spec.names)
     program = trace(model, args, dict(kwargs or {}), precision=precision)
-    require_no_randomness(program)
+    require_known_draws(program)
     if plan is None:
         search: dict[str, Any] = {"hardware": hardware, "time_limit_s": time_limit_s, "gap": gap, "constraints": constraints}
         plan = plan_program(program, spec, memory=memory, **search)[0]
@@ -92,9 +96,17 @@ def verify(
     wide = widened(program)
     state = initial_state(model, program)
     inputs = {name: widen(given(model, name, t)) for name, t in zip_inputs(program, args, dict(kwargs or {}))}
-    parallel = run_all_ranks(emit(wide, plan), state, inputs, steps, optimizer)
-    serial = run_serial(wide, state, inputs, steps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        parallel = run_all_ranks(emit(wide, plan), state, inputs, steps, optimizer, serial_randomness())
+        torch.manual_seed(SEED)
+        serial = run_serial(wide, state, inputs, steps)
     return Report(plan=plan, tensors=compare(parallel, serial, program))
+
+
+def serial_randomness() -> Randomness:
+    """Random numbers as the serial run draws them, from torch's generator."""
+    return Randomness(torch.device("cpu"), random="serial")
 
 
 def optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:

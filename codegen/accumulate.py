@@ -84,7 +84,8 @@ class Unreduced:
         for i in sorted(self.sums, reverse=True):
             (call, _, halves, _, _), graphs, sums = self.executor.steps[i], self.graphs[i], self.sums.pop(i)
             inputs = len(call.inputs) + len(call.state)
-            coordinates = [self.executor.coordinates[k - inputs] for k in halves.backward_inputs if k >= inputs]
+            places = dict(enumerate(self.executor.coordinates, inputs))
+            coordinates = [places[k] for k in halves.backward_inputs if k in places]
             results = graphs.reduction.forward([*coordinates, *sums])
             names = [(*call.inputs, *call.state)[halves.gradients[k]] for k in graphs.cut.results]
             add_up(found, dict(zip(names, results, strict=True)))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Executor
+from autopar.codegen.randomness import Randomness, draws_of
 from autopar.codegen.shards import coordinate_of, piece, replicas_differ, whole
 from autopar.ir.local_ranks import local_ranks
 from autopar.ir.placement import Placement
@@ -35,10 +36,17 @@ class Trajectory:
 
 
 def run_all_ranks(
-    emitted: Emitted, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor], steps: int, optimizer: OptimizerFactory
+    emitted: Emitted,
+    state: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    steps: int,
+    optimizer: OptimizerFactory,
+    randomness: Randomness | None = None,
 ) -> Trajectory:
     """Train `steps` steps on whole `inputs` (by value name), starting from whole `state` (by name)."""
     plan, program = emitted.plan, emitted.program
+    draws, source = draws_of(program), randomness or Randomness(torch.device("cpu"))
+    keys = [source.keys(draws) for _ in range(steps)]
     sizes = plan.mesh.sizes
     largest = 0.0
 
@@ -62,7 +70,7 @@ def run_all_ranks(
         stepper = optimizer([local[name] for name in trained])
         for step in range(steps):
             values = {name: scatter(tensor, plan.inputs[name].placement) for name, tensor in inputs.items()}
-            tape = executor.forward(values, local)
+            tape = executor.forward(values, local, keys=keys[step])
             assert program.loss is not None
             losses.append(float(gather(values[program.loss], plan.boundaries[program.loss])))
             if step == 0:

@@ -16,6 +16,7 @@ from torch import Tensor
 from autopar.codegen.boxed import boxed_module
 from autopar.codegen.emit import Emitted, bind
 from autopar.codegen.flight import Air, flights
+from autopar.codegen.randomness import Keys
 from autopar.ir.autocast import no_autocast
 
 RunBackward = Callable[[int, list[Tensor]], "list[Tensor | None]"]
@@ -24,9 +25,11 @@ RunBackward = Callable[[int, list[Tensor]], "list[Tensor | None]"]
 
 @dataclass
 class Tape:
-    """What one forward leaves for its backward: the saved values of each call. Used up by `Executor.backward`."""
+    """What one forward leaves for its backward: the saved values of each call, and the `keys` that random numbers were drawn
+    by. Used up by `Executor.backward`."""
 
     saved: list[list[Tensor]] = field(default_factory=list)
+    keys: Keys = ()
     shapes: list[list[tuple[tuple[int, ...], torch.dtype]]] = field(default_factory=list)
 
 
@@ -56,14 +59,15 @@ class Executor:
             self.steps.append((call, region, halves, *graphs))
 
     @no_autocast()
-    def forward(self, values: dict[str, Tensor], state: Mapping[str, Tensor], *, keep: bool = True) -> Tape:
+    def forward(self, values: dict[str, Tensor], state: Mapping[str, Tensor], *, keep: bool = True, keys: Keys = ()) -> Tape:
         """Run all calls. `values` holds the local inputs by name and is left with what the program returns.
 
-        The tape is for one `backward`; `keep=False` saves nothing (inference).
+        The tape is for one `backward`; `keep=False` saves nothing (inference). `keys`: per call those of its random draws,
+        from `Randomness.keys`; none for a program that draws nothing.
         """
-        tape = Tape()
+        tape = Tape(keys=keys)
         for i, (call, region, _, forward, _) in enumerate(self.steps):
-            boxed = [values[v] for v in call.inputs] + [state[s] for s in call.state] + self.coordinates
+            boxed = [values[v] for v in call.inputs] + [state[s] for s in call.state] + self.given(keys, i)
             results = list(forward.forward(boxed))
             count = len(region.joint.outputs)
             values.update(zip(call.outputs, results[:count], strict=True))
@@ -74,6 +78,10 @@ class Executor:
                 if self.last_reader.get(value, -1) <= i:
                     values.pop(value, None)
         return tape
+
+    def given(self, keys: Keys, i: int) -> list[Tensor]:
+        """What a call gets beside values and state: coordinates, and the keys of its draws."""
+        return [*self.coordinates, *(keys[i] if keys else ())]
 
     @no_autocast()
     def backward(
@@ -86,9 +94,10 @@ class Executor:
         gradients: dict[str, Tensor] = {}
         air = Air()
         for i, (call, region, halves, _, backward) in reversed(list(enumerate(self.steps))):
+            given = self.given(tape.keys, i)
             saved, shapes = tape.saved.pop(), tape.shapes.pop()
             again = [*call.inputs, *call.state]
-            boxed = [state[again[k]] if k < len(again) else self.coordinates[k - len(again)] for k in halves.backward_inputs]
+            boxed = [state[again[k]] if k < len(again) else given[k - len(again)] for k in halves.backward_inputs]
             boxed += saved
             del saved
             for value, shape, flows in zip(call.outputs, shapes, region.local.differentiated, strict=True):

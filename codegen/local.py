@@ -15,16 +15,19 @@ from autopar.ir.plan import Plan
 from autopar.ir.program import Program, Region, State
 from autopar.ops.casts import computed_in
 from autopar.ops.collectives import FUNCTIONS, arguments
+from autopar.ops.draws import KEY
 from autopar.ops.joint import TensorLike
 from autopar.ops.lower import emit_unit
+from autopar.ops.lower_draws import keys_like
 from autopar.ops.units import Unit, needs_grad
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRegion:
-    """`graph` has placeholders for inputs, state and the coordinates on each mesh axis, in this order, and nodes whose meta
-    says which "unit" (and node of the program, "origin"), which "conversion" (tensor, before, after) or the "cast" of which
-    parameter they are; of conversions and casts also the "gradient_dtype", if gradients pass them in another one than values.
+    """`graph` has placeholders for inputs, state, the coordinates on each mesh axis and, where random numbers are drawn, the
+    keys of the draws (`KEY`), in this order, and nodes whose meta says which "unit" (and node of the program, "origin"), which
+    "conversion" (tensor, before, after) or the "cast" of which parameter they are; of conversions and casts also the
+    "gradient_dtype", if gradients pass them in another one than values.
 
     `inputs` describes the placeholders; `values` says which node holds a tensor at a placement; `differentiated` whether a
     gradient flows into each output; `resident` are inputs that are the user's batch, and so in memory anyway.
@@ -65,6 +68,9 @@ class Emitter:
             self.state(slot, self.program.state[name], self.plan.state[name].placement)
         self.coordinates = {name: self.graph.placeholder(f"coordinate_{name}") for name in self.mesh.names}
         self.inputs += [TensorLike(shape=(), dtype=torch.int64, needs_grad=False)] * len(self.coordinates)
+        if sites := sum(len(unit.sites) for unit in self.units):
+            self.coordinates[KEY] = self.graph.placeholder(KEY)
+            self.inputs.append(keys_like(sites))
         for unit in self.units:
             self.unit(unit)
         outputs = tuple(

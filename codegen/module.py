@@ -21,6 +21,7 @@ from autopar.codegen.executor import Tape
 from autopar.codegen.likeness import resemble
 from autopar.codegen.listing import listing
 from autopar.codegen.measure import Counted, measure
+from autopar.codegen.randomness import Randomness, shared_randomness
 from autopar.codegen.readable import forward_graph
 from autopar.codegen.shards import as_global
 from autopar.codegen.state import Blanks, attach, named_tensors, take
@@ -50,8 +51,16 @@ class ParallelModule(Accumulates):
     structure: scalars are plain tensors, everything else is a DTensor at the plan's placement (`.full_tensor()` gathers).
     """
 
-    def __init__(self, emitted: Emitted, model: nn.Module, mesh: DeviceMesh, more: More | None = None) -> None:
-        """`more` makes the programs for other shapes and modes than that of `emitted`; without it these are errors."""
+    def __init__(
+        self,
+        emitted: Emitted,
+        model: nn.Module,
+        mesh: DeviceMesh,
+        more: More | None = None,
+        randomness: Randomness | None = None,
+    ) -> None:
+        """`more` makes the programs for other shapes and modes than that of `emitted`; without it these are errors.
+        `randomness`: where random numbers come from; without it of a seed that rank 0 chooses."""
         super().__init__()
         self._mesh, self._emitted, self._more = mesh, emitted, more
         self._mirror(model)
@@ -60,6 +69,7 @@ class ParallelModule(Accumulates):
         self._variants.add(self._modes(), self._latest)
         self._take_state(model)
         resemble(self, model)
+        self.randomness = randomness or shared_randomness(mesh)
 
     @property
     def plan(self) -> Plan:
@@ -182,16 +192,18 @@ class PlannedOnFirstBatch(ParallelModule):
         model: nn.Module,
         mesh: DeviceMesh,
         more: More | None = None,
+        randomness: Randomness | None = None,
     ) -> None:
         nn.Module.__init__(self)
         self.training = model.training
+        self.randomness = randomness or shared_randomness(mesh)
         self._pending: tuple[Any, ...] | None = (build, model, mesh, more)
         resemble(self, model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._pending is not None:
             build, model, mesh, more = self._pending
-            ParallelModule.__init__(self, build(args, kwargs), model, mesh, more)
+            ParallelModule.__init__(self, build(args, kwargs), model, mesh, more, self.randomness)
             self._pending = None
         return super().forward(*args, **kwargs)
 
@@ -225,7 +237,8 @@ class _Step(torch.autograd.Function):
         values = dict(zip(inputs, tensors[: len(inputs)], strict=True))
         keep = any(ctx.needs_input_grad)
         state = parallel._state(variant)
-        ctx.tape = variant.executor.forward(values, state, keep=keep)
+        keys = parallel.randomness.keys(variant.draws)
+        ctx.tape = variant.executor.forward(values, state, keep=keep, keys=keys)
         ctx.parallel, ctx.variant, ctx.inputs, ctx.trained = parallel, variant, inputs, trained
         with torch.no_grad():
             for name, value in program.mutations.items():

@@ -7,24 +7,28 @@ from operator import getitem
 import torch
 
 from autopar.codegen.emit import Emitted
+from autopar.ops.draws import KEY
 
 
 def forward_graph(emitted: Emitted) -> torch.fx.GraphModule:
-    """A differentiable module: placeholders for inputs, state and mesh coordinates; one call per region call; outputs."""
+    """A differentiable module: placeholders for inputs, state, mesh coordinates and keys of random draws; one call per region
+    call; outputs."""
     root = torch.nn.Module()
     graph = torch.fx.Graph()
     program = emitted.program
     values = {name: graph.placeholder(identifier(name)) for name in program.inputs if name}
     state = {name: graph.placeholder(identifier(name)) for name in program.state}
     coordinates = [graph.placeholder(f"coordinate_{name}") for name in emitted.plan.mesh.names]
-    for call in program.calls:
+    draws = [any(unit.sites for unit in emitted.regions[call.region].local.units) for call in program.calls]
+    keys = [[graph.placeholder(f"{KEY}_{i}")] if drawn else [] for i, drawn in enumerate(draws)]
+    for i, call in enumerate(program.calls):
         target = identifier(call.region)
         if not hasattr(root, target):
             root.add_module(target, emitted.regions[call.region].local.module)
-        args = (*(values[v] for v in call.inputs), *(state[s] for s in call.state), *coordinates)
+        args = (*(values[v] for v in call.inputs), *(state[s] for s in call.state), *coordinates, *keys[i])
         result = graph.create_node("call_module", target, args, name=identifier(call.path or call.region))
-        for i, value in enumerate(call.outputs):
-            values[value] = graph.call_function(getitem, (result, i))
+        for j, value in enumerate(call.outputs):
+            values[value] = graph.call_function(getitem, (result, j))
     graph.output(tuple(values[v] for v in program.outputs if v))
     return torch.fx.GraphModule(root, graph, class_name="ParallelForward")
 

@@ -99,7 +99,8 @@ def cut(halves: Halves, inputs: int, state: int) -> Cut:
     """Of the backward graph of a region with so many inputs and tensors of state."""
     results = results_of(halves.backward)
     given = dict(zip(halves.backward_inputs, placeholders(halves.backward), strict=False))
-    coordinates = tuple(node for k, node in given.items() if k >= inputs + state)
+    # keys of random draws, which come after coordinates, are tables
+    coordinates = tuple(node for k, node in given.items() if k >= inputs + state and not node.meta["val"].shape)
     places = derived(halves.backward, coordinates)
     into_inputs = {node for node, k in zip(results, halves.gradients, strict=True) if k < inputs}
     movable: set[Node] = set()

@@ -19,11 +19,13 @@ from torch.distributed.tensor import DTensor
 
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Executor
+from autopar.codegen.randomness import draws_of
 from autopar.codegen.shards import as_dtensor, as_global, piece
 from autopar.errors import InputError
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ir.run import zip_inputs
+from autopar.ops.draws import Draw
 from autopar.torch_private import pytree
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
@@ -69,6 +71,11 @@ class Variant:
     def executor(self) -> Executor:
         coordinates = [torch.tensor(c, device=self.mesh.device_type) for c in self.place]
         return Executor(self.emitted, {n: self.mesh.get_group(n).group_name for n in self.plan.mesh.names}, coordinates)
+
+    @cached_property
+    def draws(self) -> list[tuple[Draw, ...]]:
+        """The random numbers that each call of the program draws."""
+        return draws_of(self.program)
 
     def inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """This device's pieces of the inputs, by name; raises InputError if they are not those that were planned for."""

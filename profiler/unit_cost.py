@@ -17,10 +17,12 @@ import sympy
 import torch
 
 from autopar.ir.mesh import MeshSpec
+from autopar.ops.draws import KEY
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.flops import Collective, collectives_of, node_flops
 from autopar.ops.joint import Joint, TensorLike, alias_base, bytes_of, owner, trace_joint
 from autopar.ops.lower import emit_unit
+from autopar.ops.lower_draws import keys_like
 from autopar.ops.strategies import Strategy, strategy
 from autopar.ops.units import Unit, is_getitem, needs_grad, rule_of
 
@@ -96,7 +98,7 @@ class Trace:
 
 
 def trace_unit(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str = "cpu") -> Joint:
-    """The unit's joint graph on the local shapes of a strategy; its inputs are operands, then coordinates."""
+    """The unit's joint graph on the local shapes of a strategy; its inputs are operands, coordinates, the keys of draws."""
     graph = torch.fx.Graph()
     sizes = chosen.local_sizes(unit, mesh.sizes)
     env: dict[torch.fx.Node, torch.fx.Node] = {}
@@ -107,6 +109,9 @@ def trace_unit(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str = "cpu"
         inputs.append(TensorLike(shape=shape, dtype=node.meta["val"].dtype, needs_grad=needs_grad(node)))
     coordinates = {name: graph.placeholder(f"coordinate_{name}") for name in mesh.names}
     inputs += [TensorLike(shape=(), dtype=torch.int64, needs_grad=False)] * len(coordinates)
+    if unit.sites:
+        coordinates[KEY] = graph.placeholder(KEY)
+        inputs.append(keys_like(1))
     emit_unit(unit, chosen, mesh, graph, env, coordinates.__getitem__, device)
     graph.output(tuple(env[node] for node in unit.results))
     return trace_joint(graph, inputs, [needs_grad(n) for n in unit.results], device)

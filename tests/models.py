@@ -1,4 +1,5 @@
-"""Tiny models of each supported family, with example inputs; dropout off, labels given so that each returns a loss."""
+"""Tiny models of each supported family, with example inputs; dropout off unless `drop` is given, labels given so that each
+returns a loss."""
 
 from __future__ import annotations
 
@@ -14,13 +15,19 @@ BATCH, SEQ, HIDDEN, HEADS, VOCAB = 8, 16, 64, 4, 128
 
 
 def gpt2(
-    *, dtype: torch.dtype = torch.float32, layers: int = 2, device: str = "cpu", batch: int = BATCH, seq: int = SEQ
+    *,
+    dtype: torch.dtype = torch.float32,
+    layers: int = 2,
+    device: str = "cpu",
+    batch: int = BATCH,
+    seq: int = SEQ,
+    drop: float = 0.0,
 ) -> Built:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes: dict[str, Any] = {"n_layer": layers, "n_embd": HIDDEN, "n_head": HEADS, "vocab_size": VOCAB, "n_positions": 64}
     config = GPT2Config(
-        **sizes, use_cache=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0
+        **sizes, use_cache=False, resid_pdrop=drop, embd_pdrop=drop, attn_pdrop=drop, bos_token_id=0, eos_token_id=0
     )
     return _build(lambda: GPT2LMHeadModel(config), dtype, device), _tokens(batch, seq, device)
 
@@ -39,7 +46,13 @@ def llama(
 
 
 def bert(
-    *, dtype: torch.dtype = torch.float32, layers: int = 2, device: str = "cpu", batch: int = BATCH, seq: int = SEQ
+    *,
+    dtype: torch.dtype = torch.float32,
+    layers: int = 2,
+    device: str = "cpu",
+    batch: int = BATCH,
+    seq: int = SEQ,
+    drop: float = 0.0,
 ) -> Built:
     from transformers import BertConfig, BertForMaskedLM
 
@@ -49,7 +62,7 @@ def bert(
         "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
     }
-    config = BertConfig(**sizes, vocab_size=VOCAB, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = BertConfig(**sizes, vocab_size=VOCAB, hidden_dropout_prob=drop, attention_probs_dropout_prob=drop)
     tokens = _tokens(batch, seq, device)
     mask = torch.ones(batch, seq, dtype=torch.long, device=device)
     mask[::2, -3:] = 0

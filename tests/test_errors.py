@@ -11,6 +11,8 @@ from torch import nn
 
 import autopar
 from autopar.errors import BudgetError, HardwareError, InputError, MeshError, PlanError, TraceError, UnshardableError
+from autopar.ops.units import unknown_draws
+from autopar.tracer import trace
 from tests.models import gpt2, mlp
 from tests.planned import planned, traced
 
@@ -142,19 +144,20 @@ def test_unknown_op_is_kept_whole_and_named_once(caplog: pytest.LogCaptureFixtur
     assert any("op_rule" in r.message for r in caplog.records)
 
 
-def test_dropout_is_refused_by_name_where_a_plan_would_run() -> None:
-    class Drops(nn.Module):
+def test_random_ops_that_nobody_can_draw_are_refused_by_name() -> None:
+    class Leaky(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(8, 8)
-            self.drop = nn.Dropout(0.5)
+            self.leak = nn.RReLU()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.drop(self.linear(x)).square().mean()
+            return self.leak(self.linear(x)).square().mean()
 
-    with pytest.raises(InputError, match=r"dropout is active at drop .*model\.eval\(\)"):
-        autopar.verify(Drops(), "2", (torch.randn(4, 8),))
-    assert autopar.verify(Drops().eval(), "2", (torch.randn(4, 8),), steps=1).ok
+    x = torch.randn(4, 8)
+    with pytest.raises(InputError, match=r"drawn by aten\.rrelu\S* at leak .*model\.eval\(\)"):
+        autopar.verify(Leaky(), "2", (x,))
+    assert not unknown_draws(trace(Leaky().eval(), (x,)))
 
 
 def test_a_returned_cache_says_how_to_turn_it_off() -> None:

@@ -1,7 +1,8 @@
 """A program in double precision, casts included: for proofs, where rounding must not hide a wrong plan.
 
 Models cast to float32 on purpose (logits before a loss); a float64 model would still compute there in float32, and sums in
-another order would differ by 1e-7. Here every floating tensor of the program becomes float64.
+another order would differ by 1e-7. Here every floating tensor of the program becomes float64,
+also what factory ops make without being told a dtype.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def widen_region(region: Region) -> Region:
         if "val" in old.meta:
             new.meta["val"] = pytree.tree_map_only(torch.Tensor, widen_fake, old.meta["val"])
         dtype: Any = old.kwargs.get("dtype")
+        if dtype is None and "device" in old.kwargs:
+            dtype = old.meta["val"].dtype
         if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
             new.kwargs = {**new.kwargs, "dtype": torch.float64}
     return replace(region, graph=graph)

@@ -16,8 +16,10 @@ import torch
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Size
 from autopar.ops import sharded
+from autopar.ops.draws import KEY
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.fits import argument, dim_list
+from autopar.ops.lower_draws import emit_draw, loops_of
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import Unit, is_getitem, rule_of, shapes_of
 
@@ -77,13 +79,17 @@ def emit_unit(
     device: str = "cpu",
 ) -> None:
     """Append the unit's nodes to `graph`. `env` maps nodes of the program to local ones: operands going in, all nodes of
-    the unit coming out. `coordinate` gives the placeholder with this device's coordinate on an axis."""
+    the unit coming out. `coordinate` gives the placeholder with this device's coordinate on an axis, and, where the unit
+    draws random numbers, that with the keys (`KEY`)."""
     sizes = strategy.local_sizes(unit, mesh.sizes)
     cuts = cuts_of(unit, strategy, mesh, coordinate)
     for node in unit.nodes:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
         call = LocalCall(graph, unit.name, node, args, kwargs)
-        if node in cuts:
+        if node in unit.sites:
+            loops = loops_of(unit, node, strategy, mesh, coordinate)
+            env[node] = emit_draw(call, unit.sites[node], coordinate(KEY), loops, local_shape(unit.dims[node], sizes))
+        elif node in cuts:
             implementation, by_factor = cuts[node]
             env[node] = IMPLEMENTATIONS[implementation](call, by_factor)
         else:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import networkx as nx
@@ -24,8 +24,9 @@ import torch
 
 from autopar.ir.program import Program, Region, Size
 from autopar.ops import tables
+from autopar.ops.drawn import is_unknown, kind_of, sites_of
 from autopar.ops.factors import CannotUnify, Dims, Factor, Space, flat
-from autopar.ops.fits import all_whole, argument
+from autopar.ops.fits import all_whole
 from autopar.ops.rule import INVARIANT, REDUCED, WHOLE, OpRule, Shape, Signature, tensor_operands
 from autopar.torch_private import size_of
 
@@ -38,8 +39,9 @@ class Unit:
 
     `operands`: nodes outside that it reads; `results`: its nodes that are read outside. `dims`: per tensor its factors.
     `sharded`: factor -> nodes that need an implementation of their own when it is cut, with that implementation's name and
-    the factor's name in its rule. `dense`: results that must leave contiguous, since a reader merges their dims: the copy
-    is made here, once, where the profile sees it, and not again by every reader.
+    the factor's name in its rule. `random`: two runs of it differ; `sites`: nodes that draw random numbers by key instead, and
+    the key's row among those of the region. `dense`: results that must leave contiguous, since a reader merges their dims: the
+    copy is made here, once, where the profile sees it, and not again by every reader.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Unit:
     reduced_at: Mapping[torch.fx.Node, frozenset[Factor]]
     linear: bool
     random: bool
+    sites: Mapping[torch.fx.Node, int] = field(default_factory=dict)
     dense: frozenset[torch.fx.Node] = frozenset()
 
     @property
@@ -114,21 +117,14 @@ def fitted(node: torch.fx.Node) -> Signature:
         return all_whole(node, operands, results)
 
 
-def is_random(node: torch.fx.Node) -> bool:
-    """Whether two runs of the node differ: dropout, also the one inside attention."""
-    if is_getitem(node) or node.op != "call_function":
-        return False
-    return rule_of(node).random or bool("attention" in str(node.target) and argument(node, "dropout_p", 0.0))
-
-
-def random_places(program: Program) -> list[str]:
-    """Where the program draws random numbers, as "module path (file.py:12)"."""
+def unknown_draws(program: Program) -> list[str]:
+    """Where the program draws random numbers that autopar cannot draw, as "aten.multinomial.default at path (file.py:12)"."""
     found = []
     for call in program.calls:
-        for node in filter(is_random, program.regions[call.region].graph.nodes):
+        for node in filter(is_unknown, program.regions[call.region].graph.nodes):
             path = ".".join(filter(None, (call.path, node.meta.get("path", ""))))
             source = node.meta.get("source", "")
-            found.append(f"{path or node.name}{f' ({source})' if source else ''}")
+            found.append(f"{node.target} at {path or node.name}{f' ({source})' if source else ''}")
     return found
 
 
@@ -204,7 +200,8 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
         dims=resolved,
         reduced_at={node: frozenset(space.leaves(fs)) for node, fs in reduced.items()},
         linear=linear,
-        random=any(is_random(n) for n in nodes),
+        random=any(is_unknown(n) for n in nodes),
+        sites={node: site for site, node in enumerate(n for n in nodes if kind_of(n) is not None)},
     )
 
 
@@ -326,7 +323,11 @@ def in_order(grouping: Grouping, region: Region) -> tuple[Unit, ...]:
     last = {group: grouping.order[nodes[-1]] for group, nodes in grouping.members.items()}
     composed = [compose(grouping.members[g]) for g in nx.lexicographical_topological_sort(graph, key=last.__getitem__)]
     merged = set(region.outputs) | {operand for unit in composed for operand in unit.operands if merges_dims(unit, operand)}
-    return tuple(replace(unit, dense=frozenset(merged & set(unit.results))) for unit in composed)
+    sites = sites_of(region)
+    return tuple(
+        replace(unit, dense=frozenset(merged & set(unit.results)), sites={node: sites[node] for node in unit.sites})
+        for unit in composed
+    )
 
 
 def merges_dims(unit: Unit, operand: torch.fx.Node) -> bool:

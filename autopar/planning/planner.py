@@ -28,7 +28,7 @@ from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ops.strategies import PASS_PARTIAL
-from autopar.ops.units import random_places
+from autopar.ops.units import unknown_draws
 from autopar.profiler.model_cost import ModelCost, measure
 from autopar.solver.baselines import incumbents as known_plans
 from autopar.solver.build import Builder, Setting
@@ -110,8 +110,8 @@ class Planner:
         self._loosest: dict[MeshKey, tuple[float, Solution]] = {}
         self._pricing_s: dict[MeshKey, float] = {}
         self.measuring_s = 0.0
-        if places := random_places(program):
-            logger.warning("%s draws random numbers, at %s: it can be planned, but not yet run", program.name, places[0])
+        if places := unknown_draws(program):
+            logger.warning("%s draws random numbers by %s: it can be planned, but not run", program.name, places[0])
 
     @cached_property
     def cost(self) -> ModelCost:

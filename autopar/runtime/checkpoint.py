@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from autopar.errors import CheckpointError
 from autopar.ir.plan import Plan
-from autopar.runtime.run_state import RunState, random_state, random_state_of, set_random_state
+from autopar.runtime.run_state import RunState, random_state, random_state_of, randomness_of, set_random_state
 
 NAME = re.compile(r"step-(\d+)")
 RUN_FILE, PLAN_FILE = "run.pt", "plan.json"
@@ -83,12 +83,14 @@ class Checkpoints:
         """
         self.wait()
         partial, states = self._partial(step), _gather(random_state())
+        drawn = randomness_of(model)
 
         def begin() -> None:
             run = RunState(
                 step=step,
                 random_states=states,
                 scheduler=None if scheduler is None else scheduler.state_dict(),
+                model=None if drawn is None else drawn.state_dict(),
                 extra=extra,
             ).to_bytes()
             _clear(self.folder)
@@ -144,6 +146,9 @@ class Checkpoints:
                 "%s was saved by %d ranks, each with its own random numbers, and %d go on: they keep the states that they have",
                 path, len(run.random_states), _world_size(),
             )  # fmt: skip
+        drawn = randomness_of(model)
+        if drawn is not None and run.model is not None:
+            drawn.load_state_dict(run.model)
         return Restored(step=run.step, extra=run.extra, path=path)
 
     def _own_group(self) -> dist.ProcessGroup | None:

@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from torch import nn
 
+from autopar.codegen.randomness import Randomness
 from autopar.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """`random_states`: one per rank that saved. `model`: what the parallel module counts beside its tensors."""
+    """`random_states`: one per rank that saved. `model`: the state of a parallel module's own random
+    numbers."""
 
     step: int
     random_states: Sequence[dict[str, Any]]
     scheduler: dict[str, Any] | None = None
-    model: dict[str, int] | None = None
+    model: dict[str, Any] | None = None
     extra: Any = None
 
     def to_bytes(self) -> bytes:
@@ -40,6 +43,12 @@ class RunState:
     @classmethod
     def from_bytes(cls, data: bytes) -> RunState:
         return cls(**torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))
+
+
+def randomness_of(model: nn.Module) -> Randomness | None:
+    """Where a parallel module's random numbers come from; None for a plain one, which draws from torch's generator."""
+    found = getattr(model, "randomness", None)
+    return found if isinstance(found, Randomness) else None
 
 
 def random_state() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from autopar.torch_private import size_of
 
 aten = torch.ops.aten
 
+EMPTY = (aten.empty.memory_format, aten.empty_permuted.default)
 VIEWS = (aten.view.default, aten._unsafe_view.default)
 COPIES = (aten.alias.default, aten.lift_fresh_copy.default, aten.lift_fresh.default)
 CHECKS = ("_assert", "sym_constrain")
@@ -46,12 +47,18 @@ def whole_dropout(graph: Graph) -> None:
 
 
 def canonical_names(graph: Graph) -> None:
-    """`view`s become `reshape`s, copies into contiguous memory `contiguous`, and what is copied over a tensor stands for it."""
+    """`view`s become `reshape`s, copies into contiguous memory `contiguous`, and what is copied over a tensor stands for it.
+
+    Memory that holds anything may as well hold zeros (random numbers are written into it, and a graph has no writes).
+    """
     for node in list(graph.nodes):
         if node.target in VIEWS:
             node.target = aten.reshape.default
         elif node.target is aten.clone.default and node.kwargs.get("memory_format") is torch.contiguous_format:
             node.target, node.kwargs = aten.contiguous.default, {}
+        elif node.target in EMPTY:
+            options = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
+            node.target, node.args, node.kwargs = aten.zeros.default, node.args[:1], options
         elif node.target is aten.copy.default and _replaces(node):
             node.replace_all_uses_with(node.args[1])
             graph.erase_node(node)

@@ -53,6 +53,8 @@ def attention(p: Pick) -> Call:
     groups = p.one(1, 2) if len(batch) == 2 and h % 2 == 0 else 1
     fewer = [b, h // groups] if len(batch) == 2 else batch
     options: dict[str, Any] = p.one({}, {"is_causal": True}, {"scale": 0.3})
+    if p.one(False, False, True):
+        options = {**options, "dropout_p": 0.5}
     if groups > 1:
         options = {**options, "enable_gqa": True}
     arguments = [p.tensor(*batch, q, d), p.tensor(*fewer, k, d), p.tensor(*fewer, k, e)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import getitem
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor, fx
 from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
 from autopar.ops import sharded
+from autopar.ops.drawn import draw_of
+from autopar.ops.draws import KEY, draw_whole, generator_state
 from autopar.ops.lower import emit_unit
 from autopar.ops.strategies import Strategy, strategies
 from autopar.ops.units import Unit, compose
@@ -80,13 +83,32 @@ def unit_of(calls: Sequence[Call | Callable[[Tensor], Call]]) -> tuple[Unit, lis
 def full_run(unit: Unit, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
     """Results, random cotangents, and the gradients of the operands (None where none is wanted)."""
     done: dict[fx.Node, Any] = dict(zip(unit.operands, operands, strict=True))
-    for node in unit.nodes:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), done.__getitem__)
-        done[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    with seeded():
+        for node in unit.nodes:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), done.__getitem__)
+            done[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     results = [done[node] for node in unit.results]
     generator = torch.Generator().manual_seed(5)
     cotangents = [torch.randn(r.shape, dtype=torch.float64, generator=generator).to(r.dtype) for r in results]
     return [r.detach() for r in results], cotangents, gradients(results, cotangents, operands)
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """With torch's generator in the state in which every run begins."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        yield
+
+
+def serial_keys(unit: Unit) -> list[Tensor]:
+    """By which the unit's draws are those of the full op: nothing for a unit that draws nothing."""
+    cpu, states = torch.device("cpu"), []
+    with seeded():
+        for draw in filter(None, map(draw_of, unit.sites)):
+            states.append(generator_state(cpu))
+            draw_whole(draw, cpu)
+    return [torch.stack(states)] if states else []
 
 
 def gradients(results: Sequence[Tensor], cotangents: Sequence[Tensor], operands: Sequence[Tensor]) -> list[Tensor | None]:
@@ -101,10 +123,13 @@ def gradients(results: Sequence[Tensor], cotangents: Sequence[Tensor], operands:
 
 
 def local_graph(unit: Unit, strategy: Strategy, mesh: MeshSpec) -> fx.Graph:
-    """(operands, coordinates on all axes) -> results, on one device's pieces. The mesh's names are those of groups."""
+    """(operands, coordinates on all axes, keys of draws) -> results, on one device's pieces. The mesh's names are those of
+    groups."""
     graph = fx.Graph()
     env = {node: graph.placeholder(node.name) for node in unit.operands}
     at = {name: graph.placeholder(f"coordinate_{i}") for i, name in enumerate(mesh.names)}
+    if unit.sites:
+        at[KEY] = graph.placeholder(KEY)
     emit_unit(unit, strategy, mesh, graph, env, at.__getitem__)
     graph.output(tuple(env[node] for node in unit.results))
     return graph
@@ -152,10 +177,10 @@ def prove_apart(unit: Unit, strategy: Strategy, sizes: tuple[int, ...], whole: W
     graph = local_graph(unit, strategy, MeshSpec(sizes))
     pieces = [cut(x, p, sizes, i) for i, (x, p) in enumerate(zip(whole.operands, strategy.operands, strict=True))]
     upstream = [cut(c, p.gradient(), sizes, 9) for c, p in zip(whole.cotangents, strategy.results, strict=True)]
-    runs = []
+    runs, keys = [], serial_keys(unit)
     for rank, place in enumerate(coordinates_of_ranks(sizes)):
         mine = [of[rank].requires_grad_(g is not None) for of, g in zip(pieces, whole.gradients, strict=True)]
-        outputs = run_graph(graph, [*mine, *map(torch.tensor, place)])
+        outputs = run_graph(graph, [*mine, *map(torch.tensor, place), *keys])
         runs.append((outputs, gradients(outputs, [of[rank] for of in upstream], mine)))
     outputs = [
         join([run[0][i].detach() for run in runs], p, sizes, tolerance=TOLERANCE) for i, p in enumerate(strategy.results)
@@ -174,7 +199,7 @@ def prove_together(unit: Unit, strategy: Strategy, sizes: tuple[int, ...], whole
         pieces = [distribute(x, p, sizes, i) for i, (x, p) in enumerate(zip(whole.operands, strategy.operands, strict=True))]
         pieces = [piece.requires_grad_(g is not None) for piece, g in zip(pieces, whole.gradients, strict=True)]
         upstream = [distribute(c, p.gradient(), sizes, 9) for c, p in zip(whole.cotangents, strategy.results, strict=True)]
-        outputs = run_graph(local_graph(unit, strategy, mesh), [*pieces, *coordinates(devices)])
+        outputs = run_graph(local_graph(unit, strategy, mesh), [*pieces, *coordinates(devices), *serial_keys(unit)])
         found = gradients(outputs, upstream, pieces)
         outputs = [collect(o, p, sizes, tolerance=TOLERANCE) for o, p in zip(outputs, strategy.results, strict=True)]
         grads = [

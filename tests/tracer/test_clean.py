@@ -75,6 +75,16 @@ def test_one_name_for_one_meaning() -> None:
     assert targets(graph) == ["reshape.default", "contiguous.default"]
 
 
+def test_memory_that_holds_anything_holds_zeros() -> None:
+    """`x.new_empty(…).bernoulli_(p)`, as a dropout of channels draws its mask."""
+    graph = Graph()
+    empty = graph.call_function(aten.empty.memory_format, ([4, 6],), {"memory_format": torch.contiguous_format})
+    graph.output((graph.call_function(aten.empty_permuted.default, ([4, 6], [1, 0])), empty))
+    clean.canonical_names(graph)
+    assert targets(graph) == ["zeros.default", "zeros.default"]
+    assert [(node.args, node.kwargs) for node in graph.nodes if node.op == "call_function"] == [(([4, 6],), {})] * 2
+
+
 def test_contiguous_before_a_reshape_goes() -> None:
     graph = graph_of((aten.contiguous.default, (), {}), (aten.reshape.default, ([24],), {}))
     clean.drop_identities(graph)
