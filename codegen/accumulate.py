@@ -71,9 +71,7 @@ class Unreduced:
 
     def closing(self, i: int, boxed: list[Tensor]) -> list[Tensor | None]:
         """The results of a call's backward, those of its sums included."""
-        sums = self.sums.pop(i, [])
-        if not sums:
-            return list(self.executor.steps[i][-1].forward(boxed))
+        sums = self.sums.pop(i)
         boxed += sums
         del sums
         return list(self.graphs[i].closing.forward(boxed))
@@ -109,7 +107,7 @@ class GradientSync:
         own = self.of(executor)
         if not self.enabled:
             return executor.backward(tape, tangents, state, own.local)
-        inputs, gradients = executor.backward(tape, tangents, state, own.closing)
+        inputs, gradients = executor.backward(tape, tangents, state, own.closing if own.sums else None)
         for other in self.unreduced.values():
             add_up(gradients, other.reduced())
         return inputs, gradients
