@@ -270,6 +270,16 @@ def test_a_model_is_traced_in_a_precision_as_if_it_had_it() -> None:
     assert [s.dtype for s in mixed.values.values()] == [s.dtype for s in half.values.values()]
 
 
+class Exact(Net):
+    """Says itself where autocast must not cast."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.up(x)
+        with torch.autocast("cpu", enabled=False):
+            y = self.norm(self.down(hidden.float()))
+        return {"loss": y.square().mean() + hidden.float().square().mean(), "y": y}
+
+
 def autocast_gradients(net: nn.Module, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     with torch.autocast("cpu", dtype=BF16):
         result = net(x)
@@ -277,8 +287,9 @@ def autocast_gradients(net: nn.Module, x: Tensor) -> tuple[dict[str, Tensor], di
     return result, {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
-def test_autocast_around_compile_is_honoured(alone: DeviceMesh, caplog: pytest.LogCaptureFixture) -> None:
-    net, x = Net(), torch.randn(8, 16)
+@pytest.mark.parametrize("kind", [Net, Exact])
+def test_autocast_around_compile_is_honoured(kind: type[Net], alone: DeviceMesh, caplog: pytest.LogCaptureFixture) -> None:
+    net, x = kind(), torch.randn(8, 16)
     with torch.autocast("cpu", dtype=BF16):
         parallel = autopar.compile(net, alone, (x,))
     assert str(parallel.plan.precision) == "autocast=bfloat16"
