@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from autopar.ir.plan import Plan as Plan
     from autopar.ops.tables import op_rule as op_rule
     from autopar.runtime.checkpoint import Checkpoints as Checkpoints
+    from autopar.runtime.loader import own_slice as own_slice
+    from autopar.runtime.loader import shard_loader as shard_loader
     from autopar.verification import verify as verify
 
 __version__ = "0.1.0"
@@ -36,6 +38,8 @@ _HOMES = {
     "Pareto": "autopar.ir.pareto",
     "Plan": "autopar.ir.plan",
     "op_rule": "autopar.ops.tables",
+    "own_slice": "autopar.runtime.loader",
+    "shard_loader": "autopar.runtime.loader",
 }
 
 __all__ = [
@@ -48,9 +52,11 @@ __all__ = [
     "compile",
     "errors",
     "op_rule",
+    "own_slice",
     "pareto",
     "plan",
     "profile",
+    "shard_loader",
     "verify",
 ]
 

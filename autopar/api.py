@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +17,7 @@ from autopar.codegen.hold import hold
 from autopar.codegen.measure import Counted
 from autopar.codegen.module import ParallelModule, PlannedOnFirstBatch
 from autopar.codegen.randomness import Random, shared_randomness
-from autopar.errors import AutoparError, HardwareError, InputError, MeshError, RankError
+from autopar.errors import AutoparError, ConstraintError, HardwareError, InputError, MeshError, RankError
 from autopar.hardware import Hardware, load
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshLike, MeshSpec, require_device_mesh
@@ -34,7 +35,7 @@ from autopar.planning.planner import Aims, Planner, Progress, silent
 from autopar.planning.settings import SettingSearch
 from autopar.planning.shapes import one_or_all
 from autopar.profiler.profile import Profile, profile_model
-from autopar.runtime.agreement import commitments
+from autopar.runtime.agreement import agree, commitments
 from autopar.runtime.replan import Programs
 from autopar.tracer import trace
 from autopar.tracer.capture import check_signature
@@ -43,6 +44,7 @@ from autopar.tracer.dynamic import Dynamic
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+logger = logging.getLogger("autopar")
 LIMIT_S, SEVERAL_LIMIT_S = 60.0, 600.0
 """What the search for one plan, or over several settings, may take if the user does not say."""
 
@@ -251,6 +253,7 @@ def compile(
 
     chosen = {"plan": plan if plan is None or isinstance(plan, Plan) else "a file", "replan": replan, "precision": precision}
     said = commitments(model, mesh, options | chosen | {"seed": seed, "random": random})
+    agree({"about": "compile", **said})
     programs = Programs(model=model, trace=traced, plan=planned, said=said, allowed=replan)
     randomness = shared_randomness(mesh, seed, random)
     if not args and not kwargs:
@@ -268,7 +271,29 @@ def find_plan(
     cache: bool,
     **aims: Any,
 ) -> Plan:
-    """The best plan for a program whose parameters are at `resting` already (if they are anywhere), or a remembered one."""
+    """The best plan for a program whose parameters are at `resting` already (if they are anywhere), or a remembered one.
+
+    Pins and bans that cannot hold for a later shape (a batch of 5 on 2 devices) are left out there, with a notice.
+    """
+    if resting and aims["constraints"]:
+        try:
+            return _find_plan(program, mesh, resting, memory, micro_batches, cache, **aims)
+        except ConstraintError as error:
+            logger.warning("%s is planned without pins and bans for the shape at hand: %s", program.name, error)
+            loose = replace(aims["constraints"], pins=(), bans=(), parameters="free", min_micro_batch=1)
+            aims = aims | {"constraints": loose}
+    return _find_plan(program, mesh, resting, memory, micro_batches, cache, **aims)
+
+
+def _find_plan(
+    program: Program,
+    mesh: MeshSpec,
+    resting: Mapping[str, Placement],
+    memory: int | str | None,
+    micro_batches: int,
+    cache: bool,
+    **aims: Any,
+) -> Plan:
     planner = Planner(program, replace(aims_of(**aims), resting=resting), micro_batches=micro_batches)
     budget = None if memory is None else parse_bytes(memory)
     return remembered(planner, mesh, budget, lambda: find_or_advise(planner, mesh, budget).plan, use=cache)

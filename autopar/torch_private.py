@@ -342,7 +342,7 @@ def is_plain_fake(tensor: Tensor) -> bool:
     return type(tensor) is FakeTensor and tensor.constant is None and private
 
 
-def default_store() -> dist.Store:
+def default_store() -> Any:
     """The store that the default process group met in (`distributed_c10d._get_default_store`: torch 2.11 to 2.13)."""
     from torch.distributed.distributed_c10d import _get_default_store
 

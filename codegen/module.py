@@ -90,6 +90,19 @@ class ParallelModule(Accumulates):
         """All programs so far, the first one first."""
         return tuple(self._variants.all)
 
+    @property
+    def variants_now(self) -> tuple[Variant, ...]:
+        """The programs so far for the modes that its modules are in."""
+        return () if self._is_pending() else tuple(self._variants.of_modes.get(self._modes(), ()))
+
+    @property
+    def known_variants(self) -> Variants:
+        """Which program is for which call."""
+        return self._variants
+
+    def _is_pending(self) -> bool:
+        return False
+
     def _mirror(self, model: nn.Module) -> None:
         """The model's tree of modules, as containers: each may be put into train or eval mode."""
         self.training = model.training
@@ -220,6 +233,9 @@ class PlannedOnFirstBatch(ParallelModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         self._require_plan("state_dict")
         return super().state_dict(*args, **kwargs)
+
+    def _is_pending(self) -> bool:
+        return self._pending is not None
 
     def _require_plan(self, what: str) -> None:
         if self._pending is not None:

@@ -93,6 +93,12 @@ class Variant:
             return tensor.redistribute(self.mesh, as_dtensor(planned.placement)).to_local()
         return piece(tensor, planned.placement, self.place, self.plan.mesh.sizes).to(self.mesh.device_type)
 
+    def whole(self, name: str, local: Tensor) -> DTensor:
+        """An input as a DTensor, from this device's piece."""
+        planned = self.plan.inputs[name]
+        local = local.to(self.mesh.device_type, non_blocking=True).contiguous()
+        return as_global(local, planned.placement, planned.shape, self.mesh)
+
     def takes(self, name: str, tensor: Tensor) -> bool:
         """Whether shape and dtype are the planned ones."""
         planned = self.plan.inputs[name]

@@ -18,9 +18,11 @@ PUBLIC = (
     "compile",
     "errors",
     "op_rule",
+    "own_slice",
     "pareto",
     "plan",
     "profile",
+    "shard_loader",
     "verify",
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,9 @@ from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Program
 from autopar.ops.tables import USER_RULES
 from autopar.planning.planner import Planner
+
+NOT_PLANNED = ("val", "source", "stack_trace", "nn_module_stack")
+"""What nodes know that plans do not depend on, or that `value_text` says."""
 
 SOLVERS = ("highspy", "pulp")
 
@@ -71,18 +75,15 @@ def source_folders() -> list[Path]:
 
 def program_text(program: Program) -> Iterator[str]:
     """Everything in a program, names and module paths (of which plans and constraints speak) among it, but values."""
-    yield f"{program.name} {program.fingerprint} {program.loss} {program.mutations}"
-    yield f"{program.calls}"
-    yield f"{program.inputs} {program.input_constants} {program.outputs}"
-    yield f"{dict(program.values)}"
-    yield f"{[(s.name, s.kind, s.spec, s.aliases) for s in program.state.values()]}"
+    yield from (f"{f.name} {getattr(program, f.name)!r}" for f in fields(program) if f.name not in ("regions", "state"))
+    yield from (repr(replace(state, value=None)) for state in program.state.values())
     for name, region in program.regions.items():
         yield f"region {name} {region.inputs} {region.state}"
         yield from (node_text(node) for node in region.graph.nodes)
 
 
 def node_text(node: Node) -> str:
-    meta = [node.meta.get(key) for key in ("needs_grad", "path", "checkpoint")]
+    meta = {key: value for key, value in sorted(node.meta.items()) if key not in NOT_PLANNED}
     return f"{node.name} {node.target} {node.args} {node.kwargs} {value_text(node.meta.get('val'))} {meta}"
 
 

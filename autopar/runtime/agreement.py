@@ -67,7 +67,7 @@ def agree(record: Record, timeout: timedelta | None = None) -> None:
         raise RankError(verdict)
 
 
-def _judged(store: dist.Store, place: str, timeout: timedelta) -> str:
+def _judged(store: Any, place: str, timeout: timedelta) -> str:
     """What is wrong, in words; "" if nothing is."""
     ranks = range(dist.get_world_size())
     keys = [f"{place}/{rank}" for rank in ranks]
@@ -143,7 +143,7 @@ def _asked(record: Record) -> str:
 def record_of(program: Program, said: Record) -> Record:
     """Of a traced program; `said` is what else should be the same."""
     state = {name: f"{s.kind} {text(s.spec)}" for name, s in program.state.items() if s.kind != "constant"}
-    return {**said, "inputs": inputs_of(program), "state": state, "program": program.fingerprint}
+    return {"about": "a program", **said, "inputs": inputs_of(program), "state": state, "program": program.fingerprint}
 
 
 def inputs_of(program: Program) -> dict[str, str]:

@@ -78,7 +78,7 @@ class Programs:
 
     def switched(self, variant: Variant) -> None:
         """All ranks change to another program at the same call."""
-        agree({"inputs": inputs_of(variant.program), "program": variant.program.fingerprint})
+        agree({"about": "a program", "inputs": inputs_of(variant.program), "program": variant.program.fingerprint})
 
     @with_gradients()
     def __call__(self, parallel: ParallelModule, modes: Modes, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Variant:

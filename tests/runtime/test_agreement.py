@@ -88,6 +88,7 @@ def differing(rank: int, plan_json: str) -> None:
     refused(other_rows, MLP(2, 64), mlp(batch=6 if odd else 8)[1])
     refused(r"state, blocks\.0\.0\.weight: parameter .*\[128,64\] trained there, .*\[256,64\]", Wide(1 if odd else 2), usual)
     refused("rank 1 .* in options, memory: 2GiB there, 1GiB on rank 0", MLP(2, 64), usual, memory="2GiB" if odd else "1GiB")
+    refused("rank 1 .* in options, seed: 3 there, None on rank 0", MLP(2, 64), usual, seed=3 if odd else None)
     refused("rank 1 .* in program: .* install the same on all", (Other if odd else MLP)(2, 64), usual)
     if odd:
         refused("x.sum", Untraceable(2, 64), usual, TraceError)
