@@ -1,7 +1,8 @@
 """A short batch made full: samples are repeated, and their labels say that the loss shall ignore them.
 
 Loss and gradients are then those of the short batch, if the loss is a mean (or sum) over the labels that count and nothing else
-mixes rows of the batch. That is read off the traced program before any data is; what cannot be shown is refused.
+mixes rows of the batch. The loss, its targets, batch norm and routing of experts are read off the traced program before any
+data is, and refused if they do not allow it; a model that mixes rows by ops of its own is not noticed.
 """
 
 from __future__ import annotations
