@@ -90,6 +90,17 @@ def test_pareto_prints_writes_and_draws(calls: list[dict[str, Any]], model: str,
     assert "-50.0%" in result.stdout
 
 
+def test_precision_is_passed_on(model: str, calls: list[dict[str, Any]]) -> None:
+    text = "compute=bfloat16,reduce=float32"
+    for more in ((), ("--pareto",)):
+        result = run("plan", model, "--mesh", "8", "--precision", text, *more)
+        assert result.exit_code == 0, result.output
+    assert [call["precision"] for call in calls] == [text, text]
+    refused = run("plan", model, "--mesh", "8", "--precision", "compute=int8")
+    assert refused.exit_code == 2
+    assert "compute='int8' is no floating-point dtype" in refused.output
+
+
 def test_show_prints_a_front_and_takes_a_plan_out_of_it(tmp_path: Path) -> None:
     front, single = tmp_path / "front.json", tmp_path / "plan.json"
     small_front().save(front)
