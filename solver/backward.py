@@ -80,7 +80,8 @@ def keep_or_convert(model: Model, region: Region, tensor: str, own: Class) -> No
             r = own.again[tensor, (arc.before, arc.after)] = ilp.variable()
             ilp.row([(r, 1.0), (y[arc.before, arc.after], -1.0)], at_most=0)
             available[arc.after].append((r, 1.0))
-            own.extra.sends(r, arc.forward_s, arc.forward_link, hidden=space.problem.overlap and tensor in region.state)
+            hidden = space.problem.overlap and tensor in region.state
+            own.extra.sends(r, arc.forward_s, arc.forward_link, arc.forward_work_s, hidden=hidden)
             own.again_bytes.append((r, size[arc.after] * model.byte))
     own.available[tensor] = available
 

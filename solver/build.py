@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from autopar.hardware import Hardware
-from autopar.ir.conversion import Conversion, conversions
+from autopar.ir.conversion import Conversion, Moves, conversions, moves
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import INVARIANT, PARTIAL, Placement, divisors, placements
@@ -123,23 +123,38 @@ class Builder:
     def arc(self, conversion: Conversion, bytes_at: Mapping[Placement, float], grad: bool, scale: float) -> p.Arc:
         before, after = bytes_at[conversion.before], bytes_at[conversion.after]
         link = self.link_of[conversion.axis]
+        forward, backward = conversion.kind.forward, conversion.kind.backward
+        sent_s = self.sent_s(conversion, forward, before, after)
+        moved_s = self.moved_s(before, after, moves(conversion, forward))
+        sent_back_s = moved_back_s = 0.0
+        if grad:
+            sent_back_s = self.sent_s(conversion, backward, scale * after, scale * before)
+            moved_back_s = self.moved_s(scale * after, scale * before, moves(conversion, backward, back=True))
+        taken = 1.0 - self.hardware.overlap
         return p.Arc(
             before=conversion.before,
             after=conversion.after,
-            forward_s=self.conversion_s(conversion, conversion.kind.forward, before, after),
-            backward_s=self.conversion_s(conversion, conversion.kind.backward, scale * after, scale * before) if grad else 0.0,
-            forward_link=link if conversion.kind.forward else None,
-            backward_link=link if conversion.kind.backward and grad else None,
+            forward_s=sent_s + moved_s,
+            backward_s=sent_back_s + moved_back_s,
+            forward_link=link if forward else None,
+            backward_link=link if backward and grad else None,
+            forward_work_s=moved_s + taken * sent_s,
+            backward_work_s=moved_back_s + taken * sent_back_s,
+            forward_moved_s=moved_s,
+            backward_moved_s=moved_back_s,
         )
 
-    def conversion_s(self, conversion: Conversion, kind: str | None, source: float, target: float) -> float:
-        """Time of one direction: its collective, or the copy that a slice makes."""
+    def sent_s(self, conversion: Conversion, kind: str | None, source: float, target: float) -> float:
+        """Time of one direction's collective."""
         if kind is None:
-            copies = conversion.kind.name not in ("copy", "reduce", "forget") and source != target
-            return self.hardware.time_s(0, 2 * min(source, target), "float32") if copies else 0.0
-        size = self.mesh.sizes[conversion.axis]
+            return 0.0
         whole = source if kind == "all_to_all" else max(source, target)
-        return self.links[conversion.axis].collective_s(kind, whole, size)
+        return self.links[conversion.axis].collective_s(kind, whole, self.mesh.sizes[conversion.axis])
+
+    def moved_s(self, source: float, target: float, copies: Moves) -> float:
+        """Time of the copies on the device, each of which reads and writes."""
+        sizes = (copies.source * source, copies.target * target, copies.smaller * min(source, target))
+        return sum(self.hardware.time_s(0, 2 * size, "float32") for size in sizes if size)
 
     def unit(self, region: str, measured: Measured) -> p.Unit:
         unit, cost = measured.unit, measured.cost

@@ -30,7 +30,7 @@ TOLERANCE = 1e-9
 REDUCED = "reduced"
 
 Parts = dict[str, float]
-Timed = tuple[float, Sequence[float], bool]
+Timed = tuple[float, Sequence[float], float | None]
 
 
 class InvalidSolution(AssertionError):
@@ -255,31 +255,30 @@ class Phase:
 
     @staticmethod
     def of(problem: Problem, times: Iterable[Timed]) -> Phase:
-        """The sum of `times`: seconds, on which links how many of them, and whether they can run beside other work. Exact, so
-        that figures do not depend on the order of sets."""
+        """The sum of `times`: seconds, on which links how many of them, and, where they can run beside other work, for how many
+        the device computes nothing else. Exact, so that figures do not depend on the order of sets."""
         busy: list[float] = []
         links: list[list[float]] = [[] for _ in range(problem.links)]
-        for seconds, on_links, hidden in times:
-            if not (hidden and problem.overlap):
-                busy.append(seconds)
+        for seconds, on_links, work_s in times:
+            busy.append(work_s if work_s is not None and problem.overlap else seconds)
             for link, part in zip(links, on_links, strict=False):
                 link.append(part)
         return Phase(math.fsum(busy), tuple(map(math.fsum, links)))
 
     @staticmethod
     def of_forward(problem: Problem, region: Region, choice: RegionChoice) -> Phase:
-        units = ((s.forward_s, s.forward_links_s, False) for s in (_chosen(choice, u) for u in region.units))
+        units = ((s.forward_s, s.forward_links_s, None) for s in (_chosen(choice, u) for u in region.units))
         return Phase.of(problem, [*units, *_conversions(problem, region, choice.converted, backward=False)])
 
     @staticmethod
     def of_backward(problem: Problem, region: Region, choice: RegionChoice) -> Phase:
-        units = ((s.backward_s, s.backward_links_s, False) for s in (_chosen(choice, u) for u in region.units))
+        units = ((s.backward_s, s.backward_links_s, None) for s in (_chosen(choice, u) for u in region.units))
         return Phase.of(problem, [*units, *_conversions(problem, region, choice.converted, backward=True)])
 
     @staticmethod
     def of_again(problem: Problem, region: Region, choice: RegionChoice, keep: ClassChoice) -> Phase:
         redone = (_chosen(choice, region.unit[name]) for name in keep.redone)
-        units = ((s.forward_s, s.forward_links_s, False) for s in redone)
+        units = ((s.forward_s, s.forward_links_s, None) for s in redone)
         return Phase.of(problem, [*units, *_conversions(problem, region, keep.reconverted, backward=False)])
 
 
@@ -290,7 +289,8 @@ def _conversions(
         arc = _arc(region, *step)
         seconds, link = (arc.backward_s, arc.backward_link) if backward else (arc.forward_s, arc.forward_link)
         on_links = tuple(seconds if link == i else 0.0 for i in range(problem.links))
-        yield seconds, on_links, step[0] in region.state and link is not None
+        work_s = arc.backward_work_s if backward else arc.forward_work_s
+        yield seconds, on_links, work_s if step[0] in region.state and link is not None else None
 
 
 def memory_rows(problem: Problem, solution: Solution) -> tuple[Row, ...]:

@@ -74,8 +74,8 @@ def convert(model: Model, region: Region) -> None:
         y = model.y[key] = {(a.before, a.after): ilp.variable(integer=model.memory or shared or hidden) for a in arcs}
         for arc in arcs:
             v = y[arc.before, arc.after]
-            forward.sends(v, arc.forward_s, arc.forward_link, hidden=hidden)
-            backward.sends(v, arc.backward_s, arc.backward_link, hidden=hidden)
+            forward.sends(v, arc.forward_s, arc.forward_link, arc.forward_work_s, hidden=hidden)
+            backward.sends(v, arc.backward_s, arc.backward_link, arc.backward_work_s, hidden=hidden)
         for wish in wishes:
             if wish.boundary is not None:
                 want: At = {p: [(v, 1.0)] for p, v in model.beta[wish.boundary].items()}

@@ -65,6 +65,8 @@ class Arc:
     """A conversion of a tensor, with its times; `backward_s` is zero for tensors without gradient.
 
     `forward_link` and `backward_link` number the link that is busy for that time; None where it is a copy on the device.
+    `*_work_s`: for how much of it the device computes nothing else, also where it runs beside other work: `*_moved_s`, copies
+    that put pieces in their place, and what a link takes of the device's computing power.
     """
 
     before: Placement
@@ -73,6 +75,10 @@ class Arc:
     backward_s: float
     forward_link: int | None = None
     backward_link: int | None = None
+    forward_work_s: float = 0.0
+    backward_work_s: float = 0.0
+    forward_moved_s: float = 0.0
+    backward_moved_s: float = 0.0
 
     @property
     def travels(self) -> bool:

@@ -28,7 +28,7 @@ from autopar.profiler.model_cost import Measured
 from autopar.profiler.unit_cost import NodeCost, UnitCost
 from autopar.solver.build import Builder
 from autopar.solver.check import check, step_s
-from autopar.solver.problem import ClassChoice, Problem, RegionChoice, Solution
+from autopar.solver.problem import Arc, ClassChoice, Problem, RegionChoice, Solution
 
 Count = Counter[tuple[str, str, str]]
 
@@ -154,6 +154,8 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
             add(cost.forward_collectives, "forward", calls)
             add(cost.backward_collectives, "backward", calls)
         for converted in in_order(choice.converted):
+            arc = arc_of(problem, name, converted)
+            times["copies of conversions"] += calls * (arc.forward_moved_s + arc.backward_moved_s)  # type: ignore[assignment]
             add(conversion_collectives(builder, name, converted, "forward"), "forward", calls)
             scale = problem.region[name].tensors[converted[0]].gradient_scale
             add(conversion_collectives(builder, name, converted, "backward", scale), "backward", calls)
@@ -164,6 +166,7 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
                 times["recomputation"] += multiplicity * builder.kernels_s(cost.forward, sizes)  # type: ignore[assignment]
                 add(cost.forward_collectives, "backward", multiplicity)
             for converted in in_order(keep.reconverted):
+                times["copies of conversions"] += multiplicity * arc_of(problem, name, converted).forward_moved_s  # type: ignore[assignment]
                 add(conversion_collectives(builder, name, converted, "forward"), "backward", multiplicity)
     return Figures(
         forward_flops=flops["forward"],
@@ -186,6 +189,11 @@ def step_times(problem: Problem, solution: Solution, times: Mapping[str, float])
         whole["casts of parameters"] = casts
     beside = solution.cost_s - sum(whole.values())
     return whole | {"overlapped": beside} if problem.overlap else whole
+
+
+def arc_of(problem: Problem, region: str, converted: tuple[str, Placement, Placement]) -> Arc:
+    name, before, after = converted
+    return next(a for a in problem.region[region].tensors[name].arcs if (a.before, a.after) == (before, after))
 
 
 def chosen_cost(builder: Builder, measured: Measured, index: int, region_name: str) -> tuple[UnitCost, Mapping[str, int]]:

@@ -36,12 +36,14 @@ class Load:
             if part:
                 self.links.setdefault(link, []).append((v, part))
 
-    def sends(self, v: int, seconds: float, link: int | None, *, hidden: bool) -> None:
-        """A conversion; `hidden` if it may run beside other work."""
+    def sends(self, v: int, seconds: float, link: int | None, work_s: float, *, hidden: bool) -> None:
+        """A conversion; `hidden` if it may run beside other work, but for `work_s`."""
         if link is not None:
             self.links.setdefault(link, []).append((v, seconds))
         if link is not None and hidden:
             self.beside.append((v, seconds))
+            if work_s:
+                self.busy.append((v, work_s))
         else:
             self.busy.append((v, seconds))
 

@@ -25,6 +25,7 @@ from autopar.hardware.fit import CollectiveSample, OpSample, Roofline, fit_colle
 from autopar.hardware.link import INTER_NODE, INTRA_NODE, USUAL, Link, LinkFigures
 from autopar.hardware.measure import EFFORTS, Effort, Progress, measure_ops
 from autopar.hardware.measure_links import BACKENDS, measure_axis
+from autopar.hardware.measure_overlap import measure_overlap
 from autopar.ir.conversion import COLLECTIVES
 from autopar.ir.mesh import MeshSpec
 
@@ -101,7 +102,8 @@ def calibrate(
     with process_group(job, device):
         samples = slowest_of_all(fastest([measure_ops(device, effort, progress) for _ in range(effort.passes)]), job)
         links = measure_mesh(spec, device, effort, progress) if spec else {}
-    return assemble(name, device, job, spec, rest, samples, links)
+        overlap = measure_beside(spec, device, effort, progress) if spec else None
+    return assemble(name, device, job, spec, rest, samples, links, overlap)
 
 
 def require_device(device_type: str, job: Job) -> None:
@@ -158,10 +160,21 @@ def process_group(job: Job, device: torch.device) -> Iterator[None]:
 def measure_mesh(spec: MeshSpec, device: torch.device, effort: Effort, progress: Progress) -> dict[str, list[CollectiveSample]]:
     """Samples by axis; axes of one device have none."""
     mesh = init_device_mesh(device.type, spec.sizes, mesh_dim_names=spec.names)
-    axes = [name for name, size in zip(spec.names, spec.sizes, strict=True) if size > 1]
     return {
-        axis: fastest([list(measure_axis(mesh, axis, device, effort, progress)) for _ in range(effort.passes)]) for axis in axes
+        axis: fastest([list(measure_axis(mesh, axis, device, effort, progress)) for _ in range(effort.passes)])
+        for axis in axes_of(spec)
     }
+
+
+def measure_beside(spec: MeshSpec, device: torch.device, effort: Effort, progress: Progress) -> float:
+    """The share of communication that computation hides, on the axis where it is least."""
+    mesh = init_device_mesh(device.type, spec.sizes, mesh_dim_names=spec.names)
+    return min((measure_overlap(mesh, axis, device, effort, progress) for axis in axes_of(spec)), default=1.0)
+
+
+def axes_of(spec: MeshSpec) -> list[str]:
+    """Those with something to send."""
+    return [name for name, size in zip(spec.names, spec.sizes, strict=True) if size > 1]
 
 
 def fastest(passes: Sequence[Sequence[Sample]]) -> list[Sample]:
@@ -193,6 +206,7 @@ def assemble(
     rest: Hardware,
     samples: Sequence[OpSample],
     measured: Mapping[str, Sequence[CollectiveSample]],
+    overlap: float | None = None,
 ) -> Hardware:
     """Fits, and what is not measured from `rest`."""
     roofline = fit_roofline(samples)
@@ -212,6 +226,7 @@ def assemble(
         memory_bytes=memory_bytes,
         devices_per_node=per_node,
         links=links,
+        overlap=rest.overlap if overlap is None else overlap,
         sources={
             **rate_sources,
             "peak_bytes_per_s": f"measured: copies and additions larger than caches, {where}",
@@ -219,6 +234,7 @@ def assemble(
             "launch_s": f"measured: the smallest addition, {where}",
             "memory_bytes": memory_source,
             "devices_per_node": per_node_source,
+            "overlap": f"not measured: {rest.name}" if overlap is None else f"measured: matmuls beside all-reduces, {where}",
             **link_sources,
         },
         fit={**roofline.quality, **{f"links.{axis}.{key}": q for axis, (_, own) in fits.items() for key, q in own.items()}},

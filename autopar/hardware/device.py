@@ -15,7 +15,7 @@ from autopar.ir.mesh import MeshSpec
 if TYPE_CHECKING:
     import torch
 
-COST_MODEL_VERSION = 1
+COST_MODEL_VERSION = 2
 """Raised whenever the same hardware file starts to give other times: plans carry it."""
 
 FALLBACK_DTYPE = "float32"
@@ -41,7 +41,9 @@ class Hardware:
 
     Times only ever use the achievable figures: `flops_per_s` (per dtype name, a multiply-add is two FLOPs; "tf32" is float32
     on tensor cores, for who asks for it) and `bytes_per_s`. `sources` has one line of text per figure, keyed by its path in
-    the file. `links` has at least `intra_node` and `inter_node`. `fit`, of measured files, says how well they fit.
+    the file. `links` has at least `intra_node` and `inter_node`. `fit`, of measured files, says how well they fit. `overlap`:
+    the share of a collective's time for which the device can compute something else meanwhile; 1 where its links need none of
+    its computing power, 0 where processors do the sending themselves.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -57,6 +59,7 @@ class Hardware:
     links: Mapping[str, Link]
     sources: Mapping[str, str]
     fit: Mapping[str, FitQuality] = field(default_factory=dict)
+    overlap: float = 1.0
     version: int = COST_MODEL_VERSION
 
     def __post_init__(self) -> None:
@@ -68,6 +71,8 @@ class Hardware:
             raise ValueError(f"efficiency needs {' and '.join(EFFICIENCIES)}, each above 0 and at most 1")
         if not set(self.links) >= {INTRA_NODE, INTER_NODE}:
             raise ValueError(f"links need at least {INTRA_NODE} and {INTER_NODE}, got {sorted(self.links)}")
+        if not 0 <= self.overlap <= 1:
+            raise ValueError(f"overlap is a share, from 0 to 1, not {self.overlap:g}")
         positive = (*self.peak_flops_per_s.values(), self.peak_bytes_per_s, self.memory_bytes, self.devices_per_node)
         if min(positive) <= 0 or self.launch_s < 0:
             raise ValueError("rates, memory_bytes and devices_per_node must be positive, launch_s not negative")

@@ -88,6 +88,31 @@ class Conversion:
         return old if isinstance(old, int) else None, new if isinstance(new, int) else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Moves:
+    """How many copies on the device a conversion makes: of what it is made from, of what it makes, of the smaller of them."""
+
+    source: int = 0
+    target: int = 0
+    smaller: int = 0
+
+
+def moves(conversion: Conversion, kind: str | None, *, back: bool = False) -> Moves:
+    """Beside the collective of this kind, forward or `back` in backward.
+
+    Collectives work on dim 0. Another dim is moved there before it is scattered, and back after it was gathered.
+    """
+    old, new = reversed(conversion.dims) if back else conversion.dims
+    if kind == ALL_GATHER:
+        return Moves(target=old != 0)
+    if kind == REDUCE_SCATTER:
+        return Moves(source=new != 0)
+    if kind == ALL_TO_ALL:
+        return Moves(source=new != 0, target=old != 0)
+    slices = kind is None and (old is None) != (new is None)
+    return Moves(smaller=int(slices))
+
+
 def conversions_from(
     before: Placement, shape: Sequence[int], sizes: Sequence[int], *, differentiable: bool = True
 ) -> Iterator[Conversion]:
@@ -153,6 +178,8 @@ __all__ = [
     "TABLE",
     "Conversion",
     "ConversionKind",
+    "Moves",
     "conversions",
     "conversions_from",
+    "moves",
 ]

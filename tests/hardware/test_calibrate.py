@@ -11,10 +11,11 @@ import torch.distributed as dist
 
 from autopar.errors import HardwareError
 from autopar.hardware import INTER_NODE, INTRA_NODE, Hardware, load, to_json
-from autopar.hardware.calibrate import Job, assemble, bad_fits, calibrate, links_of, measure_mesh
+from autopar.hardware.calibrate import Job, assemble, bad_fits, calibrate, links_of, measure_beside, measure_mesh
 from autopar.hardware.fit import CollectiveSample, OpSample
 from autopar.hardware.link import Link
 from autopar.hardware.measure import KIB, MIB, Effort, seconds_per_call, wall_clock
+from autopar.hardware.measure_overlap import share_hidden
 from autopar.ir.conversion import ALL_REDUCE, COLLECTIVES
 from autopar.ir.mesh import MeshSpec
 from tests.hardware.test_files import unsourced
@@ -24,13 +25,13 @@ SHORT = Effort(
     passes=2,
     point_s=0.02,
     message_s=0.01,
-    longest_s=0.05,
+    longest_s=5.0,
     matmul_sizes=(128, 256, 512),
     stream_bytes=(16 * MIB, 32 * MIB),
     message_bytes=(KIB, 256 * KIB, 2 * MIB),
 )
-GENEROUS = 5.0
-"""Within such a factor measurements a moment apart agree, on a machine that does other things too."""
+GENEROUS, ATTEMPTS = 3.0, 5
+"""Within such a factor measurements a moment apart agree, once in so many attempts, on a machine that does other things too."""
 
 CPU = torch.device("cpu")
 
@@ -58,18 +59,31 @@ def test_every_figure_has_its_source_and_its_fit(measured: Hardware) -> None:
     assert measured.links == load("cpu").links
 
 
-def test_it_predicts_a_matmul_that_was_not_measured(measured: Hardware) -> None:
-    a, b = torch.rand(400, 700), torch.rand(700, 300)
-    seconds = seconds_per_call(lambda: a @ b, wall_clock, 0.05)
-    predicted = measured.time_s(2 * 400 * 700 * 300, 4 * (400 * 700 + 700 * 300 + 400 * 300), "float32")
-    assert 1 / GENEROUS < predicted / seconds < GENEROUS, (predicted, seconds)
+def test_it_predicts_what_was_not_measured() -> None:
+    """A product and an addition, each timed beside a calibration: what else the machine does changes from moment to moment."""
+    a, b, c = torch.rand(400, 700), torch.rand(700, 300), torch.rand(12 * MIB // 4)
+    product = (lambda: a @ b, 2 * 400 * 700 * 300, 4 * (400 * 700 + 700 * 300 + 400 * 300))
+    addition = (lambda: c.add_(1.0), 0, 2 * 12 * MIB)
+    ratios = []
+    for _ in range(ATTEMPTS):
+        measured = calibrate("mine", device_type="cpu", effort=SHORT)
+        ratios.append(
+            [
+                measured.time_s(flops, bytes, "float32") / seconds_per_call(run, wall_clock, 0.05)
+                for run, flops, bytes in (product, addition)
+            ]
+        )
+        if all(1 / GENEROUS < ratio < GENEROUS for ratio in ratios[-1]):
+            return
+    pytest.fail(f"predicted against measured seconds of a product and an addition: {ratios}")
 
 
-def test_it_predicts_an_addition_that_was_not_measured(measured: Hardware) -> None:
-    a = torch.rand(12 * MIB // 4)
-    seconds = seconds_per_call(lambda: a.add_(1.0), wall_clock, 0.05)
-    predicted = measured.time_s(0, 2 * 12 * MIB, "float32")
-    assert 1 / GENEROUS < predicted / seconds < GENEROUS, (predicted, seconds)
+def test_what_computation_hides_is_a_share() -> None:
+    assert share_hidden(sent_s=2.0, computed_s=2.0, together_s=2.0) == 1
+    assert share_hidden(sent_s=2.0, computed_s=2.0, together_s=2.5) == 0.75
+    assert share_hidden(sent_s=1.0, computed_s=9.0, together_s=9.5) == 0.5
+    assert share_hidden(sent_s=1.0, computed_s=1.0, together_s=2.5) == 0
+    assert share_hidden(sent_s=1.0, computed_s=1.0, together_s=0.5) == 1
 
 
 @pytest.mark.parametrize(
@@ -163,9 +177,11 @@ def measure_both_axes(rank: int) -> None:
     """All processes have the same samples, of all kinds and sizes; the figures predict a fresh measurement."""
     spec = MeshSpec.of("a=2,b=2")
     found = measure_mesh(spec, CPU, SHORT, lambda stage: None)
+    hidden = measure_beside(spec, CPU, SHORT, lambda stage: None)
     everyone: list[object] = [None] * 4
-    dist.all_gather_object(everyone, found)
-    assert all(other == found for other in everyone)
+    dist.all_gather_object(everyone, (found, hidden))
+    assert all(other == (found, hidden) for other in everyone)
+    assert 0 <= hidden <= 1
     assert set(found) == {"a", "b"}
     for samples in found.values():
         assert {s.kind for s in samples} == set(COLLECTIVES)

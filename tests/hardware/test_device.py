@@ -101,13 +101,14 @@ def test_axis_links_agree_with_counting_nodes(mesh: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("version", 2, "cost model 2"),
+        ("version", 1, "cost model 1"),
         ("peak_flops_per_s", {"bfloat16": 1.0}, "float32"),
         ("efficiency", {"matmul": 1.5, "memory": 0.5}, "at most 1"),
         ("efficiency", {"matmul": 0.5}, "memory"),
         ("links", {}, "intra_node"),
         ("memory_bytes", 0, "positive"),
         ("launch_s", -1.0, "negative"),
+        ("overlap", 1.5, "share, from 0 to 1, not 1.5"),
     ],
 )
 def test_impossible_hardware_is_refused(field: str, value: object, message: str) -> None:

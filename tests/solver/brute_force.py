@@ -141,7 +141,8 @@ def _unit_s(problem: Problem, strategy: Strategy, back: bool) -> tuple[float, ..
 def _arc_s(problem: Problem, region: Region, key: tuple, arc: Arc, back: bool) -> tuple[float, ...]:
     seconds, link = (arc.backward_s, arc.backward_link) if back else (arc.forward_s, arc.forward_link)
     beside = problem.overlap and key[0] in region.state and link is not None
-    return (0.0 if beside else seconds, *(seconds if link == i else 0.0 for i in range(problem.links)))
+    work_s = arc.backward_work_s if back else arc.forward_work_s
+    return (work_s if beside else seconds, *(seconds if link == i else 0.0 for i in range(problem.links)))
 
 
 def _flying(problem: Problem, region: Region, arcs: dict) -> float:

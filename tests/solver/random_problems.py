@@ -51,6 +51,13 @@ def overlapping_problem(seed: int) -> Problem:
     )
 
 
+def _travelling(rng: random.Random, arc: Arc, forward: int | None, backward: int | None) -> Arc:
+    """Some of them with work for the device."""
+    shares = [rng.choice((0.0, 0.0, 0.5, 1.0)) for _ in range(2)]
+    work = {"forward_work_s": shares[0] * arc.forward_s, "backward_work_s": shares[1] * arc.backward_s}
+    return replace(arc, forward_link=forward, backward_link=backward, **work)
+
+
 def _linked(rng: random.Random, region: Region, links: int) -> Region:
     """Conversions travel, mostly, and some strategies have collectives inside."""
 
@@ -63,7 +70,7 @@ def _linked(rng: random.Random, region: Region, links: int) -> Region:
     return replace(
         region,
         tensors={
-            name: replace(t, arcs=tuple(replace(a, forward_link=link(), backward_link=link()) for a in t.arcs))
+            name: replace(t, arcs=tuple(_travelling(rng, a, link(), link()) for a in t.arcs))
             for name, t in region.tensors.items()
         },
         units=tuple(
