@@ -10,6 +10,7 @@ from typing import Any
 import sympy
 import torch
 from torch import nn
+from torch.fx import Node
 
 from autopar.ir.autocast import no_autocast
 from autopar.ir.precision import Precision, PrecisionLike
@@ -21,7 +22,7 @@ from autopar.tracer.dynamic import Dynamic, DynamicLike
 from autopar.tracer.experts import whole_experts
 from autopar.tracer.failures import check_no_data_dependent_sizes
 from autopar.tracer.fold import fold
-from autopar.tracer.gradients import propagate
+from autopar.tracer.gradients import loss_of, propagate
 from autopar.tracer.masks import fold_masks
 from autopar.tracer.precision import in_precision, set_at_rest, with_autocast
 
@@ -87,15 +88,30 @@ def finished(captured: Captured, name: str, symbols: Mapping[str, sympy.Symbol])
 
 
 def own_results(captured: Captured) -> None:
-    """An output or new buffer content that is itself a state tensor becomes a value of its own."""
+    """Results that are something else, too, become values of their own.
+
+    An output or new buffer content that is itself a state tensor is cloned. An output beside the loss, with which the loss was
+    computed, is detached: no gradient comes back for it, so what converts it to where it is returned has no backward.
+    """
     graph = captured.graph
     output = graph.output_node()
+    _, outputs = captured.results
+    loss = loss_of(outputs, is_differentiable_scalar, captured.out_spec)
     for node in output.all_input_nodes:
         if node.name in captured.state_of:
-            with graph.inserting_before(output):
-                copy = graph.call_function(torch.ops.aten.clone.default, (node,))
-            copy.meta = {"val": node.meta["val"], "needs_grad": node.meta["needs_grad"]}
-            output.replace_input_with(node, copy)
+            own, needs_grad = torch.ops.aten.clone.default, node.meta["needs_grad"]
+        elif loss not in (None, node) and node.meta["needs_grad"]:
+            own, needs_grad = torch.ops.aten.detach.default, False
+        else:
+            continue
+        with graph.inserting_before(output):
+            copy = graph.call_function(own, (node,))
+        copy.meta = {"val": node.meta["val"], "needs_grad": needs_grad}
+        output.replace_input_with(node, copy)
+
+
+def is_differentiable_scalar(result: object) -> bool:
+    return isinstance(result, Node) and result.meta["needs_grad"] and tuple(result.meta["val"].shape) == ()
 
 
 __all__ = ["trace"]
