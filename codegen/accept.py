@@ -101,8 +101,8 @@ def chosen_strategies(found: tuple[Unit, ...], planned: PlannedRegion, mesh: Mes
     """Strategies from the factors that the plan names; raises PlanError where they are impossible."""
     names = {unit.name for unit in found}
     if strange := sorted(set(planned.units) ^ names):
-        known = "the plan does not know" if strange[0] in names else "the model does not have"
-        raise refused(f"{where}.units", f"{strange[0]} is a unit that {known}")
+        lacking = "the plan does not know" if strange[0] in names else "the model does not have"
+        raise refused(f"{where}.units", f"{strange[0]} is a unit that {lacking}")
     chosen = {}
     for unit in found:
         said, known = planned.units[unit.name], options(unit)

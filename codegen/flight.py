@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 from autopar.codegen.emit import Emitted
 from autopar.codegen.measure import dying_inputs, levels, peak
 from autopar.codegen.schedule import WAIT, held_until_waited
-from autopar.codegen.split import Halves
+from autopar.codegen.split import Halves, results_of
 from autopar.ops.joint import bytes_of
 
 
@@ -61,10 +61,8 @@ def fly(halves: Halves, inputs: int) -> Flying | None:
     """
     graph = Graph()
     copied: dict[Node, Node] = {}
-    (results,) = halves.backward.output_node().args
     graph.graph_copy(halves.backward, copied)
-    assert isinstance(results, tuple | list)
-    landed = [copied[node] for node in results]
+    landed = [copied[node] for node in results_of(halves.backward)]
     alone = [node for node, k in zip(landed, halves.gradients, strict=True) if k >= inputs and landed.count(node) == 1]
     last = {landed.index(node): node for node in alone if node.target is WAIT and not node.users}
     starts = {k: node.args[0] for k, node in last.items()}

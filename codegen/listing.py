@@ -81,7 +81,8 @@ def step(node: Node, region: EmittedRegion, mesh: MeshSpec) -> str:
     again = "again: " if node.meta.get("again") else ""
     back = "gradient of " if node.name.startswith("grad_") else ""
     if (converted := local.meta.get("conversion")) is not None:
-        return f"{again}{back}{conversion(*converted, mesh)}"
+        tensor, before, after = converted
+        return f"{again}{back}{conversion(tensor, before, after, mesh)}"
     if (parameter := local.meta.get("cast")) is not None:
         return f"{again}{back}{parameter} in the dtype that is computed in"
     origin = region.local.region.nodes[local.meta["origin"]]

@@ -59,7 +59,7 @@ class Randomness:
             return self.serial_keys(draws)
         table = keys_of_step(self.seed, self.step, sum(map(len, draws))).to(self.device, non_blocking=True)
         self.step += 1
-        return [[rows] if len(rows) else [] for rows in table.split([len(drawn) for drawn in draws])]
+        return [[rows] if len(rows) else [] for rows in torch.split(table, [len(drawn) for drawn in draws])]
 
     def serial_keys(self, draws: Sequence[Sequence[Draw]]) -> Keys:
         """The generator's states before each draw of a serial run; leaves it in the state after them all."""

@@ -196,6 +196,12 @@ def placeholders(graph: torch.fx.Graph) -> list[torch.fx.Node]:
     return [n for n in graph.nodes if n.op == "placeholder"]
 
 
+def results_of(graph: torch.fx.Graph) -> tuple[torch.fx.Node, ...]:
+    (results,) = graph.output_node().args
+    assert isinstance(results, tuple | list)
+    return tuple(node for node in results if isinstance(node, torch.fx.Node))
+
+
 def copy_placeholder(graph: torch.fx.Graph, node: torch.fx.Node) -> torch.fx.Node:
     new = graph.create_node("placeholder", node.name, name=node.name)
     new.meta = dict(node.meta)

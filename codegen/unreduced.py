@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch.fx import Graph, Node
 
-from autopar.codegen.split import Halves, copy_node, copy_placeholder, placeholders, prune
+from autopar.codegen.split import Halves, copy_node, copy_placeholder, placeholders, prune, results_of
 from autopar.ops.joint import alias_base, bytes_of
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
@@ -119,12 +119,6 @@ def cut(halves: Halves, inputs: int, state: int) -> Cut:
         results=tuple(i for i, node in enumerate(results) if node in reductions),
         coordinates=coordinates,
     )
-
-
-def results_of(graph: Graph) -> tuple[Node, ...]:
-    (results,) = graph.output_node().args
-    assert isinstance(results, tuple | list)
-    return tuple(node for node in results if isinstance(node, Node))
 
 
 def derived(graph: Graph, sources: Iterable[Node]) -> set[Node]:

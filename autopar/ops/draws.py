@@ -132,12 +132,12 @@ LIBRARY.impl("draw", draw_piece, "CompositeExplicitAutograd")
 DROPOUT, DRAW = torch.ops.autopar.dropout.default, torch.ops.autopar.draw.default
 
 
-@torch.library.register_fake("autopar::dropout", lib=LIBRARY)
+@torch.library.register_fake("autopar::dropout", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("autopar::draw", lib=LIBRARY)
+@torch.library.register_fake("autopar::draw", lib=LIBRARY)  # type: ignore[untyped-decorator]
 def _(key: Tensor, site: int, kind: str, numbers: Any, shape: Any, sizes: Any, cuts: Any, places: Any, dtype: Any) -> Tensor:
     return key.new_empty(shape, dtype=dtype)
 

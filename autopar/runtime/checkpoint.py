@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dsd
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
 from autopar.errors import CheckpointError
@@ -103,12 +106,13 @@ class Checkpoints:
         tensors = _state_of(model, optimizer)
         with _alone_is_fine():
             if wait or not dist.is_initialized():
-                dcp.save(tensors, checkpoint_id=partial)
+                save(tensors, checkpoint_id=partial)
                 _on_rank_0(lambda: self._commit(step))
                 return
-            writing = dcp.async_save(tensors, checkpoint_id=partial, process_group=self._own_group())
+            writing = async_save(tensors, checkpoint_id=partial, process_group=self._own_group())
         assert isinstance(writing, Future)
-        self._pending = pending = Future()
+        pending: Future[None] = Future()
+        self._pending = pending
         writing.add_done_callback(lambda done: self._finish(step, done, pending))
 
     def wait(self) -> None:
@@ -205,7 +209,7 @@ def _room_for(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
 def _load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> RunState:
     try:
         run = RunState.from_bytes((path / RUN_FILE).read_bytes())
-        metadata = dcp.FileSystemReader(path).read_metadata()
+        metadata = FileSystemReader(path).read_metadata()
     except Exception as error:
         raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}): load an earlier one with step=") from error
     tensors = _room_for(model, optimizer)
@@ -216,8 +220,8 @@ def _load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> RunState
             raise CheckpointError(f"{path} was saved without an optimizer: load it without one")
     try:
         with _alone_is_fine():
-            dcp.load(tensors, checkpoint_id=path)
-    except (dcp.CheckpointException, RuntimeError, OSError, ValueError) as error:
+            load(tensors, checkpoint_id=path)
+    except (CheckpointException, RuntimeError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read, load an earlier one with step=: {error}") from error
     if optimizer is None:
         dsd.set_model_state_dict(model, tensors["model"])

@@ -166,3 +166,23 @@ def test_what_is_copied_over_a_tensor_stands_for_it(like: torch.Tensor, left: li
     graph.output((node,))
     clean.canonical_names(graph)
     assert targets(graph) == left
+
+
+class LossFromOutput(nn.Module):
+    """What it returns beside the loss is what the loss was computed with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.linear(x)
+        return {"loss": y.sum(), "predicted": y}
+
+
+def test_what_is_returned_beside_the_loss_is_detached() -> None:
+    program = trace(LossFromOutput(), (torch.randn(4, 6),))
+    predicted = next(v for v in program.outputs if v not in (None, program.loss))
+    assert not program.values[predicted or ""].needs_grad
+    flows = {str(n.target): n.meta["needs_grad"] for n in program.regions["model"].graph.nodes if n.op == "call_function"}
+    assert flows == {"aten.linear.default": True, "aten.sum.dim_IntList": True, "aten.detach.default": False}
