@@ -333,6 +333,13 @@ def active_modes() -> list[Any]:
     return [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]  # type: ignore[no-untyped-call]
 
 
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it has a device and sizes, but no data (`FakeTensor`: torch 2.11 to 2.13)."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
 def is_plain_fake(tensor: Tensor) -> bool:
     """A fake tensor whose content nobody knows and that nobody gave attributes (`FakeTensor`: torch 2.11 to 2.13)."""
     from torch._subclasses.fake_tensor import FakeTensor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -24,9 +25,9 @@ from autopar.codegen.measure import Counted, measure
 from autopar.codegen.randomness import Randomness, shared_randomness
 from autopar.codegen.readable import forward_graph
 from autopar.codegen.shards import as_global
-from autopar.codegen.state import Blanks, attach, named_tensors, take
 from autopar.codegen.trained import require_gradients
 from autopar.codegen.variant import Modes, Variant, Variants
+from autopar.codegen.weights import Weights
 from autopar.errors import InputError
 from autopar.ir.autocast import autocast_on, require_autocast
 from autopar.ir.plan import Plan
@@ -44,12 +45,16 @@ class More(Protocol):
         """Called when another program than that of the call before is about to run."""
 
 
-class ParallelModule(Accumulates):
+class ParallelModule(Accumulates, Weights):
     """One device's part of a model, run under a plan.
 
     Call it as the original model: with the global batch on every rank, or with DTensors. Outputs have the model's own
     structure: scalars are plain tensors, everything else is a DTensor at the plan's placement (`.full_tensor()` gathers).
     """
+
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext
+    """`with parallel.guard():` around a training loop makes a failure because another process ended a PeerError that names it.
+    Forward and backward are inside already; it is for optimizers, clipping and checkpoints."""
 
     def __init__(
         self,
@@ -67,7 +72,7 @@ class ParallelModule(Accumulates):
         self._variants = Variants(inspect.signature(model.forward))
         self._latest = Variant.of(emitted, mesh)
         self._variants.add(self._modes(), self._latest)
-        self._take_state(model)
+        self._take_weights(model)
         resemble(self, model)
         self.randomness = randomness or shared_randomness(mesh)
 
@@ -118,13 +123,6 @@ class ParallelModule(Accumulates):
     def _modes(self) -> Modes:
         return tuple([module.training for module in self._mirrored])
 
-    def _take_state(self, model: nn.Module) -> None:
-        """Distribute the model's parameters as planned (rank 0's values count); buffers are whole everywhere."""
-        tensors = take(model, self.program, self.plan, self._mesh)
-        attach(self, model, self.program, tensors)
-        given = named_tensors(model)
-        self._blanks = Blanks({name: tensor for name, tensor in tensors.items() if given[name].is_meta})
-
     def measure(self) -> Counted:
         """What the emitted graphs do per step on this device: FLOPs, collectives and peak bytes, counted without running."""
         return measure(self._emitted)
@@ -152,8 +150,11 @@ class ParallelModule(Accumulates):
         return text
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self._blanks:
-            self._blanks.require_none(self._tensor)
+        with self.guard():
+            return self._run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        self._require_values()
         variant, inputs = self._prepared(args, kwargs)
         trained = self._parameters_by_name()
         require_gradients(self.program, trained)
@@ -175,10 +176,6 @@ class ParallelModule(Accumulates):
                 self._more.switched(variant)
             self._latest = variant
         return variant, variant.inputs(*self._variants.arranged(variant, args, kwargs))
-
-    def _tensor(self, name: str) -> Tensor:
-        """The parameter or buffer of a name as it is now."""
-        return self.get_parameter(name) if self.program.state[name].kind == "parameter" else self.get_buffer(name)
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
         return {name: self.get_parameter(name) for name, s in self.program.state.items() if s.kind == "parameter"}
@@ -276,7 +273,8 @@ class _Step(torch.autograd.Function):
             raise RuntimeError("backward ran already and freed what it saved: autopar does not support retain_graph")
         ctx.tape = None
         given = {name: t for name, t in zip(ctx.outputs, tangents, strict=True) if t is not None}
-        into_inputs, gradients = parallel._gradient_sync.backward(variant.executor, tape, given, parallel._state(variant))
+        with parallel.guard():
+            into_inputs, gradients = parallel._gradient_sync.backward(variant.executor, tape, given, parallel._state(variant))
         return (
             None,
             None,

@@ -76,10 +76,7 @@ def attach(owner: nn.Module, model: nn.Module, program: Program, tensors: Mappin
 
 
 class Blanks:
-    """The tensors that have been given no values yet, by name; any write into them counts as giving.
-
-    A write is seen by the tensor's version counter, one through `.data` (which has a counter of its own) by NaNs that went.
-    """
+    """The tensors that have been given no values yet, by name: still all NaN, or of integers and never written into."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._waiting = {name: (tensor, local_part(tensor.detach())._version) for name, tensor in tensors.items()}
@@ -105,11 +102,11 @@ class Blanks:
             first, more = next(iter(self._waiting)), len(self._waiting) - 1
             raise InputError(
                 f"{first}{f' and {more} more' * (more > 0)} of the model have no values: they were on the meta device when it "
-                "was compiled. Load a checkpoint, or set them, before the first call"
+                "was compiled. Call parallel.init_weights() or load a checkpoint; what neither sets has to be set by hand"
             )
 
 
 def _is_untouched(local: Tensor, version: int) -> bool:
-    return local._version == version and not (
-        local.dtype.is_floating_point and local.numel() > 0 and not bool(local.isnan().all())
-    )
+    if local.dtype.is_floating_point and local.numel():
+        return bool(local.isnan().all())
+    return local._version == version

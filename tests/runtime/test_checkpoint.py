@@ -46,6 +46,7 @@ def go_on(rank: int, folder: str) -> None:
     checkpoints, ours = Checkpoints(here / "runs"), adamw(parallel)
     schedule = torch.optim.lr_scheduler.StepLR(ours, 100)
     same(train(parallel, ours, range(2)), losses[:2])
+    parallel.randomness.load_state_dict({"seed": 3, "step": 5})
     checkpoints.save(2, parallel, ours, scheduler=schedule, extra={"sample": 16, "seen": [1, 2]})
     torch.manual_seed(rank)
     drawn = torch.rand(3)
@@ -61,6 +62,7 @@ def go_on(rank: int, folder: str) -> None:
     schedule = torch.optim.lr_scheduler.StepLR(theirs, 100)
     restored = checkpoints.load(other, theirs, scheduler=schedule, step=2)
     assert restored is not None
+    assert other.randomness.state_dict() == {"seed": 3, "step": 5}
     assert (restored.step, restored.extra) == (2, {"sample": 16, "seen": [1, 2]})
     same(train(other, theirs, range(2, 6)), losses[2:])
 
