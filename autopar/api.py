@@ -36,6 +36,7 @@ from autopar.planning.settings import SettingSearch
 from autopar.planning.shapes import one_or_all
 from autopar.profiler.profile import Profile, profile_model
 from autopar.runtime.agreement import agree, commitments
+from autopar.runtime.peers import peers
 from autopar.runtime.replan import Programs
 from autopar.tracer import trace
 from autopar.tracer.capture import check_signature
@@ -255,10 +256,14 @@ def compile(
     said = commitments(model, mesh, options | chosen | {"seed": seed, "random": random})
     agree({"about": "compile", **said})
     programs = Programs(model=model, trace=traced, plan=planned, said=said, allowed=replan)
-    randomness = shared_randomness(mesh, seed, random)
+    randomness, watched = shared_randomness(mesh, seed, random), peers()
     if not args and not kwargs:
-        return PlannedOnFirstBatch(programs.first, model, mesh, programs, randomness)
-    return ParallelModule(programs.first(args, kwargs or {}), model, mesh, programs, randomness)
+        parallel: ParallelModule = PlannedOnFirstBatch(programs.first, model, mesh, programs, randomness)
+    else:
+        with watched.guard():
+            parallel = ParallelModule(programs.first(args, kwargs or {}), model, mesh, programs, randomness)
+    parallel.guard = watched.guard
+    return parallel
 
 
 def find_plan(

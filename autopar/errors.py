@@ -12,6 +12,7 @@ __all__ = [
     "HardwareError",
     "InputError",
     "MeshError",
+    "PeerError",
     "PlanError",
     "RankError",
     "SolverError",
@@ -85,6 +86,14 @@ def _budget_error(
 
 class RankError(AutoparError):
     """The processes of a job run different code, models, options or shapes, or one did not come in time."""
+
+
+class PeerError(RankError):
+    """Another process of the job has ended while it was needed. `ranks`: those that are gone."""
+
+    def __init__(self, message: str, *, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
 
 
 class SolverError(AutoparError):
