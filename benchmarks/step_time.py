@@ -87,7 +87,7 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "losses_apart": {way: d for way, d in apart.items() if d > TOLERANCE},
         "rounds": options.rounds,
         "threads": options.threads,
-        "hardware": options.hardware,
+        "hardware": Path(options.hardware).stem,
         "torch": torch.__version__,
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
     }
@@ -121,12 +121,25 @@ def step(module: Any, batch: Any, optimizer: Any) -> float:
     return float(mean) / dist.get_world_size()
 
 
+def calibrated(world: int, threads: int, folder: str) -> str:
+    """A description of this machine as so many processes see it: some 10 seconds."""
+    path = f"{folder}/measured.json"
+    measure = ["-m", "autopar.cli", "hardware", "calibrate", "--quick", "-o", path]
+    if world > 1:
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+        measure = [*start, *measure, "--mesh", str(world)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run([sys.executable, "-W", "ignore", *measure], check=True, env=environment, stdout=subprocess.DEVNULL)
+    return path
+
+
 def run_all(options: argparse.Namespace) -> int:
     """Start the processes of each number of ranks."""
     for world in map(int, options.ranks.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             threads = options.threads or max(1, (os.cpu_count() or 1) // world)
-            common = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--world", str(world)]
+            hardware = calibrated(world, threads, folder) if options.hardware == "calibrate" else options.hardware
+            common = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--world", str(world), "--hardware", hardware]
             common += ["--store", f"{folder}/store", "--threads", str(threads)]
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
             processes = [subprocess.Popen([*common, "--rank", str(rank)], env=environment) for rank in range(world)]
@@ -144,7 +157,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=0, help="per process; 0: the cores divided by the processes")
-    parser.add_argument("--hardware", default="cpu", help="a known name, or a file of `autopar hardware calibrate`")
+    parser.add_argument("--hardware", default="calibrate", help="calibrate: measured first; or a known name, or a file")
     parser.add_argument("--limit", type=float, default=60, help="seconds for the search of the plan")
     parser.add_argument("--plans", help="folder: plans are kept there, and taken from there")
     for internal, kind in (("world", int), ("rank", int), ("store", str)):
