@@ -163,8 +163,8 @@ def symbolic_mode(mode: Any) -> Iterator[None]:
 class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While on, counts the bytes of tensor memory that is made and still alive: `bytes` now, `peak_bytes` at worst.
 
-    Views are counted with their memory, once; what was there before is not counted. `TorchDispatchMode`, and storages as
-    Python objects that live as long as their memory: torch 2.11, 2.13.
+    Views are counted with their memory, once; what was there before, or is on the meta device, is not counted.
+    `TorchDispatchMode`, and storages as Python objects that live as long as their memory: torch 2.11, 2.13.
     """
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _count(self, storage: torch.UntypedStorage, before: set[int]) -> None:
         key = storage._cdata
-        if key in self.alive or key in before:
+        if key in self.alive or key in before or storage.device.type == "meta":
             return
         self.alive[key] = storage.nbytes()
         self.bytes += self.alive[key]

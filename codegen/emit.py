@@ -14,7 +14,7 @@ import torch
 from autopar.codegen.accept import accept
 from autopar.codegen.local import Emitter, LocalRegion
 from autopar.codegen.split import Halves, split
-from autopar.ir.plan import Plan
+from autopar.ir.plan import Plan, PlannedClass
 from autopar.ir.program import Program
 from autopar.ops.flops import group_argument
 from autopar.ops.joint import Joint, trace_joint
@@ -65,13 +65,22 @@ def emit(program: Program, plan: Plan, device: str = "cpu") -> Emitted:
         local = Emitter(program, accepted, plan, device).local_region()
         joint = trace_joint(local.graph, local.inputs, local.differentiated, device)
         classes = plan.regions[name].classes
+        halves: dict[PlannedClass, Halves] = {}
+        for i, keep in enumerate(classes):
+            if (same := alike(keep)) not in halves:
+                halves[same] = split(local, joint, keep, f"regions.{name}.classes.{i}")
         regions[name] = EmittedRegion(
             local=local,
             joint=joint,
-            classes=tuple(split(local, joint, keep, f"regions.{name}.classes.{i}") for i, keep in enumerate(classes)),
+            classes=tuple(halves[alike(keep)] for keep in classes),
             calls_per_class=tuple(c.calls for c in classes),
         )
     return Emitted(program=program, plan=plan, regions=regions)
+
+
+def alike(keep: PlannedClass) -> PlannedClass:
+    """Equal for classes of calls that keep and redo the same: they share their graphs."""
+    return keep.model_copy(update={"calls": 1})
 
 
 def bind(graph: torch.fx.Graph, groups: Mapping[str, str]) -> torch.fx.Graph:

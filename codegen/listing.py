@@ -2,12 +2,12 @@
 
 One line per op, `name: dtype[shape] = op(arguments)`, on one device's shapes. Before the ops of each step stands what it is:
 the module and source line of the model's code, or the conversion with its name from the table in docs/placements.md. Per region
-type there is its forward program, which has conversions as calls, and a forward and a backward graph per class of calls.
+type there is its forward program, which has conversions as calls, and a pair of graphs per set of calls that keep the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.fx import Graph, Node
 
 from autopar.codegen.emit import Emitted, EmittedRegion
 from autopar.codegen.readable import identifier
+from autopar.codegen.split import Halves
 from autopar.ir.conversion import Conversion
 from autopar.ir.mesh import MeshSpec
 from autopar.torch_private import OpOverload
@@ -30,16 +31,23 @@ def listing(emitted: Emitted) -> str:
     lines += calls(emitted)
     for name, region in emitted.regions.items():
         paths = [c.path or c.region for c in emitted.program.calls if c.region == name]
-        lines += ["", "", f"# {name}: one pair of graphs for {', '.join(paths)}" if len(paths) > 1 else f"# {name}", ""]
+        lines += ["", "", f"# {name}: {', '.join(paths)}" if len(paths) > 1 else f"# {name}", ""]
         lines += graph_lines(region.local.graph, identifier(name), region, mesh)
-        first = 0
-        for halves, count in zip(region.classes, region.calls_per_class, strict=True):
-            those = f"  # {', '.join(paths[first : first + count])}" if len(region.classes) > 1 else ""
+        pairs = pairs_of_graphs(region, paths)
+        for number, (halves, whose) in enumerate(pairs):
+            suffix, those = (f"_{number}", f"  # {', '.join(whose)}") if len(pairs) > 1 else ("", "")
             for phase, graph in (("forward", halves.forward), ("backward", halves.backward)):
-                suffix = f"{phase}_{first}" if len(region.classes) > 1 else phase
-                lines += ["", *graph_lines(graph, f"{identifier(name)}_{suffix}", region, mesh, those)]
-            first += count
+                lines += ["", *graph_lines(graph, f"{identifier(name)}_{phase}{suffix}", region, mesh, those)]
     return "\n".join(lines) + "\n"
+
+
+def pairs_of_graphs(region: EmittedRegion, paths: Sequence[str]) -> list[tuple[Halves, list[str]]]:
+    """The different pairs of graphs of a region, each with the calls that run it."""
+    found: dict[int, tuple[Halves, list[str]]] = {}
+    for index, path in enumerate(paths):
+        halves = region.halves_of(index)
+        found.setdefault(id(halves), (halves, []))[1].append(path)
+    return list(found.values())
 
 
 def calls(emitted: Emitted) -> Iterator[str]:

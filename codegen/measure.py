@@ -68,8 +68,13 @@ def peak(graph: torch.fx.Graph, dying: set[torch.fx.Node]) -> int:
         highest = max(highest, alive)
         for source in reads[i]:
             if last[source] == i and node.op != "output" and (source.op == "call_function" or source in dying):
-                alive -= bytes_of(source)
+                alive -= bytes_of(source) - sum(map(bytes_of, parts(source)))
     return highest
+
+
+def parts(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """What is taken of a node with several results, each with memory of its own, which it gives back itself."""
+    return [user for user in node.users if is_tuple_part(user) and owner(user) is user]
 
 
 def travelling(node: torch.fx.Node) -> list[torch.fx.Node]:
@@ -137,15 +142,15 @@ class Levels:
 
 
 class Counts:
-    """Figures of each graph of a program, counted once."""
+    """Figures of each graph of a program, counted once; of saved values, those named in `lasting` do not die in backward."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple[int, str], GraphFigures] = {}
+        self.known: dict[tuple[int, str, frozenset[str]], GraphFigures] = {}
 
-    def __call__(self, halves: Halves, phase: str) -> GraphFigures:
-        key = (id(halves), phase)
+    def __call__(self, halves: Halves, phase: str, lasting: frozenset[str] = frozenset()) -> GraphFigures:
+        key = (id(halves), phase, lasting)
         if key not in self.known:
-            dying = dying_inputs(halves) if phase == "backward" else ()
+            dying = [n for n in dying_inputs(halves) if n.name not in lasting] if phase == "backward" else ()
             self.known[key] = count(halves.forward if phase == "forward" else halves.backward, dying)
         return self.known[key]
 
@@ -160,7 +165,7 @@ def levels(emitted: Emitted, counts: Counts | None = None) -> Levels:
         forward.append((f"{names[i]} forward", always + held.bytes + figures(halves, "forward").peak_bytes))
         held.after_forward(i)
     for i, (_, halves) in reversed(list(enumerate(steps))):
-        backward.append((f"{names[i]} backward", always + held.bytes + figures(halves, "backward").peak_bytes))
+        backward.append((f"{names[i]} backward", always + held.bytes + figures(halves, "backward", held.lasting(i)).peak_bytes))
         held.after_backward(i)
     optimizer = ("optimizer step", always + step_bytes(emitted))
     return Levels(forward=tuple(forward), backward=tuple(reversed(backward)), optimizer=optimizer)
@@ -258,6 +263,12 @@ class Held:
         for value in set(call.inputs):
             if self.last_reader.get(value) == i and value not in self.program.outputs:
                 self.reference[self.storage[value]] -= 1
+
+    def lasting(self, i: int) -> frozenset[str]:
+        """Saved values that outlive the call's backward: outputs, which the caller has, what an earlier call saved too, and the
+        batch."""
+        saved = self.steps[i][1].saved
+        return frozenset(name for name, key in zip(saved, self.by_call[i], strict=True) if self.reference[key] != 1)
 
     def after_backward(self, i: int) -> None:
         region, halves = self.steps[i]

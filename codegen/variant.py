@@ -90,8 +90,8 @@ class Variant:
                 "pass the global batch that was planned for, or compile again for this shape"
             )
         if isinstance(tensor, DTensor):
-            return tensor.redistribute(self.mesh, as_dtensor(planned.placement)).to_local()
-        return piece(tensor, planned.placement, self.place, self.plan.mesh.sizes).to(self.mesh.device_type)
+            return tensor.redistribute(self.mesh, as_dtensor(planned.placement)).to_local().contiguous()
+        return piece(tensor, planned.placement, self.place, self.plan.mesh.sizes).to(self.mesh.device_type).contiguous()
 
     def whole(self, name: str, local: Tensor) -> DTensor:
         """An input as a DTensor, from this device's piece."""

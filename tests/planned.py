@@ -12,11 +12,11 @@ from torch import nn
 from autopar.api import plan_program
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.measure import Counted
-from autopar.codegen.measure import measure as count
 from autopar.hardware import load
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
+from autopar.planning.planner import realise
 from autopar.profiler.model_cost import measure
 from autopar.solver.baselines import try_baselines
 from autopar.solver.build import Builder, Setting
@@ -62,9 +62,8 @@ def tightest(name: str, mesh: str, dtype: torch.dtype = torch.float32) -> tuple[
     builder = Builder(cost, Setting(mesh=MeshSpec.of(mesh), hardware=toy_hardware()))
     problem = builder.problem()
     least = smallest(problem, time_limit_s=TIME_LIMIT_S)
-    plan = to_plan(builder, replace(problem, budget_bytes=least.bytes), least.solution)
-    emitted = emit(cost.program, plan)
-    return plan, emitted, count(emitted)
+    found = realise(builder, replace(problem, budget_bytes=least.bytes), least.solution)
+    return found.plan, found.emitted, found.counted
 
 
 @lru_cache(maxsize=16)

@@ -25,7 +25,7 @@ from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import Placement
-from autopar.ir.plan import Plan
+from autopar.ir.plan import Plan, PlannedCollective
 from autopar.ir.program import Program
 from autopar.ops.strategies import PASS_PARTIAL
 from autopar.ops.units import unknown_draws
@@ -270,11 +270,30 @@ def realise(builder: Builder, problem: Problem, solution: Solution) -> Found:
     except PlanError as error:
         raise AssertionError(f"a plan of our own making is refused: {error}") from error
     again = {name: tuple((h.redone, h.reconverted) for h in region.classes) for name, region in emitted.regions.items()}
-    plan, counted = to_plan(builder, problem, solution, again), count(emitted)
-    plan = plan.model_copy(update={"figures": plan.figures.model_copy(update={"counted_peak_bytes": counted.peak_bytes})})
+    counted = count(emitted)
+    plan = settled(to_plan(builder, problem, solution, again), counted)
     wrong = next(differences(plan.model_copy(update={"budget_bytes": None}), counted), None)
     assert wrong is None, f"a plan of our own making has wrong figures: {wrong}"
     return Found(plan=plan, solution=solution, emitted=replace(emitted, plan=plan), counted=counted)
+
+
+def settled(plan: Plan, counted: Counted) -> Plan:
+    """With what only the graphs can tell: the peak, and how much of the units that run again does so, which may be a part."""
+    figures = plan.figures
+    changes = {"counted_peak_bytes": counted.peak_bytes, "redone_flops": min(figures.redone_flops, counted.redone_flops)}
+    there = {(c.kind, c.axis, c.phase): c for c in counted.collectives}
+    backward = (there.get((c.kind, c.axis, c.phase)) for c in figures.collectives if c.phase == "backward")
+    fewer = {(c.kind, c.axis): c for c in backward if c is not None}
+    collectives = tuple(
+        least(c, fewer.get((c.kind, c.axis))) for c in figures.collectives if c.phase == "forward" or (c.kind, c.axis) in fewer
+    )
+    return plan.model_copy(update={"figures": figures.model_copy(update={**changes, "collectives": collectives})})
+
+
+def least(planned: PlannedCollective, counted: PlannedCollective | None) -> PlannedCollective:
+    """What was counted in backward where it is less than planned."""
+    less = planned.phase == "backward" and counted is not None and counted.bytes < planned.bytes
+    return counted if less and counted is not None else planned
 
 
 def require_shardable(problem: Problem, mesh: MeshSpec, program: Program) -> None:

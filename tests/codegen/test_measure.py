@@ -106,6 +106,19 @@ def test_results_of_one_node_count_with_it() -> None:
     assert first.peak(*taken) == 2 * 16 * 4
 
 
+def test_results_of_one_node_die_one_by_one() -> None:
+    """One of two results is read last at the very end; the other, which nobody takes, dies at once."""
+    small = Small()
+    x = small.input(256)
+    both = small(aten.sort.default, x)
+    values = small.graph.call_function(getitem, (both, 0))
+    values.meta["val"] = both.meta["val"][0]
+    later = small(aten.neg.default, x)
+    latest = small(aten.neg.default, x)
+    total = small(aten.addcmul.default, values, later, latest)
+    assert small.peak(total) == 4 * KIB  # values (1) and indices (2); then values, later, latest and total
+
+
 def test_flops_of_a_product_by_hand() -> None:
     small = Small()
     a, b = small.input(2, 3), small.input(3, 5)
