@@ -78,7 +78,7 @@ class Randomness:
         if self.shared:
             state = generator_state(self.device).to(self.device)
             dist.broadcast(state, src=0)
-            set_generator_state(state.cpu(), self.device)
+            set_generator_state(state, self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """`seed` and `step`; in serial mode `generator`, the state of torch's generator."""
@@ -92,7 +92,7 @@ class Randomness:
         if set(state) != wanted:
             raise InputError(f'a state with {sorted(state)} is not of random="{self.random}", which has {sorted(wanted)}')
         if self.random == "serial":
-            set_generator_state(state["generator"].cpu(), self.device)
+            set_generator_state(state["generator"], self.device)
         else:
             self.seed, self.step = checked("seed", state["seed"]), checked("step", state["step"])
 

@@ -216,7 +216,7 @@ def structure(unit: Unit, grown: Collection[Factor]) -> str:
         number[node] = f"%{i}"
         spelled = None if is_getitem(node) else rule_of(node).shape_argument
         args = [len(a) if at == spelled and isinstance(a, Sized) else a for at, a in enumerate(node.args)]
-        rest = torch.fx.node.map_arg((args, node.kwargs), number.__getitem__)
+        rest = torch.fx.node.map_arg((args, node.kwargs), lambda n: number.get(n, "unread"))
         lines.append(f"{node.target}{rest}{unit.dims[node]}{node in unit.results}{node in unit.dense}")
     return "\n".join([*lines, str(sorted((f, n) for f, n in unit.sizes.items() if f not in grown))])
 

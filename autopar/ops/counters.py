@@ -4,8 +4,8 @@ No generator, no hidden state. An element gets the same number whichever device 
 pieces of a tensor differ and replicas agree by construction. Sums and products wrap around, as integers do on every device.
 
 A tensor is seen as rows and columns. Places of rows and of columns are hashed with 64 bits, which costs little, there being
-few of them; the two meet in each element in a dozen 32-bit operations that vectorise (a tenth of the time of torch's own
-`bernoulli_` on a CPU). For simulations of physics or for secrets there are better generators.
+few of them; the two meet in each element in a dozen 32-bit operations that vectorise (on a CPU in half of the time of
+torch's own `dropout`). For simulations of physics or for secrets there are better generators.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ KEY_NUMBERS = 4
 """Per draw: a row's and a column's key, twice, for draws that need more than 31 bits."""
 COLUMNS = 64
 """Rows are at least so long, where the tensor has so many elements."""
-CHUNK = 2**17
-"""Elements that are computed at a time on a CPU: they stay in its cache."""
+CHUNK, CHUNK_ELSEWHERE = 2**17, 2**24
+"""Elements that are computed at a time: on a CPU they stay in its cache, elsewhere memory that no plan counts is little."""
 WEYL, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """Of splitmix64."""
 MIX_32 = 0x2C1B3C6D
@@ -137,7 +137,7 @@ class Bits:
         return out.bitwise_xor_(torch.bitwise_right_shift(out, 16, out=high))
 
     def chunks(self, device: torch.device) -> Iterator[tuple[int, int]]:
-        step = max(1, CHUNK // max(self.columns, 1)) if device.type == "cpu" else max(self.rows, 1)
+        step = max(1, (CHUNK if device.type == "cpu" else CHUNK_ELSEWHERE) // max(self.columns, 1))
         for start in range(0, self.rows, step):
             yield start, min(start + step, self.rows)
 

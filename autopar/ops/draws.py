@@ -59,18 +59,18 @@ def generator_state(device: torch.device) -> Tensor:
 
 
 def set_generator_state(state: Tensor, device: torch.device) -> None:
+    """(Of a view into a larger tensor torch 2.13's `set_rng_state` reads the wrong bytes, beyond it even: hence the copy.)"""
     if device.type == "cpu":
-        torch.set_rng_state(state)
+        torch.set_rng_state(state.cpu().clone())
     else:
-        torch.get_device_module(device).set_rng_state(state, device)
+        torch.get_device_module(device).set_rng_state(state.cpu().clone(), device)
 
 
 @contextmanager
 def generator_in(state: Tensor, device: torch.device) -> Iterator[None]:
-    """With the device's default generator in a state, for a while. (Given a view into a larger tensor, torch 2.13's
-    `set_rng_state` reads beyond it: hence the copy.)"""
+    """With the device's default generator in a state, for a while."""
     before = generator_state(device)
-    set_generator_state(state.cpu().clone(), device)
+    set_generator_state(state, device)
     try:
         yield
     finally:

@@ -206,7 +206,8 @@ def ones_moved(node: torch.fx.Node, operands: Sequence[Shape | None], results: S
 
 
 def factory(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
-    """full, zeros, ones: every element alike, so any dim may be cut."""
+    """full, zeros, ones: every element alike, so any dim may be cut. Random numbers too, also those in the shape of a tensor,
+    which nobody reads."""
     out, sizes = named(results[0])
     return signature([None] * len(operands), [out], sizes)
 

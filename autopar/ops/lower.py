@@ -84,7 +84,8 @@ def emit_unit(
     sizes = strategy.local_sizes(unit, mesh.sizes)
     cuts = cuts_of(unit, strategy, mesh, coordinate)
     for node in unit.nodes:
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+        # what draws numbers in the shape of a tensor does not read it
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), env.get if node in unit.sites else env.__getitem__)
         call = LocalCall(graph, unit.name, node, args, kwargs)
         if node in unit.sites:
             loops = loops_of(unit, node, strategy, mesh, coordinate)

@@ -85,7 +85,7 @@ def full_run(unit: Unit, operands: Sequence[Tensor]) -> tuple[list[Tensor], list
     done: dict[fx.Node, Any] = dict(zip(unit.operands, operands, strict=True))
     with seeded():
         for node in unit.nodes:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), done.__getitem__)
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: done.get(n, n.meta["val"]))
             done[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     results = [done[node] for node in unit.results]
     generator = torch.Generator().manual_seed(5)
