@@ -55,10 +55,9 @@ def test_serial_dropout_is_that_of_torch_bit_for_bit(dtype: torch.dtype) -> None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         expected = torch.nn.functional.dropout(x, 0.1)
-    assert torch.equal(draws.dropout(x, state_of(4), 0, 0.1, (32, 48), (), ()), expected)
-    halves = [
-        draws.dropout(x[:, 24 * i :][:, :24], state_of(4), 0, 0.1, (32, 48), (1, 2), (torch.tensor(i),)) for i in range(2)
-    ]
+    states = torch.cat([state_of(0), state_of(4)])
+    assert torch.equal(draws.dropout(x, states, 1, 0.1, (32, 48), (), ()), expected)
+    halves = [draws.dropout(x[:, 24 * i :][:, :24], states, 1, 0.1, (32, 48), (1, 2), (torch.tensor(i),)) for i in range(2)]
     assert torch.equal(torch.cat(halves, 1), expected)
 
 
