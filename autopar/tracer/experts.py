@@ -193,9 +193,9 @@ def ends(offsets: Node, sort: Node, experts: Any) -> None:
 
 
 def inverse_of(node: Node) -> Node:
-    """The permutation whose inverse was written into an empty tensor."""
+    """The permutation whose inverse was written into a tensor that was empty (`clean` fills those with zeros)."""
     empty, positions, numbers = call(node, aten.index_put.default)[:3]
-    need(str(empty.target).startswith("aten.empty") and len(positions) == 1 and not node.args[3:])
+    need(str(empty.target).startswith(("aten.empty", "aten.zeros")) and len(positions) == 1 and not node.args[3:])
     bounds = call(numbers, aten.arange.start_step, aten.arange.default, aten.arange.start)
     need(len(bounds) == 1 or bounds[0] == 0)
     need(shape_of(numbers.meta["val"]) == shape_of(node.meta["val"]) == shape_of(positions[0].meta["val"]))
