@@ -176,13 +176,13 @@ class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = {t.untyped_storage()._cdata for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and not tensor.is_meta:
                 self._count(tensor.untyped_storage(), before)
         return result
 
     def _count(self, storage: torch.UntypedStorage, before: set[int]) -> None:
         key = storage._cdata
-        if key in self.alive or key in before or storage.device.type == "meta":
+        if key in self.alive or key in before:
             return
         self.alive[key] = storage.nbytes()
         self.bytes += self.alive[key]
