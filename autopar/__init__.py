@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from autopar.runtime.checkpoint import Checkpoints as Checkpoints
     from autopar.runtime.loader import own_slice as own_slice
     from autopar.runtime.loader import shard_loader as shard_loader
+    from autopar.timelines import timeline as timeline
+    from autopar.timelines import trace as trace
     from autopar.verification import verify as verify
 
 __version__ = "0.1.0"
@@ -31,6 +33,8 @@ _HOMES = {
     "pareto": "autopar.api",
     "plan": "autopar.api",
     "profile": "autopar.api",
+    "timeline": "autopar.timelines",
+    "trace": "autopar.timelines",
     "verify": "autopar.verification",
     "Checkpoints": "autopar.runtime.checkpoint",
     "Constraints": "autopar.ir.constraints",
@@ -57,6 +61,8 @@ __all__ = [
     "plan",
     "profile",
     "shard_loader",
+    "timeline",
+    "trace",
     "verify",
 ]
 

@@ -27,13 +27,15 @@ from autopar.cli_options import (
     NoRecomputeOption,
     PinOption,
     SeqOption,
+    TraceOption,
     WholeParametersOption,
     check_arguments,
+    check_trace,
     load_model,
     read_constraints,
     stages,
 )
-from autopar.cli_plan import plan, show
+from autopar.cli_plan import plan, show, write_timeline
 from autopar.cli_profile import profile
 from autopar.errors import AutoparError
 
@@ -90,6 +92,7 @@ def verify(
     dtype: DtypeOption = None,
     steps: Annotated[int, typer.Option(help="AdamW steps to compare weights after.", min=1)] = 3,
     hardware: HardwareOption = "cpu",
+    trace: TraceOption = None,
     pin: PinOption = None,
     ban: BanOption = None,
     constraints: ConstraintsOption = None,
@@ -109,6 +112,7 @@ def verify(
         free_checkpoints=free_checkpoints,
     )
     check_arguments(mesh=mesh, memory=memory, hardware=hardware, constraints=limits)
+    check_trace(trace)
     import autopar
 
     given = None if plan is None else autopar.Plan.load(plan)
@@ -126,7 +130,12 @@ def verify(
             hardware=hardware,
             constraints=limits,
         )
+        if trace is not None:
+            stage("writing the timeline")
+            write_timeline(trace, loaded, report.plan, hardware)
     print_report(report, loaded.name, mesh, steps)
+    if trace is not None:
+        typer.echo(f"wrote {trace}", err=True)
     if not report.ok:
         raise typer.Exit(1)
 

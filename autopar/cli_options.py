@@ -32,6 +32,10 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option("--precision", metavar="DTYPES", help="Mixed precision: parameters=float32,compute=bfloat16,reduce=float32."),
 ]
+TraceOption = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="FILE.json", help="Write a step's predicted timeline, as a Chrome trace for Perfetto."),
+]
 PinOption = Annotated[
     list[str] | None,
     typer.Option("--pin", metavar="RULE", help='What must be so, as "model.layers.*.mlp: tensor=gpu"; may be repeated.'),
@@ -101,6 +105,12 @@ def check_arguments(
         _ = spec and device.axis_links(spec)
     if output is not None and output.is_dir():
         raise InputError(f"{output} is a folder: give a file for the plan, as {output / 'plan.json'}")
+
+
+def check_trace(path: Path | None) -> None:
+    """Raise if a timeline cannot be written there."""
+    if path is not None and path.is_dir():
+        raise InputError(f"--trace {path} is a folder: give a file, as {path / 'trace.json'}")
 
 
 def load_model(

@@ -21,8 +21,10 @@ from autopar.cli_options import (
     PinOption,
     PrecisionOption,
     SeqOption,
+    TraceOption,
     WholeParametersOption,
     check_arguments,
+    check_trace,
     load_model,
     read_constraints,
     stages,
@@ -32,6 +34,7 @@ from autopar.errors import InputError, MeshError
 
 if TYPE_CHECKING:
     from autopar import Pareto, Plan
+    from autopar.models import Loaded
 
 
 def plan(
@@ -65,6 +68,7 @@ def plan(
     whole_parameters: WholeParametersOption = False,
     min_micro_batch: MinMicroBatchOption = None,
     free_checkpoints: FreeCheckpointsOption = False,
+    trace: TraceOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Search even if this very plan was found before.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the plan or plans, as JSON.")] = None,
 ) -> None:
@@ -83,6 +87,11 @@ def plan(
 
         Precision.parse(precision)
     check_setting(mesh, devices, pareto, global_batch, batch, plot)
+    check_trace(trace)
+    if pareto and trace is not None:
+        raise InputError(
+            "--trace shows one plan: take it from the front with `autopar show --point`, and verify it with --trace"
+        )
     check_arguments(mesh=mesh, memory=memory, hardware=hardware, output=output, constraints=limits)
     options: dict[str, Any] = {
         "precision": precision,
@@ -105,14 +114,28 @@ def plan(
         else:
             options |= {"cache": not no_cache}
             found = autopar.plan(*example, devices=devices, global_batch=global_batch, micro_batch=micro_batch, **options)
+        if trace is not None and not hasattr(found, "plans"):
+            stage("writing the timeline")
+            write_timeline(trace, loaded, found, hardware, global_batch)
     if output is not None:
         save(found, output)
     print_found(found)
     if plot is not None:
         draw(found, plot)
-    for path in (output, plot):
+    for path in (output, plot, trace):
         if path is not None:
             typer.echo(f"wrote {path}", err=True)
+
+
+def write_timeline(path: Path, loaded: Loaded, plan: Plan, hardware: str, global_batch: int | None = None) -> None:
+    """Of one micro-batch, if the plan is for several."""
+    import autopar
+    from autopar.planning.batches import with_batch
+
+    args, kwargs = loaded.args, dict(loaded.kwargs)
+    if global_batch is not None:
+        args, kwargs = with_batch(args, kwargs, global_batch // plan.micro_batches)
+    autopar.timeline(loaded.model, plan, args, kwargs, hardware=hardware).save(path)
 
 
 def check_setting(

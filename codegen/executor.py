@@ -21,6 +21,8 @@ from autopar.ir.autocast import no_autocast
 
 RunBackward = Callable[[int, list[Tensor]], "list[Tensor | None]"]
 """(index of the call, its boxed arguments) -> the results of its backward graph, None where there are none yet."""
+RunGraph = Callable[[int, torch.fx.GraphModule, list[Tensor]], Sequence[Tensor]]
+"""(index of the call, one of its graphs, its boxed arguments) -> the graph's results."""
 
 
 @dataclass
@@ -33,10 +35,16 @@ class Tape:
     shapes: list[list[tuple[tuple[int, ...], torch.dtype]]] = field(default_factory=list)
 
 
+def run_graph(i: int, module: torch.fx.GraphModule, boxed: list[Tensor]) -> Sequence[Tensor]:
+    found: Sequence[Tensor] = module.forward(boxed)
+    return found
+
+
 class Executor:
     """Graphs are run by their `forward`: as modules they would be taken for parts of the model by hooks on all modules.
 
-    `groups` maps mesh axis names to names of process groups; `coordinates` this device's place on each axis (0-dim)."""
+    `groups` maps mesh axis names to names of process groups; `coordinates` this device's place on each axis (0-dim).
+    `run_graph` is what runs each graph: something else in its place may watch."""
 
     def __init__(self, emitted: Emitted, groups: Mapping[str, str], coordinates: Sequence[Tensor]) -> None:
         self.emitted, self.program = emitted, emitted.program
@@ -44,6 +52,7 @@ class Executor:
         self.last_reader = {v: i for i, call in enumerate(self.program.calls) for v in call.inputs}
         self.results = {*filter(None, self.program.outputs), *self.program.mutations.values()}
         self.flights = flights(emitted)
+        self.run_graph: RunGraph = run_graph
         modules: dict[int, torch.fx.GraphModule] = {}
 
         def module(graph: torch.fx.Graph, name: str) -> torch.fx.GraphModule:
@@ -68,7 +77,7 @@ class Executor:
         tape = Tape(keys=keys)
         for i, (call, region, _, forward, _) in enumerate(self.steps):
             boxed = [values[v] for v in call.inputs] + [state[s] for s in call.state] + self.given(keys, i)
-            results = list(forward.forward(boxed))
+            results = list(self.run_graph(i, forward, boxed))
             count = len(region.joint.outputs)
             values.update(zip(call.outputs, results[:count], strict=True))
             tape.saved.append(results[count:] if keep else [])
@@ -109,7 +118,7 @@ class Executor:
                     del tangent
             air.land(self.flights[i].room_bytes)
             if run is None:
-                results = list(backward.forward(boxed))
+                results = list(self.run_graph(i, backward, boxed))
                 if flying := self.flights[i].flying:
                     air.take_off([(results[k], size) for k, size in flying.bytes.items()])
             else:

@@ -18,6 +18,7 @@ from autopar.codegen.readable import identifier
 from autopar.codegen.split import Halves
 from autopar.ir.conversion import Conversion
 from autopar.ir.mesh import MeshSpec
+from autopar.ops.flops import Collective
 from autopar.torch_private import OpOverload
 
 DTYPES = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
@@ -82,8 +83,7 @@ def traced(node: Node, region: EmittedRegion) -> Node:
 
 def step(node: Node, region: EmittedRegion, mesh: MeshSpec) -> str:
     """Which step of the region a node is part of, in words: an op of the model with its line, or a conversion."""
-    locals_ = {n.name: n for n in region.local.graph.nodes}
-    local = node if node.graph is region.local.graph else locals_.get(node.meta.get("step") or "")
+    local = local_of(node, region)
     if local is None:
         return "sum of gradients" if node.meta.get("step") is None and node.name.startswith("grad_") else ""
     again = "again: " if node.meta.get("again") else ""
@@ -95,6 +95,31 @@ def step(node: Node, region: EmittedRegion, mesh: MeshSpec) -> str:
         return f"{again}{back}{parameter} in the dtype that is computed in"
     origin = region.local.region.nodes[local.meta["origin"]]
     return again + back + " ".join(filter(None, (origin.meta.get("path") or origin.name, origin.meta.get("source"))))
+
+
+def local_of(node: Node, region: EmittedRegion) -> Node | None:
+    """The node of the region's forward program that a node is of; None for sums of gradients and the like."""
+    if node.graph is region.local.graph:
+        return node
+    return next((n for n in region.local.graph.nodes if n.name == node.meta.get("step")), None)
+
+
+def about(node: Node, region: EmittedRegion, sent: Collective | None = None) -> dict[str, Any]:
+    """For people and tools: the op, what of the model it is, and what a collective sends (`sent`, with the mesh axis)."""
+    found: dict[str, Any] = {"op": operation(node.target), "backward": node.name.startswith("grad_")}
+    if node.meta.get("again"):
+        found["again"] = True
+    if (local := local_of(node, region)) is not None:
+        if (converted := local.meta.get("conversion")) is not None:
+            tensor, before, after = converted
+            found |= {"conversion": Conversion(before, after).kind.name, "tensor": tensor}
+            found["placements"] = f"[{before}] -> [{after}]"
+        elif (parameter := local.meta.get("cast")) is not None:
+            found["cast"] = parameter
+        else:
+            origin = region.local.region.nodes[local.meta["origin"]]
+            found |= {"module": origin.meta.get("path") or origin.name, "source": origin.meta.get("source") or ""}
+    return found if sent is None else found | {"collective": sent.kind, "axis": sent.axis, "bytes": sent.bytes}
 
 
 def conversion(tensor: str, before: Any, after: Any, mesh: MeshSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import autopar
 from autopar.cli import app
 from autopar.errors import PlanError
 from autopar.ir.pareto import Pareto
+from autopar.ir.timeline import Timeline
 from tests.small_plan import costing, small_plan
 
 MODULE = """
@@ -59,6 +61,31 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(autopar, "plan", answer(small_plan(tried=tried)), raising=False)
     monkeypatch.setattr(autopar, "pareto", answer(small_front()), raising=False)
     return found
+
+
+def test_a_plan_s_timeline_is_that_of_one_micro_batch(
+    model: str, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shapes: list[Any] = []
+
+    def timeline(module: Any, plan: Any, args: Any, kwargs: Any, **options: Any) -> Timeline:
+        shapes.append((tuple(kwargs["input"].shape), plan.micro_batches, options))
+        return Timeline(tracks=("compute",), events=(), step_s=0.0, waited_s=0.0)
+
+    monkeypatch.setattr(autopar, "plan", lambda *_, **__: small_plan(micro_batches=2))
+    monkeypatch.setattr(autopar, "timeline", timeline, raising=False)
+    path = tmp_path / "trace.json"
+    result = run("plan", model, "--devices", "8", "--global-batch", "64", "--trace", str(path))
+    assert result.exit_code == 0, result.output
+    assert shapes == [((32, 8), 2, {"hardware": "cpu"})]
+    assert json.loads(path.read_text())["traceEvents"]
+    assert f"wrote {path}" in result.stderr
+    result = run("plan", model, "--mesh", "8", "--trace", str(tmp_path))
+    assert (result.exit_code, len(shapes)) == (2, 1)
+    assert "is a folder: give a file, as" in result.stderr
+    result = run("plan", model, "--mesh", "8", "--pareto", "--trace", str(path))
+    assert (result.exit_code, len(shapes)) == (2, 1)
+    assert "--trace shows one plan" in result.stderr
 
 
 def test_overlap_is_an_option(model: str, calls: list[dict[str, Any]]) -> None:

@@ -23,6 +23,8 @@ PUBLIC = (
     "plan",
     "profile",
     "shard_loader",
+    "timeline",
+    "trace",
     "verify",
 )
 

@@ -17,6 +17,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60, help="training steps, serial ones afterwards too (default: 60)")
     parser.add_argument("--memory", default="52MiB", help="byte budget per process (default: 52MiB)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for plan.json, loss.png, sample.txt")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE.json", help="a step's timeline, predicted and measured, for Perfetto"
+    )
     found = parser.parse_args(argv)
     if found.steps < 1:
         parser.error("--steps must be at least 1")
@@ -37,4 +40,5 @@ def main(argv: Sequence[str] = ()) -> int:
         "autopar.demo.job",
     ]
     command += [f"--steps={options.steps}", f"--memory={options.memory}", f"--out={options.out}"]
+    command += [] if options.trace is None else [f"--trace={options.trace}"]
     return subprocess.run(command, check=False).returncode

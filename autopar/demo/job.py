@@ -101,6 +101,14 @@ def measured_bytes(parallel: ParallelModule, data: Tensor) -> int:
     return tracker.peak_bytes + sum(t.numel() * t.element_size() for t in [*resident, *state, *gradients])
 
 
+def traced_step(parallel: ParallelModule, data: Tensor, path: Path) -> None:
+    """Write what happens when in two steps, the first one of which is slower than those that follow."""
+    with autopar.trace(parallel, path, hardware="cpu"):
+        for batch in batches(data, batch=BATCH, seq=SEQ, steps=2):
+            parallel(**batch).loss.backward()
+    parallel.zero_grad()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """What the parallel run leaves on rank 0."""
@@ -118,6 +126,9 @@ def parallel_run(options: Any, data: Tensor, console: Console) -> Trained:
         parallel = autopar.compile(build_model(), mesh, kwargs=batch, memory=options.memory, time_limit_s=20, cache=False)
     console.print(f"planned and compiled in {time.perf_counter() - start:.1f} s under a budget of {options.memory} per process")
     used, counted = measured_bytes(parallel, data), parallel.measure()
+    if options.trace is not None:
+        traced_step(parallel, data, options.trace)
+        console.print(f"wrote the timelines of two steps, predicted and measured: {options.trace}")
     if dist.get_rank() == 0:
         parallel.plan.save(options.out / "plan.json")
         print_plan(parallel.plan, counted, console=console)

@@ -9,44 +9,22 @@ with reductions that outlive their graph (`codegen/flight.py`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch.fx import Graph, Node
 
-from autopar.codegen.emit import Emitted
+from autopar.codegen.emit import Emitted, EmittedRegion
 from autopar.codegen.flight import flights
+from autopar.codegen.listing import about
 from autopar.codegen.schedule import WAIT
 from autopar.codegen.split import results_of
 from autopar.hardware import Hardware
-from autopar.ops.flops import collective_of
+from autopar.ir.timeline import COMPUTE, WAITS, Event, Timeline
+from autopar.ops.flops import Collective, collective_of
 from autopar.ops.joint import owner
 from autopar.profiler.unit_cost import node_figures, skipped
-
-COMPUTE = "compute"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What keeps a track (COMPUTE, or a mesh axis) busy, in seconds since the step began; `call` is where it belongs."""
-
-    track: str
-    name: str
-    call: str
-    start_s: float
-    end_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timeline:
-    """`events` in the order in which they begin on their track; `waited_s`: how long the device waits for collectives."""
-
-    events: tuple[Event, ...]
-    step_s: float
-    waited_s: float
-
-    def busy_s(self, track: str) -> float:
-        return sum(e.end_s - e.start_s for e in self.events if e.track == track)
 
 
 @dataclass
@@ -58,6 +36,7 @@ class Clock:
     free_s: dict[str, float] = field(default_factory=dict)
     waited_s: float = 0.0
     events: list[Event] = field(default_factory=list)
+    known: dict[Node, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         mesh = self.emitted.plan.mesh
@@ -65,76 +44,72 @@ class Clock:
         self.sizes = dict(zip(mesh.names, mesh.sizes, strict=True))
         self.free_s = dict.fromkeys((COMPUTE, *mesh.names), 0.0)
 
-    def run(self, graph: Graph, call: str) -> dict[Node, float]:
+    def run(self, graph: Graph, region: EmittedRegion, call: str) -> dict[Node, float]:
         """One graph; when what its collectives bring arrives."""
         arrives: dict[Node, float] = {}
         for node in graph.nodes:
             if node.op != "call_function":
                 continue
             if node.target is WAIT:
-                self.wait(arrives.get(owner(node), 0.0))
+                self.wait(owner(node).name, call, arrives.get(owner(node), 0.0))
             elif (sent := collective_of(node)) is not None:
                 seconds = self.links[sent.axis].collective_s(sent.kind, sent.bytes, self.sizes[sent.axis])
                 start = max(self.free_s[COMPUTE], self.free_s[sent.axis])
-                self.occupy(sent.axis, node.name, call, start, seconds)
+                self.occupy(sent.axis, node.name, call, start, seconds, self.about(node, region, sent))
                 arrives[node] = start + seconds
                 self.free_s[COMPUTE] += (1 - self.hardware.overlap) * seconds
             elif not skipped(node):
                 flops, moved, dtype = node_figures(node)
-                self.occupy(COMPUTE, node.name, call, self.free_s[COMPUTE], self.hardware.time_s(flops, sum(moved), dtype))
+                seconds = self.hardware.time_s(flops, sum(moved), dtype)
+                self.occupy(COMPUTE, node.name, call, self.free_s[COMPUTE], seconds, self.about(node, region))
         return arrives
 
-    def occupy(self, track: str, name: str, call: str, start: float, seconds: float) -> None:
-        self.events.append(Event(track=track, name=name, call=call, start_s=start, end_s=start + seconds))
-        self.free_s[track] = start + seconds
+    def about(self, node: Node, region: EmittedRegion, sent: Collective | None = None) -> Mapping[str, Any]:
+        """Once per node: calls share their graphs."""
+        if node not in self.known:
+            self.known[node] = about(node, region, sent)
+        return self.known[node]
 
-    def wait(self, until: float) -> None:
-        self.waited_s += max(0.0, until - self.free_s[COMPUTE])
-        self.free_s[COMPUTE] = max(self.free_s[COMPUTE], until)
+    def occupy(self, track: str, name: str, call: str, start: float, seconds: float, about: Mapping[str, Any]) -> None:
+        end = start + seconds
+        self.events.append(Event(track=track, name=name, call=call, start_s=start, end_s=end, about=about))
+        self.free_s[track] = end
+
+    def wait(self, name: str, call: str, until: float) -> None:
+        now = self.free_s[COMPUTE]
+        if until > now:
+            self.events.append(Event(track=WAITS, name=name, call=call, start_s=now, end_s=until))
+            self.waited_s += until - now
+            self.free_s[COMPUTE] = until
+
+    def land(self, air: deque[tuple[float, int, str, str]]) -> None:
+        arrival, _, name, call = air.popleft()
+        self.wait(name, call, arrival)
 
 
 def simulate(emitted: Emitted, hardware: Hardware) -> Timeline:
     """One forward and backward of the emitted graphs, without the optimizer's step, as one of the devices sees it."""
     clock, steps = Clock(emitted, hardware), emitted.halves()
     names = [call.path or call.region for call in emitted.program.calls]
-    for (_, halves), name in zip(steps, names, strict=True):
-        clock.run(halves.forward, f"{name} forward")
-    air: deque[tuple[float, int]] = deque()
-    for (_, halves), flight, name in reversed(list(zip(steps, flights(emitted), names, strict=True))):
-        while air and sum(size for _, size in air) > flight.room_bytes:
-            clock.wait(air.popleft()[0])
-        graph = halves.backward if flight.flying is None else flight.flying.graph
-        arrives = clock.run(graph, f"{name} backward")
+    for (region, halves), name in zip(steps, names, strict=True):
+        clock.run(halves.forward, region, f"{name} forward")
+    air: deque[tuple[float, int, str, str]] = deque()
+    for (region, halves), flight, name in reversed(list(zip(steps, flights(emitted), names, strict=True))):
+        while air and sum(size for _, size, _, _ in air) > flight.room_bytes:
+            clock.land(air)
+        call, graph = f"{name} backward", halves.backward if flight.flying is None else flight.flying.graph
+        arrives = clock.run(graph, region, call)
         if flight.flying is not None:
             results = results_of(graph)
-            air += [(arrives[results[k]], size) for k, size in flight.flying.bytes.items()]
-    for arrival, _ in air:
-        clock.wait(arrival)
-    return Timeline(events=tuple(clock.events), step_s=clock.free_s[COMPUTE], waited_s=clock.waited_s)
-
-
-def chrome_trace(timeline: Timeline, tracks: Sequence[str], process: str = "predicted") -> list[dict[str, object]]:
-    """Complete events of the Trace Event Format (chrome://tracing, Perfetto): times in microseconds, one thread per track."""
-    named: Iterable[dict[str, object]] = (
-        {"ph": "M", "name": "thread_name", "pid": process, "tid": i, "args": {"name": track}} for i, track in enumerate(tracks)
+            air += [(arrives[results[k]], size, results[k].name, call) for k, size in flight.flying.bytes.items()]
+    while air:
+        clock.land(air)
+    return Timeline(
+        tracks=(COMPUTE, WAITS, *emitted.plan.mesh.names),
+        events=tuple(clock.events),
+        step_s=clock.free_s[COMPUTE],
+        waited_s=clock.waited_s,
     )
-    place = {track: i for i, track in enumerate(tracks)}
-    return [
-        *named,
-        *(
-            {
-                "ph": "X",
-                "name": e.name,
-                "cat": e.track,
-                "pid": process,
-                "tid": place[e.track],
-                "ts": e.start_s * 1e6,
-                "dur": (e.end_s - e.start_s) * 1e6,
-                "args": {"call": e.call},
-            }
-            for e in timeline.events
-        ),
-    ]
 
 
-__all__ = ["COMPUTE", "Event", "Timeline", "chrome_trace", "simulate"]
+__all__ = ["COMPUTE", "WAITS", "Event", "Timeline", "simulate"]

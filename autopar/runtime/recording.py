@@ -1,0 +1,144 @@
+"""What a parallel module really does when: its graphs run node by node under torch's profiler, each node with a mark.
+
+The profiler knows what nobody else does: when a collective ran that was only started (gloo's threads and nccl's streams report
+to it). Marks say which node of which graph, of which call, was at work; so measured events have the names of predicted ones.
+The same ops run in the same order, and let go of their arguments at the same places, so results are the same bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.profiler import record_function
+
+from autopar.codegen.emit import Emitted, EmittedRegion
+from autopar.codegen.executor import run_graph
+from autopar.codegen.listing import about
+from autopar.codegen.schedule import WAIT, is_collective
+from autopar.codegen.split import results_of
+from autopar.codegen.variant import Variant
+from autopar.ir.timeline import COMPUTE, WAITS
+from autopar.ops.flops import collective_of
+from autopar.ops.joint import alias_base, owner
+
+MARK = "autopar:"
+"""Before the number of a mark, in what the profiler writes."""
+KNOWN = ""
+"""The track of a wait for what an earlier graph waited for: it is over at once, and no event."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A node of a graph that ran, or a whole graph that cannot be run node by node. `track`: COMPUTE, WAITS, KNOWN, or the mesh
+    axis of a collective that starts."""
+
+    call: str
+    name: str
+    track: str
+    about: Mapping[str, Any]
+
+
+@dataclass
+class Step:
+    """A forward, and its backward if there was one. Its first mark, and the first of its backward; `landing`: the collectives
+    that backward graphs left to the executor to wait for, in this order."""
+
+    emitted: Emitted
+    forward: int
+    backward: int | None = None
+    landing: list[Mark] = field(default_factory=list)
+
+
+class Nodes(Interpreter):
+    """Runs a graph's nodes, those that compute, send or wait inside marks. `mark`: of a node its mark's text."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.mark: Any = None
+
+    def boxed(self, boxed: list[Tensor]) -> Sequence[Tensor]:
+        """The graph's results; empties the list of its arguments."""
+        given: dict[Node, Any] = dict(zip(self.module.graph.find_nodes(op="placeholder"), boxed, strict=True))
+        boxed.clear()
+        results: Sequence[Tensor] = self.run(initial_env=given, enable_io_processing=False)
+        return results
+
+    def run_node(self, n: Node) -> Any:
+        if n.op != "call_function" or (n.target is not WAIT and is_free(n)):
+            return super().run_node(n)
+        with record_function(self.mark(n)):
+            return super().run_node(n)
+
+
+def is_free(node: Node) -> bool:
+    """Views, and parts of results: as predictions do, measurements leave them out."""
+    return alias_base(node) is not None or getattr(node.target, "__name__", "") == "getitem"
+
+
+class Recorder:
+    """Watches the executors of a module's programs, and makes a timeline of what the profiler saw."""
+
+    def __init__(self, variants: Sequence[Variant]) -> None:
+        self.variants = variants
+        self.marks: list[Mark] = []
+        self.steps: list[Step] = []
+        self.nodes: dict[GraphModule, Nodes] = {}
+        self.known: dict[Node, Mapping[str, Any]] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        for variant in self.variants:
+            variant.executor.run_graph = functools.partial(self.run, variant)
+        try:
+            yield
+        finally:
+            for variant in self.variants:
+                variant.executor.run_graph = run_graph
+
+    def run(self, variant: Variant, i: int, module: GraphModule, boxed: list[Tensor]) -> Sequence[Tensor]:
+        """A graph of a call, as `codegen.executor.run_graph` does."""
+        call, region, _, forward, backward = variant.executor.steps[i]
+        is_forward = module is forward
+        if is_forward and i == 0:
+            self.steps.append(Step(variant.emitted, len(self.marks)))
+        step = self.steps[-1]
+        if not is_forward and step.backward is None:
+            step.backward = len(self.marks)
+        name = f"{call.path or call.region} {'forward' if is_forward else 'backward'}"
+        if not isinstance(module, GraphModule):
+            with record_function(self.mark(name, name, COMPUTE, {})):
+                return run_graph(i, module, boxed)
+        if module not in self.nodes:
+            self.nodes[module] = Nodes(module)
+        self.nodes[module].mark = functools.partial(self.mark_of, variant, region, name)
+        results = self.nodes[module].boxed(boxed)
+        if module is backward:
+            step.landing += left_flying(module, name)
+        return results
+
+    def mark(self, call: str, name: str, track: str, about: Mapping[str, Any]) -> str:
+        self.marks.append(Mark(call=call, name=name, track=track, about=about))
+        return f"{MARK}{len(self.marks) - 1}"
+
+    def mark_of(self, variant: Variant, region: EmittedRegion, call: str, node: Node) -> str:
+        if node.target is WAIT:
+            start = owner(node)
+            return self.mark(call, start.name, WAITS if is_collective(start) else KNOWN, {})
+        sent = collective_of(node)
+        if sent is not None:
+            axes = {group: axis for axis, group in variant.executor.groups.items()}
+            sent = replace(sent, axis=axes[sent.axis])
+        if node not in self.known:
+            self.known[node] = about(node, region, sent)
+        return self.mark(call, node.name, COMPUTE if sent is None else sent.axis, self.known[node])
+
+
+def left_flying(module: GraphModule, call: str) -> list[Mark]:
+    """The collectives among a backward graph's results."""
+    return [Mark(call=call, name=n.name, track=WAITS, about={}) for n in results_of(module.graph) if is_collective(n)]
