@@ -170,6 +170,12 @@ def _layer_norm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     return call.emit(sharded.layer_norm_hidden, given)
 
 
+def _rms_norm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    x, normalized_shape = call.args[:2]
+    eps = argument(call.node, "eps")
+    return call.emit(sharded.rms_norm_hidden, (x, math.prod(normalized_shape), call.argument(2), eps, cuts["h"].axes))
+
+
 def _cross_entropy(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     vocab, tokens = cuts.get("v", NOT_CUT), cuts.get("t", NOT_CUT)
     options = {
@@ -199,6 +205,7 @@ IMPLEMENTATIONS: dict[str, Lowering] = {
     "addmm": _addmm,
     "mean": _mean,
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     "cross_entropy": _cross_entropy,
     "causal_attention": _causal_attention,
     "experts": _experts,

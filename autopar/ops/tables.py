@@ -86,6 +86,12 @@ def layer_norm(node: torch.fx.Node, operands: Sequence[Shape | None], results: S
     return fit_text("b* h, h, h -> b* h", operands, results, {"h": "layer_norm"})
 
 
+def rms_norm(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+    if len(argument(node, "normalized_shape")) != 1:
+        return fits.last_whole(node, operands, results)
+    return fit_text("b* h, h -> b* h", operands, results, {"h": "rms_norm"})
+
+
 def addmm(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
     bias = "n" if len(operands[0] or ()) == 1 else "t n"
     return fit_text(f"{bias}, t k, k n -> t n", operands, results, {"k": "addmm"})
@@ -127,6 +133,7 @@ TABLE: dict[Target, OpRule] = {
     # embeddings, norms, losses
     aten.embedding.default: OpRule(kind="embedding", fit=embedding),
     aten.layer_norm.default: OpRule(kind="norm", fit=layer_norm, shape_argument=1),
+    aten.rms_norm.default: OpRule(kind="norm", fit=rms_norm, shape_argument=1),
     aten.cross_entropy_loss.default: OpRule(kind="loss", fit=cross_entropy),
     # softmax family and scans
     aten.softmax.int: OpRule(kind="norm", fit=fits.elementwise_whole("dim")),

@@ -24,6 +24,7 @@ from tests.ops.examples_inner import (
     linear,
     matmul,
     mm,
+    rms_norm,
 )
 from tests.ops.pick import DTYPE, Pick
 from tests.ops.proofs import Call
@@ -285,6 +286,7 @@ EXAMPLES: dict[Any, Example] = {
     EXPERTS: experts,
     aten.embedding.default: embedding,
     aten.layer_norm.default: layer_norm,
+    aten.rms_norm.default: rms_norm,
     aten.cross_entropy_loss.default: cross_entropy,
     aten.softmax.int: along_one(aten.softmax.int),
     aten._softmax.default: along_one(aten._softmax.default, False),

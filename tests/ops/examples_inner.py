@@ -114,6 +114,13 @@ def layer_norm(p: Pick) -> Call:
     return Call(aten.layer_norm.default, (p.tensor(*shape, *normalized), normalized, *given, *eps))
 
 
+def rms_norm(p: Pick) -> Call:
+    rank = p.one(1, 1, 2)
+    shape, normalized = p.shape(p.one(2, 1, 3)), [p.size(4, 6, 2, 12) for _ in range(rank)]
+    given = p.one((p.tensor(*normalized),), (p.tensor(*normalized), 1e-3), ())
+    return Call(aten.rms_norm.default, (p.tensor(*shape, *normalized), normalized, *given))
+
+
 def cross_entropy(p: Pick) -> Call:
     t, v = p.size(4, 6, 12), p.size(4, 6, 12)
     target = p.integers(v, t)
