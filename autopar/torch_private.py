@@ -379,3 +379,33 @@ def peak_tracker() -> Any:
     from torch.distributed._tools.mem_tracker import MemTracker
 
     return MemTracker()
+
+
+def cpu_peak_bytes(run: Callable[[], object]) -> int:
+    """The most memory that the CPU allocator had given out during `run`, beyond what it had before; for benchmarks.
+
+    Unlike `AllocationTracker` it also sees what compiled code takes. The allocator's reports to the profiler
+    (`profile.profiler.kineto_results`): torch 2.13.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    assert profile.profiler is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: int(e.start_ns())):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def inductor_within(budget: float) -> Callable[..., Any]:
+    """A backend of `torch.compile` that keeps this share of the activations (`activation_memory_budget`: torch 2.13)."""
+
+    def compiled(module: Any, inputs: Any) -> Any:
+        from torch._functorch import config
+        from torch._inductor.compile_fx import compile_fx
+
+        with config.patch(activation_memory_budget=budget):
+            return compile_fx(module, inputs)
+
+    return compiled
