@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from autopar.bytes import parse_bytes
+from autopar.codegen.backend import Backend, require_backend
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.hold import hold
 from autopar.codegen.measure import Counted
@@ -36,6 +37,7 @@ from autopar.planning.settings import SettingSearch
 from autopar.planning.shapes import one_or_all
 from autopar.profiler.profile import Profile, profile_model
 from autopar.runtime.agreement import agree, commitments
+from autopar.runtime.compiled import build_of, prepared
 from autopar.runtime.peers import peers
 from autopar.runtime.replan import Programs
 from autopar.tracer import trace
@@ -207,6 +209,7 @@ def compile(
     cache: bool = True,
     seed: int | None = None,
     random: Random = "counters",
+    backend: Backend = "eager",
 ) -> ParallelModule:
     """The model, parallelized over `mesh`: an nn.Module with DTensor parameters that trains as the original does.
 
@@ -217,6 +220,8 @@ def compile(
     are, which is what the optimizer sees. `torch.autocast` around this call is honoured.
     Dropout and other random numbers follow from `seed` (by default from rank 0's `torch.manual_seed`), and are the same on
     every mesh; `random="serial"` draws those of the serial run, slowly, for tests. `parallel.randomness` is their state.
+    `backend="inductor"` compiles each region's graphs, once for all its layers, before it returns (docs/training.md); plans are
+    the same for both. Raises BackendError, beside what `plan` raises, where Inductor has no C++ compiler.
 
     A call with other shapes, or in a mode (train, eval) that makes it another program, is planned when it comes, around the
     parameters as they rest; with `replan=False` it is an InputError. docs/data.md says more.
@@ -226,6 +231,7 @@ def compile(
     spec = MeshSpec.of(mesh)
     require_device_mesh(mesh)
     require_processes(spec)
+    require_backend(backend)
     constraints.require_axes(spec.names)
     options: dict[str, Any] = {"hardware": hardware, "optimizer": optimizer, "time_limit_s": time_limit_s, "gap": gap}
     options |= {"overlap": overlap, "constraints": constraints, "memory": memory}
@@ -250,11 +256,12 @@ def compile(
         found.require(program, spec)
         emitted = emit(program, found, mesh.device_type)
         hold(emitted, peak=mesh.device_type == "cpu")
-        return emitted
+        return prepared(emitted, mesh, build)
 
     chosen = {"plan": plan if plan is None or isinstance(plan, Plan) else "a file", "replan": replan, "precision": precision}
-    said = commitments(model, mesh, options | chosen | {"seed": seed, "random": random})
+    said = commitments(model, mesh, options | chosen | {"seed": seed, "random": random, "backend": backend})
     agree({"about": "compile", **said})
+    build = build_of(backend)
     programs = Programs(model=model, trace=traced, plan=planned, said=said, allowed=replan)
     randomness, watched = shared_randomness(mesh, seed, random), peers()
     if not args and not kwargs:

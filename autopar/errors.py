@@ -6,6 +6,7 @@ Broken invariants of our own are assertions, never these.
 
 __all__ = [
     "AutoparError",
+    "BackendError",
     "BudgetError",
     "CheckpointError",
     "ConstraintError",
@@ -43,6 +44,10 @@ class MeshError(AutoparError):
 
 class HardwareError(AutoparError):
     """No such hardware description, or one that is malformed."""
+
+
+class BackendError(AutoparError):
+    """The backend that was asked for cannot compile here: a tool is missing, or it failed on a graph."""
 
 
 class CheckpointError(AutoparError):

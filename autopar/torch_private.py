@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -409,3 +409,41 @@ def inductor_within(budget: float) -> Callable[..., Any]:
             return compile_fx(module, inputs)
 
     return compiled
+
+
+def compile_by_inductor(
+    run: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], *, is_backward: bool, options: Mapping[str, Any]
+) -> tuple[torch.fx.GraphModule, Callable[[list[Tensor]], Sequence[Tensor]], str]:
+    """The ATen graph of a function of tensors that Inductor got, what it made of it, which takes a list that it empties, and
+    the code of that.
+
+    `inputs` are tensors in the `fake_mode` that is on; shapes, strides and dtypes are fixed by them. Results have the strides
+    that they have in `run`. `torch._inductor`: `select_decomp_table`, `config.patch` and `compile_fx_inner`, which is what
+    AOTAutograd calls with each of its two graphs ("user_visible_output_idxs": results whose strides count; `source_code`);
+    torch 2.13.
+    """
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = make_fx(torch.func.functionalize(run), decomposition_table=select_decomp_table())(*inputs)
+    graph.graph.eliminate_dead_code()
+    results = graph.graph.output_node()
+    results.meta["user_visible_output_idxs"] = list(range(len(cast(tuple[Any, ...], results.args[0]))))
+    got = torch.fx.GraphModule(graph, torch.fx.Graph())
+    got.graph.output(got.graph.graph_copy(graph.graph, {}))
+    with config.patch(dict(options)):
+        compiled = compile_fx_inner(graph, list(inputs), is_backward=is_backward)
+    return got, cast(Callable[[list[Tensor]], Sequence[Tensor]], compiled), str(getattr(compiled, "source_code", ""))
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that Inductor takes; None if there is none (`get_cpp_compiler`, `InvalidCxxCompiler`: torch 2.13)."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return None

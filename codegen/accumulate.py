@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
-from autopar.codegen.boxed import boxed_module
+from autopar.codegen.backend import Build, Runs
 from autopar.codegen.emit import bind
 from autopar.codegen.executor import Executor, Tape
 from autopar.codegen.unreduced import Cut, cut
@@ -28,18 +27,19 @@ class Graphs:
     cut: Cut
     name: str
     groups: Mapping[str, str]
+    build: Build
 
     @cached_property
-    def local(self) -> GraphModule:
-        return boxed_module(bind(self.cut.local, self.groups), f"{self.name}Local")
+    def local(self) -> Runs:
+        return self.build(bind(self.cut.local, self.groups), f"{self.name}Local", 0)
 
     @cached_property
-    def closing(self) -> GraphModule:
-        return boxed_module(bind(self.cut.closing, self.groups), f"{self.name}Closing")
+    def closing(self) -> Runs:
+        return self.build(bind(self.cut.closing, self.groups), f"{self.name}Closing", 0)
 
     @cached_property
-    def reduction(self) -> GraphModule:
-        return boxed_module(bind(self.cut.reduction, self.groups), f"{self.name}Reduction")
+    def reduction(self) -> Runs:
+        return self.build(bind(self.cut.reduction, self.groups), f"{self.name}Reduction", 0)
 
 
 class Unreduced:
@@ -50,10 +50,10 @@ class Unreduced:
         self.sums: dict[int, list[Tensor]] = {}
         made: dict[int, Graphs] = {}
         self.graphs = []
-        for call, _, halves, _, backward in executor.steps:
+        for (call, _, halves, _, _), name in zip(executor.steps, executor.names, strict=True):
             if id(halves) not in made:
                 found = cut(halves, len(call.inputs), len(call.state))
-                made[id(halves)] = Graphs(found, type(backward).__name__, executor.groups)
+                made[id(halves)] = Graphs(found, f"{name}Backward", executor.groups, executor.emitted.build)
             self.graphs.append(made[id(halves)])
 
     def local(self, i: int, boxed: list[Tensor]) -> list[Tensor | None]:

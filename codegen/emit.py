@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from autopar.codegen.accept import accept
+from autopar.codegen.backend import Build, eager
 from autopar.codegen.local import Emitter, LocalRegion
 from autopar.codegen.split import Halves, split
 from autopar.ir.plan import Plan, PlannedClass
@@ -40,11 +41,12 @@ class EmittedRegion:
 
 @dataclass(frozen=True, kw_only=True)
 class Emitted:
-    """Everything that runs for one program under one plan."""
+    """Everything that runs for one program under one plan; `build` makes what runs of a graph (`autopar.codegen.backend`)."""
 
     program: Program
     plan: Plan
     regions: Mapping[str, EmittedRegion]
+    build: Build = eager
 
     def halves(self) -> list[tuple[EmittedRegion, Halves]]:
         """One entry per call of the program, in order."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from autopar.codegen.boxed import boxed_module
+from autopar.codegen.backend import Runs
 from autopar.codegen.emit import Emitted, bind
 from autopar.codegen.flight import Air, flights
 from autopar.codegen.randomness import Keys
@@ -21,7 +21,7 @@ from autopar.ir.autocast import no_autocast
 
 RunBackward = Callable[[int, list[Tensor]], "list[Tensor | None]"]
 """(index of the call, its boxed arguments) -> the results of its backward graph, None where there are none yet."""
-RunGraph = Callable[[int, torch.fx.GraphModule, list[Tensor]], Sequence[Tensor]]
+RunGraph = Callable[[int, Runs, list[Tensor]], Sequence[Tensor]]
 """(index of the call, one of its graphs, its boxed arguments) -> the graph's results."""
 
 
@@ -35,9 +35,8 @@ class Tape:
     shapes: list[list[tuple[tuple[int, ...], torch.dtype]]] = field(default_factory=list)
 
 
-def run_graph(i: int, module: torch.fx.GraphModule, boxed: list[Tensor]) -> Sequence[Tensor]:
-    found: Sequence[Tensor] = module.forward(boxed)
-    return found
+def run_graph(i: int, graph: Runs, boxed: list[Tensor]) -> Sequence[Tensor]:
+    return graph.forward(boxed)
 
 
 class Executor:
@@ -53,19 +52,22 @@ class Executor:
         self.results = {*filter(None, self.program.outputs), *self.program.mutations.values()}
         self.flights = flights(emitted)
         self.run_graph: RunGraph = run_graph
-        modules: dict[int, torch.fx.GraphModule] = {}
+        made: dict[int, Runs] = {}
 
-        def module(graph: torch.fx.Graph, name: str) -> torch.fx.GraphModule:
-            if id(graph) not in modules:
-                modules[id(graph)] = boxed_module(bind(graph, groups), name)
-            return modules[id(graph)]
+        def build(graph: torch.fx.Graph, name: str, read: int) -> Runs:
+            if id(graph) not in made:
+                made[id(graph)] = emitted.build(bind(graph, groups), name, read)
+            return made[id(graph)]
 
         self.steps = []
+        self.names: list[str] = []
         for call, (region, halves), flight in zip(self.program.calls, emitted.halves(), self.flights, strict=True):
             name = "".join(part.capitalize() for part in call.region.replace("*", "").split("."))
             backward = halves.backward if flight.flying is None else flight.flying.graph
-            graphs = module(halves.forward, f"{name}Forward"), module(backward, f"{name}Backward")
-            self.steps.append((call, region, halves, *graphs))
+            read = sum(k < len(call.inputs) for k in halves.gradients)
+            forward = build(halves.forward, f"{name}Forward", len(call.outputs))
+            self.steps.append((call, region, halves, forward, build(backward, f"{name}Backward", read)))
+            self.names.append(name)
 
     @no_autocast()
     def forward(self, values: dict[str, Tensor], state: Mapping[str, Tensor], *, keep: bool = True, keys: Keys = ()) -> Tape:
@@ -138,4 +140,4 @@ class Executor:
 
     def describe(self) -> Counter[str]:
         """How many calls run each pair of graphs."""
-        return Counter(type(forward).__name__ for _, _, _, forward, _ in self.steps)
+        return Counter(f"{name}Forward" for name in self.names)

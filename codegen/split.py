@@ -202,8 +202,9 @@ def results_of(graph: torch.fx.Graph) -> tuple[torch.fx.Node, ...]:
     return tuple(node for node in results if isinstance(node, torch.fx.Node))
 
 
-def copy_placeholder(graph: torch.fx.Graph, node: torch.fx.Node) -> torch.fx.Node:
-    new = graph.create_node("placeholder", node.name, name=node.name)
+def copy_placeholder(graph: torch.fx.Graph, node: torch.fx.Node, prefix: str = "") -> torch.fx.Node:
+    name = prefix + node.name
+    new = graph.create_node("placeholder", name, name=name)
     new.meta = dict(node.meta)
     return new
 

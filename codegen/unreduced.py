@@ -69,7 +69,7 @@ class Cut:
         """The graph's arguments, then sums -> its results, those of the sums included. Its order is that of the graph."""
         graph, env = Graph(), dict[Node, Node]()
         env |= {node: copy_placeholder(graph, node) for node in placeholders(self.graph)}
-        waiting = {node: graph.placeholder(f"sum_{node.name}") for node in self.sums}
+        waiting = {node: copy_placeholder(graph, node, "sum_") for node in self.sums}
         added: dict[Node, Node] = {}
         for node in self.graph.nodes:
             if node.op == "call_function":
@@ -85,7 +85,7 @@ class Cut:
         """Coordinates, then sums -> the results that waited."""
         graph, env = Graph(), dict[Node, Node]()
         env |= {node: copy_placeholder(graph, node) for node in self.coordinates}
-        env |= {node: graph.placeholder(f"sum_{node.name}") for node in self.sums}
+        env |= {node: copy_placeholder(graph, node, "sum_") for node in self.sums}
         for node in self.graph.nodes:
             if node.op == "call_function" and node not in env and all(n in env for n in node.all_input_nodes):
                 env[node] = copy_node(graph, node, env)

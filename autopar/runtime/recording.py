@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.profiler import record_function
 
+from autopar.codegen.backend import Runs
 from autopar.codegen.emit import Emitted, EmittedRegion
 from autopar.codegen.executor import run_graph
 from autopar.codegen.listing import about
@@ -101,7 +102,7 @@ class Recorder:
             for variant in self.variants:
                 variant.executor.run_graph = run_graph
 
-    def run(self, variant: Variant, i: int, module: GraphModule, boxed: list[Tensor]) -> Sequence[Tensor]:
+    def run(self, variant: Variant, i: int, module: Runs, boxed: list[Tensor]) -> Sequence[Tensor]:
         """A graph of a call, as `codegen.executor.run_graph` does."""
         call, region, _, forward, backward = variant.executor.steps[i]
         is_forward = module is forward
