@@ -100,10 +100,21 @@ class GradientSync:
     def backward(
         self, executor: Executor, tape: Tape, tangents: dict[str, Tensor], state: Mapping[str, Tensor]
     ) -> tuple[Gradients, Gradients]:
-        """As `Executor.backward`; of gradients that wait there is nothing, until a backward with `enabled` gives all."""
+        """As `Executor.backward`; of gradients that wait there is nothing, until a backward with `enabled` gives all.
+
+        One that fails leaves sums of some calls and not of others: none is kept, so that no part of them is taken for all."""
         waits = any(u.sums for u in self.unreduced.values())
         if self.enabled and not waits:
             return executor.backward(tape, tangents, state)
+        try:
+            return self.summing(executor, tape, tangents, state)
+        except BaseException:
+            self.forget()
+            raise
+
+    def summing(
+        self, executor: Executor, tape: Tape, tangents: dict[str, Tensor], state: Mapping[str, Tensor]
+    ) -> tuple[Gradients, Gradients]:
         own = self.of(executor)
         if not self.enabled:
             return executor.backward(tape, tangents, state, own.local)

@@ -52,6 +52,7 @@ class Executor:
         self.results = {*filter(None, self.program.outputs), *self.program.mutations.values()}
         self.flights = flights(emitted)
         self.run_graph: RunGraph = run_graph
+        self.air = Air()
         made: dict[int, Runs] = {}
 
         def build(graph: torch.fx.Graph, name: str, read: int) -> Runs:
@@ -103,7 +104,8 @@ class Executor:
         Empties the tape as it goes. `run` runs other graphs in the place of the calls' own.
         """
         gradients: dict[str, Tensor] = {}
-        air = Air()
+        air = self.air
+        air.land()  # what a backward that failed left: waiting there, for peers that may be gone, would keep its error back
         for i, (call, region, halves, _, backward) in reversed(list(enumerate(self.steps))):
             given = self.given(tape.keys, i)
             saved, shapes = tape.saved.pop(), tape.shapes.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ def run_processes(world_size: int, function: Callable[..., None], *args: Any) ->
 
 
 def start(rank: int, world_size: int, meeting_point: str, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=world_size)
     try:

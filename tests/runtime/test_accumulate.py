@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import autopar
 from autopar.codegen.accumulate import GradientSync, add_up
+from autopar.codegen.backend import Runs
 from autopar.codegen.emit import emit
-from autopar.codegen.executor import Executor
+from autopar.codegen.executor import Executor, run_graph
 from autopar.codegen.module import ParallelModule
 from autopar.codegen.shards import coordinate_of, piece
 from autopar.codegen.shards import whole as put_together
@@ -51,6 +53,7 @@ def accumulate(rank: int, folder: str) -> None:
         if name == "ddp":
             switched_by_hand(parallel, model)
             forgotten(parallel, model)
+        failed(parallel, model)
 
 
 def micro_batches(name: str, parallel: ParallelModule, model: nn.Module, plan: Plan) -> None:
@@ -92,6 +95,39 @@ def forgotten(parallel: ParallelModule, model: nn.Module) -> None:
     parallel.zero_grad()
     parallel(**batch(0))["loss"].backward()
     assert_gradients(parallel, model, range(1))
+
+
+def failed(parallel: ParallelModule, model: nn.Module) -> None:
+    """A backward that fails in the middle leaves nothing behind: no part of a sum, and nothing that is still on its way."""
+    executor = parallel.variants[0].executor
+    unwaited = work_registry_size()
+
+    def fail(i: int, graph: Runs, boxed: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        if i == 0:
+            raise ZeroDivisionError
+        return run_graph(i, graph, boxed)
+
+    for enabled in (True, False):
+        parallel.zero_grad()
+        parallel.set_requires_gradient_sync(False)
+        if not enabled:
+            parallel(**batch(7))["loss"].backward()
+        parallel.set_requires_gradient_sync(enabled)
+        loss = parallel(**batch(7))["loss"]
+        executor.run_graph = fail
+        with pytest.raises(ZeroDivisionError):
+            loss.backward()
+        executor.run_graph = run_graph
+        parallel.set_requires_gradient_sync(True)
+        assert not waiting(parallel)
+        parallel(**batch(0))["loss"].backward()
+        assert_gradients(parallel, model, range(1))
+        assert work_registry_size() == unwaited == 0
+
+
+def work_registry_size() -> int:
+    """How many functional collectives nobody has waited for."""
+    return int(torch._C._distributed_c10d._get_work_registry_size())  # type: ignore[attr-defined]
 
 
 def waiting(parallel: ParallelModule) -> list[torch.Tensor]:
