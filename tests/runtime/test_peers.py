@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 
 import autopar
@@ -22,7 +21,7 @@ from autopar.errors import PeerError
 from autopar.runtime.peers import Peer, own_address, peers
 from tests.hardware_toy import toy_hardware
 from tests.models import mlp
-from tests.processes import run_processes
+from tests.processes import fork_processes, run_processes
 
 WORLD, TIMEOUT_S = 3, 60
 
@@ -31,7 +30,7 @@ WORLD, TIMEOUT_S = 3, 60
 @pytest.mark.parametrize(("victim", "moment"), [(1, "any"), (0, "optimizer")])
 def test_a_killed_rank_is_named_by_all_others(victim: int, moment: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.spawn(train, (victim, moment, folder), nprocs=WORLD, join=False)
+        context = fork_processes(WORLD, train, victim, moment, folder, join=False)
         for process in context.processes:
             process.join(TIMEOUT_S * 3)
         said = {rank: (Path(folder) / str(rank)).read_text() for rank in range(WORLD) if rank != victim}
