@@ -156,7 +156,7 @@ def test_calibrate_quickly_for_real(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "mesh"), [(2, None), (4, "data=2,tensor=2")])
+@pytest.mark.parametrize(("processes", "mesh"), [pytest.param(2, None, marks=pytest.mark.exhaustive), (4, "data=2,tensor=2")])
 def test_calibrate_under_torchrun(processes: int, mesh: str | None, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]

@@ -136,7 +136,7 @@ def test_nothing_is_redone() -> None:
 @pytest.mark.parametrize(
     ("role", "pins"),
     [
-        pytest.param("batch", ["kind=matmul: batch=node", "kind=attention: batch=node"], marks=pytest.mark.slow),
+        pytest.param("batch", ["kind=matmul: batch=node", "kind=attention: batch=node"], marks=pytest.mark.exhaustive),
         ("tensor", ["model.layers.*.mlp: tensor=gpu", "model.layers.*.self_attn kind=matmul: tensor=gpu"]),
         pytest.param("sequence", ["kind=matmul: sequence=gpu", "kind=attention: sequence=gpu"], marks=pytest.mark.slow),
     ],

@@ -28,7 +28,7 @@ STEPS = 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["2", "2x2"])
+@pytest.mark.parametrize("mesh", [pytest.param("2", marks=pytest.mark.exhaustive), "2x2"])
 def test_training_on_processes_equals_serial(mesh: str, tmp_path: Path) -> None:
     plan, _, _ = tightest("gpt2", mesh, torch.float64)
     plan.save(tmp_path / "plan.json")
