@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
 import os
 import platform
 import statistics
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 TOLERANCE = 1e-4
+RIVALS = {"autopar": "eager", "autopar+inductor": "torch.compile"}
+"""On one device: what each of ours is held against."""
 
 
 def run_rank(options: argparse.Namespace) -> None:
@@ -72,12 +75,14 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     median = {way: statistics.median(s) for way, s in seconds.items()}
     best = min((w for w in ways if w != "autopar"), key=median.__getitem__, default="autopar")
     module = ready["autopar"][0]
+    pairs = {way: (seconds[way], seconds[other]) for way, other in RIVALS.items() if way in ways and other in ways}
     apart = {way: largest_apart(losses[way], losses["autopar"]) for way in ways}
     return {
         "model": name,
         "ranks": options.world,
         "ratio": round(statistics.median(a / b for a, b in zip(seconds["autopar"], seconds[best], strict=True)), 3),
         "best_other": best,
+        "ratios": {way: round(statistics.median(map(operator.truediv, *pair)), 3) for way, pair in pairs.items()},
         "median_s": {way: round(s, 4) for way, s in median.items()},
         "fastest_s": {way: round(min(s), 4) for way, s in seconds.items()},
         "cpu_s": {way: round(statistics.median(s), 4) for way, s in busy.items()},

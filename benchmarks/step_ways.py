@@ -101,7 +101,7 @@ def tensor_parallel_sequence(case: Case, options: Any) -> Ready:
     return tensor_parallel(case, options, sequence=True)
 
 
-def autopar_best(case: Case, options: Any) -> Ready:
+def autopar_best(case: Case, options: Any, backend: Any = "eager") -> Ready:
     """The mesh, too, is chosen by the search."""
     box: list[Any] = [None]
     if dist.get_rank() == 0:
@@ -109,18 +109,21 @@ def autopar_best(case: Case, options: Any) -> Ready:
     dist.broadcast_object_list(box, src=0)
     plan = autopar.Plan.from_json(box[0], "the plan of rank 0")
     mesh = init_device_mesh("cpu", plan.mesh.sizes, mesh_dim_names=plan.mesh.names)
-    return autopar.compile(case.model, mesh, kwargs=case.batch, plan=plan), case.batch
+    return autopar.compile(case.model, mesh, kwargs=case.batch, plan=plan, backend=backend), case.batch
+
+
+def autopar_inductor(case: Case, options: Any) -> Ready:
+    return autopar_best(case, options, "inductor")
 
 
 def found_plan(case: Case, options: Any) -> autopar.Plan:
     ranks = dist.get_world_size()
-    kept = Path(options.plans) / f"{options.model}-{ranks}.json" if options.plans else None
-    if kept is not None and kept.exists():
+    kept = Path(options.plans or f"{options.store}-plans") / f"{options.model}-{ranks}.json"
+    if kept.exists():
         return autopar.Plan.load(kept)
     found = autopar.plan(case.model, kwargs=case.batch, devices=ranks, hardware=options.hardware, time_limit_s=options.limit)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        found.save(kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    found.save(kept)
     return found
 
 
@@ -141,7 +144,12 @@ WAYS: dict[str, Way] = {
     "tp": tensor_parallel,
     "tp+sp": tensor_parallel_sequence,
 }
-ALONE: dict[str, Way] = {"autopar": autopar_best, "eager": eager}
+ALONE: dict[str, Way] = {
+    "autopar": autopar_best,
+    "eager": eager,
+    "autopar+inductor": autopar_inductor,
+    "torch.compile": compiled,
+}
 
 
 def applies(way: str, case: Case) -> bool:

@@ -1,7 +1,7 @@
 """What runs emitted graphs: PyTorch op by op ("eager"), or kernels that Inductor makes of each graph ("inductor").
 
-Inductor gets the graphs that eager runs, one after the other, collectives and all; each once, however many layers run it.
-Nothing is traced, split or scheduled again, so what is kept, redone and sent stays what the plan says.
+Inductor gets emitted graphs, one after the other, collectives and all; each once, however many layers run it. Nothing is
+traced, split or scheduled again, so what is sent and computed stays what the plan says.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from autopar.codegen.backend import Backend, Build, Inductor, eager, require_compiler
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Executor
+from autopar.codegen.lean import lean
 from autopar.errors import RankError
 from autopar.runtime.agreement import FAILURE, agree
 
@@ -34,9 +35,9 @@ def build_of(backend: Backend) -> Build:
 
 def prepared(emitted: Emitted, mesh: DeviceMesh, build: Build) -> Emitted:
     """The emitted program, with all graphs of a training step compiled if `build` compiles. Collective then."""
-    ready = replace(emitted, build=build)
     if not isinstance(build, Inductor):
-        return ready
+        return replace(emitted, build=build)
+    ready = replace(lean(emitted), build=build)
     began_s, before = time.monotonic(), len(build.compilations)
     with together("compiled graphs"):
         Executor(ready, {name: mesh.get_group(name).group_name for name in emitted.plan.mesh.names}, ())
