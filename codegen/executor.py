@@ -121,10 +121,13 @@ class Executor:
                     )
                     del tangent
             air.land(self.flights[i].room_bytes)
+            results: list[Tensor | None]
             if run is None:
-                results = list(self.run_graph(i, backward, boxed))
+                found = self.run_graph(i, backward, boxed)
                 if flying := self.flights[i].flying:
-                    air.take_off([(results[k], size) for k, size in flying.bytes.items()])
+                    air.take_off([(found[k], size) for k, size in flying.bytes.items()])
+                results = list(found)
+                del found
             else:
                 results = run(i, boxed)
             for k in reversed(halves.gradients):

@@ -65,7 +65,7 @@ class Nodes(Interpreter):
 
     def boxed(self, boxed: list[Tensor]) -> Sequence[Tensor]:
         """The graph's results; empties the list of its arguments."""
-        given: dict[Node, Any] = dict(zip(self.module.graph.find_nodes(op="placeholder"), boxed, strict=True))
+        given: dict[Node, Any] = dict(zip(self.graph.find_nodes(op="placeholder"), boxed, strict=True))
         boxed.clear()
         results: Sequence[Tensor] = self.run(initial_env=given, enable_io_processing=False)
         return results
