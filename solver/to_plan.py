@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -132,7 +132,7 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
     """Sums over all calls of one forward and backward (times: of the whole step), read off the solution, not off the
     solver's objective."""
     flops = Counter(forward=0, backward=0, redone=0)
-    times: Counter[str] = Counter()
+    times: defaultdict[str, float] = defaultdict(float)
     counts: Counter[tuple[str, str, str]] = Counter()
     sent: Counter[tuple[str, str, str]] = Counter()
 
@@ -142,7 +142,7 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
             sent[c.kind, c.axis, phase] += calls * c.bytes
             axis = builder.mesh.names.index(c.axis)
             link = builder.links[axis]
-            times[f"communication on {c.axis}"] += calls * link.collective_s(c.kind, c.bytes, builder.mesh.sizes[axis])  # type: ignore[assignment]
+            times[f"communication on {c.axis}"] += calls * link.collective_s(c.kind, c.bytes, builder.mesh.sizes[axis])
 
     for name, choice in solution.regions.items():
         calls = sum(problem.region[name].classes)
@@ -150,12 +150,12 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
         for cost, sizes in costs.values():
             flops["forward"] += calls * total_flops(cost.forward, sizes)
             flops["backward"] += calls * total_flops(cost.backward, sizes)
-            times["compute"] += calls * (builder.kernels_s(cost.forward, sizes) + builder.kernels_s(cost.backward, sizes))  # type: ignore[assignment]
+            times["compute"] += calls * (builder.kernels_s(cost.forward, sizes) + builder.kernels_s(cost.backward, sizes))
             add(cost.forward_collectives, "forward", calls)
             add(cost.backward_collectives, "backward", calls)
         for converted in in_order(choice.converted):
             arc = arc_of(problem, name, converted)
-            times["copies of conversions"] += calls * (arc.forward_moved_s + arc.backward_moved_s)  # type: ignore[assignment]
+            times["copies of conversions"] += calls * (arc.forward_moved_s + arc.backward_moved_s)
             add(conversion_collectives(builder, name, converted, "forward"), "forward", calls)
             scale = problem.region[name].tensors[converted[0]].gradient_scale
             add(conversion_collectives(builder, name, converted, "backward", scale), "backward", calls)
@@ -163,10 +163,10 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
             for unit in sorted(keep.redone):
                 cost, sizes = costs[unit]
                 flops["redone"] += multiplicity * total_flops(cost.forward, sizes)
-                times["recomputation"] += multiplicity * builder.kernels_s(cost.forward, sizes)  # type: ignore[assignment]
+                times["recomputation"] += multiplicity * builder.kernels_s(cost.forward, sizes)
                 add(cost.forward_collectives, "backward", multiplicity)
             for converted in in_order(keep.reconverted):
-                times["copies of conversions"] += multiplicity * arc_of(problem, name, converted).forward_moved_s  # type: ignore[assignment]
+                times["copies of conversions"] += multiplicity * arc_of(problem, name, converted).forward_moved_s
                 add(conversion_collectives(builder, name, converted, "forward"), "backward", multiplicity)
     return Figures(
         forward_flops=flops["forward"],
