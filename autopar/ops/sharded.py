@@ -326,11 +326,6 @@ def convolution_row_bias(
     return convolve(x, weight, bias.masked_fill(not_first(coordinates), 0), stride, padding, dilation)
 
 
-def mean_partial(x: Tensor, dims: Sequence[int], keepdim: bool, axes: Axes) -> Tensor:
-    """aten.mean.dim with one of the dims sharded over the axes: x S, the result P."""
-    return x.mean(tuple(dims), keepdim) / parts(axes)
-
-
 def causal_attention(
     query: Tensor,
     key: Tensor,

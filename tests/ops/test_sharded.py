@@ -265,19 +265,6 @@ def test_convolution_with_input_channels_sharded_adds_its_bias_once(mesh: MeshSp
     )
 
 
-@meshes
-@pytest.mark.parametrize("keepdim", [False, True])
-def test_mean_over_a_sharded_dim(mesh: MeshSpec, keepdim: bool) -> None:
-    check(
-        mesh,
-        lambda x: x.mean((0, 1), keepdim),
-        lambda x, axes, at: sharded.mean_partial(x[0], (0, 1), keepdim, axes),
-        [randn(8, 3, 2)],
-        [on(mesh, 0)],
-        on(mesh, "P"),
-    )
-
-
 GATHER, REDUCE = "all_gather_into_tensor", "all_reduce"
 A, AB = (("a", 2),), (("a", 2), ("b", 2))
 
