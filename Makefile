@@ -1,7 +1,8 @@
 # Everything runs in $(VENV), created on first use; a change of pyproject.toml installs again.
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?= -n 2
+# Files stay together: their tests share models and plans.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 DEMO_ARGS ?=
 
 BIN := $(VENV)/bin

@@ -6,6 +6,7 @@ them out.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,16 @@ ALWAYS = {"test_baselines.py"}
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests see no plans of earlier runs, and leave none in the user's cache; processes that they start inherit it."""
+    """Tests see no plans of earlier runs, and leave none in the user's cache; processes that they start inherit it.
+
+    Plans of tests/planned.py are shared by the workers of one run.
+    """
+    own = tmp_path_factory.getbasetemp()
+    plans = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "plans"
+    plans.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOPAR_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("AUTOPAR_TEST_PLANS", str(plans))
         yield
 
 
