@@ -80,7 +80,7 @@ def test_mutants_are_refused_or_harmless() -> None:
     prove(fuzzed, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_thousand_mutants_are_refused_or_harmless() -> None:
     """Of a plan without a budget, and of one under a tight one, which recomputes."""
     for name, mesh, plan, count in (

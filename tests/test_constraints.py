@@ -16,6 +16,7 @@ from autopar.api import plan_program
 from autopar.cli import app
 from autopar.errors import BudgetError, ConstraintError, MeshError
 from autopar.ir.mesh import MeshSpec
+from autopar.planning import advice
 from autopar.tracer import trace
 from tests.hardware_toy import toy_hardware
 from tests.models import VOCAB, mlp
@@ -112,8 +113,9 @@ def test_rows_per_device() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_redone() -> None:
+def test_nothing_is_redone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an MLP with many rows the least memory takes recomputation; without, it takes more."""
+    monkeypatch.setattr(advice, "what_would_help", lambda *_: ())
     model, kwargs = mlp(batch=4096, layers=8)
     program = trace(model, (), kwargs)
 

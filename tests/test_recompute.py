@@ -13,6 +13,7 @@ import autopar
 from autopar.api import plan_program
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import Plan, PlannedRegion
+from autopar.planning import advice
 from autopar.tracer import trace
 from tests.hardware_toy import toy_hardware
 
@@ -90,7 +91,8 @@ def test_checkpoints_of_the_model_can_be_overruled() -> None:
         assert not any(c.redone for c in region.classes), fields
 
 
-def test_under_a_budget() -> None:
+def test_under_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "what_would_help", lambda *_: ())
     ample, _ = planned(pins=["blocks.*: recompute"])
     _, region = planned(pins=["blocks.*: recompute"], memory=int(ample.peak_bytes * 1.01))
     assert not kept(region) & made_inside(region)
