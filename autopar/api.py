@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from autopar.bytes import parse_bytes
+from autopar.cache.start import is_first_here, remembered_joint, remembered_program
 from autopar.codegen.backend import Backend, require_backend
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.hold import hold
@@ -27,6 +28,7 @@ from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
 from autopar.ir.precision import Precision, PrecisionLike
 from autopar.ir.program import Program
+from autopar.ops.joint import trace_joint
 from autopar.ops.units import unknown_draws
 from autopar.planning.advice import find_or_advise
 from autopar.planning.batches import batch_of, micro_batch_counts, with_batch
@@ -241,7 +243,12 @@ def compile(
         return plan if plan is None or isinstance(plan, Plan) else from_rank_0(lambda: Plan.load(plan))
 
     def traced(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
-        program = trace(model, args, dict(kwargs), precision=precision)
+        program = remembered_program(
+            *(model, args, kwargs, precision),
+            lambda around: trace(model, args, dict(kwargs), precision=precision, around=around),
+            use=cache,
+            keep=is_first_here(),
+        )
         require_known_draws(program)
         return program
 
@@ -254,7 +261,7 @@ def compile(
             wished = options if first is None else options | options_of(first, options)
             found = from_rank_0(lambda: find_plan(program, spec, resting, cache=cache, **wished))
         found.require(program, spec)
-        emitted = emit(program, found, mesh.device_type)
+        emitted = emit(program, found, mesh.device_type, remembered_joint if cache else trace_joint)
         hold(emitted, peak=mesh.device_type == "cpu")
         return prepared(emitted, mesh, build)
 

@@ -26,6 +26,7 @@ TorchDispatchMode = _python_dispatch.TorchDispatchMode
 pytree = _pytree
 TreeSpec = _pytree.TreeSpec
 OpOverload = torch._ops.OpOverload
+OpOverloadPacket = torch._ops.OpOverloadPacket
 """The trees that torch.export speaks in, a ModelOutput of transformers included (torch 2.11 to 2.13)."""
 
 
@@ -447,3 +448,25 @@ def cpp_compiler() -> str | None:
         return get_cpp_compiler()
     except InvalidCxxCompiler:
         return None
+
+
+def fake_like(mode: Any, shape: list[int], stride: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of a `FakeTensorMode` that looks so, made without running an op in it (`FakeTensor`: torch 2.11 to 2.13)."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    like = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    return cast(Tensor, FakeTensor(mode, like, device))  # type: ignore[no-untyped-call]
+
+
+def global_module_hooks() -> bool:
+    """Whether there are hooks on the calls of all modules (`_global_forward_hooks` and its like: torch 2.11 to 2.13)."""
+    from torch.nn.modules import module
+
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
+
+
+def without_modes() -> contextlib.AbstractContextManager[object]:
+    """Inside it, ops on tensors with data run, whatever is being traced (`_disable_current_modes`: torch 2.11 to 2.13)."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()

@@ -6,7 +6,7 @@ Group names in the graphs are mesh axis names: `bind` puts the process groups of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -60,12 +60,12 @@ class Emitted:
         return found
 
 
-def emit(program: Program, plan: Plan, device: str = "cpu") -> Emitted:
-    """Raises PlanError, naming the field, if the plan asks for the impossible."""
+def emit(program: Program, plan: Plan, device: str = "cpu", joint_graph: Callable[..., Joint] = trace_joint) -> Emitted:
+    """Raises PlanError, naming the field, if the plan asks for the impossible. `joint_graph` does what `trace_joint` does."""
     regions = {}
     for name, accepted in accept(program, plan).items():
         local = Emitter(program, accepted, plan, device).local_region()
-        joint = trace_joint(local.graph, local.inputs, local.differentiated, device)
+        joint = joint_graph(local.graph, local.inputs, local.differentiated, device)
         classes = plan.regions[name].classes
         halves: dict[PlannedClass, Halves] = {}
         for i, keep in enumerate(classes):

@@ -10,7 +10,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from autopar.tracer.runs import contract
 from autopar.tracer.sealed import Unsealed
 
 logger = logging.getLogger("autopar")
+Around = Callable[[], AbstractContextManager[object]]
 RETRIES = 3
 """How often a trace begins again with a block that had been taken for a repetition of another; the last time with all."""
 
@@ -126,35 +127,42 @@ def capture(
     *,
     blocks_once: bool = True,
     progress: Callable[[str], None] = lambda stage: None,
+    around: Around = nullcontext,
 ) -> Captured:
     """Export the model; raises TraceError with the source line of what cannot be traced.
 
     With `blocks_once`, of blocks that are the same the first call is traced and copied for the others; the graph is that of
-    a full trace, which remains the way for models where this is in doubt. `progress` is told which block is being traced.
+    a full trace, which remains the way for models where this is in doubt. `progress` is told which block is being traced;
+    what `around` gives is entered each time the model's code runs.
     """
     check_signature(model, args, kwargs)
     args, kwargs = on_device_of(model, args, kwargs)
     shapes = dynamic.shapes(model, args, kwargs)
     with _quiet():
-        if blocks_once and (captured := _captured_once(model, args, kwargs, shapes, progress)):
+        if blocks_once and (captured := _captured_once(model, args, kwargs, shapes, progress, around)):
             return captured
         try:
-            exported = _export(model, args, kwargs, shapes)
+            exported = _export(model, args, kwargs, shapes, around)
             exported = exported.run_decompositions(decompositions())
         except Exception as error:
             raise explain(error, dynamic) from error
     return read(model, exported, pytree.tree_leaves((args, kwargs)))
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
-    with CheckpointMarks():
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, around: Around) -> ExportedProgram:
+    with CheckpointMarks(), around():
         exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
     mark_gradient_stops(exported.graph_module)
     return exported
 
 
 def _captured_once(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, progress: Callable[[str], None]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: Any,
+    progress: Callable[[str], None],
+    around: Around,
 ) -> Captured | None:
     """The same as a full trace, or None if tracing each kind of block once does not work for this model, for any reason."""
     opened: set[str] = set()
@@ -162,7 +170,7 @@ def _captured_once(
     for attempt in range(RETRIES):
         try:
             once = Once(model, progress, opened, refused, sealing=attempt < RETRIES - 1 and "" not in opened)
-            exported = _export(once.model, args, kwargs, shapes)
+            exported = _export(once.model, args, kwargs, shapes, around)
             if once.seal.broken:
                 raise once.seal.broken
             check_writes(exported.graph, once)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from autopar.tracer.dynamic import Dynamic
 
 TORCH = str(Path(torch.__file__).parent)
-OURS = str(Path(__file__).parent)
+OURS = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "cache"))
 
 DATA_TYPES = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 DATA_DEPENDENT = re.compile(r"data-dependent|data dependent|unbacked|Tensor\.item\(\)|_local_scalar_dense|DynamicOutputShape")
@@ -87,6 +87,6 @@ def _place(error: BaseException) -> str:
     """ " at file.py:12 (`code`)" of the innermost frame that belongs to neither torch nor us; "" if there is none."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = frame.f_code.co_filename
-        if not file.startswith((TORCH, OURS, "<")):
+        if not file.startswith((TORCH, *OURS, "<")):
             return f" at {Path(file).name}:{line} (`{linecache.getline(file, line).strip()}`)"
     return ""

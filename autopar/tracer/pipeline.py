@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import sympy
@@ -50,6 +50,7 @@ def trace(
     precision: PrecisionLike | None = None,
     blocks_once: bool = True,
     progress: Callable[[str], None] = lambda stage: None,
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Program:
     """The model as a Program; the model itself stays as it is, and may be on "meta".
 
@@ -59,7 +60,8 @@ def trace(
     `precision`: what to compute in (see `Precision`); `torch.autocast`, if it is on, is honoured: its casts are in the program.
 
     Of blocks that are the same one is traced and the others are copies of it, unless `blocks_once` is False: the program is
-    the same, the time grows with depth. `progress` is called with the block that is being traced.
+    the same, the time grows with depth. `progress` is called with the block that is being traced; what `around` gives is
+    entered each time the model's code runs.
 
     Raises TraceError if the model cannot be captured as one graph, InputError if `dynamic` names what does not exist.
     """
@@ -67,7 +69,9 @@ def trace(
     dims = Dynamic(dynamic or {})
     marks = dims.marks(model, args, kwargs) if dims.names else []
     mixed = with_autocast(Precision.of(precision), model)
-    captured = capture(in_precision(model, mixed), args, kwargs, dims, blocks_once=blocks_once, progress=progress)
+    captured = capture(
+        in_precision(model, mixed), args, kwargs, dims, blocks_once=blocks_once, progress=progress, around=around
+    )
     set_at_rest(captured, model, mixed)
     symbols = dims.apply(captured, marks) if dims.names else {}
     with no_autocast():

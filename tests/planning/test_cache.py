@@ -14,12 +14,13 @@ from torch import nn
 
 import autopar
 from autopar.api import aims_of
+from autopar.cache.store import cache_folder
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
 from autopar.ops.tables import USER_RULES, op_rule
-from autopar.planning.cache import PlanCache, cache_folder, remembered
+from autopar.planning.cache import PlanCache, remembered
 from autopar.planning.key import code, key_of
 from autopar.planning.planner import Aims, Planner
 from autopar.tracer import trace
@@ -136,13 +137,13 @@ def test_what_was_not_used_for_the_longest_time_goes_first(tmp_path: Path, plan:
     size = len(plan.to_json())
     cache = PlanCache(folder=tmp_path)
     for age, key in enumerate("abc"):
-        cache.put(key, plan)
+        cache.put(key, plan.to_json())
         os.utime(cache.path(key), ns=(age, age))
-    assert cache.get("a") is not None  # used again
+    assert cache.find("a") is not None  # used again
     cache = PlanCache(folder=tmp_path, limit_bytes=3 * size)
-    cache.put("d", plan)
+    cache.put("d", plan.to_json())
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "d"]
-    PlanCache(folder=tmp_path, limit_bytes=1).put("e", plan)
+    PlanCache(folder=tmp_path, limit_bytes=1).put("e", plan.to_json())
     assert [path.stem for path in tmp_path.iterdir()] == ["e"]
 
 
