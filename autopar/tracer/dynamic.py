@@ -13,7 +13,8 @@ from torch import nn
 from torch.export import Dim
 
 from autopar.errors import InputError, TraceError
-from autopar.torch_private import pytree, rename_symbols
+from autopar.torch_private import pytree
+from autopar.tracer.symbols import rename_symbols
 
 if TYPE_CHECKING:
     from autopar.tracer.capture import Captured
