@@ -200,9 +200,11 @@ def traffic(count: int, total: int) -> str:
 
 def memory_table(plan: Plan) -> Table:
     """The peak by what it is for, then its largest single entries."""
-    parts = plan.figures.memory_bytes
+    figures = plan.figures
+    parts = figures.memory_bytes
     whole = sum(parts.values()) or 1.0
-    table = new_table(f"memory at the peak ({plan.peak_where})", ("for", {"overflow": "fold"}))
+    title = f"memory as the solver estimates it: {human(figures.estimated_peak_bytes)} in {figures.estimated_peak_where}"
+    table = new_table(title, ("for", {"overflow": "fold"}))
     table.add_column("bytes", justify="right")
     table.add_column("share", justify="right")
     for name, size in memory_split(parts).items():
@@ -246,7 +248,8 @@ def measured_table(plan: Plan, measured: Counted) -> Table:
             sum(c.bytes for c in found if c.kind == kind) for found in (figures.collectives, measured.collectives)
         )
         add(f"{kind} bytes", predicted, counted, f"{predicted:,}", f"{counted:,}")
-    add("peak bytes", plan.peak_bytes, measured.peak_bytes, f"{plan.peak_bytes:,.0f}", f"{measured.peak_bytes:,}")
+    estimate = figures.estimated_peak_bytes
+    add("peak bytes (the solver's estimate)", estimate, measured.peak_bytes, f"{estimate:,.0f}", f"{measured.peak_bytes:,}")
     return table
 
 

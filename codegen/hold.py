@@ -45,8 +45,8 @@ def differences(plan: Plan, counted: Counted, *, peak: bool = True) -> Wrong:
         if (said := getattr(figures, what)) != (there := getattr(counted, what)):
             yield f"figures.{what}", f"{said}, but its graphs do {there}"
     yield from other_collectives(figures.collectives, counted.collectives)
-    if peak and figures.counted_peak_bytes not in (None, counted.peak_bytes):
-        yield "figures.counted_peak_bytes", f"{figures.counted_peak_bytes}, but its graphs need {counted.peak_bytes}"
+    if peak and plan.peak_bytes != counted.peak_bytes:
+        yield "peak_bytes", f"{plan.peak_bytes:.0f}, but its graphs need {counted.peak_bytes} ({counted.peak_where})"
     if peak and plan.budget_bytes is not None and counted.peak_bytes > plan.budget_bytes:
         need = f"{human(counted.peak_bytes)} ({counted.peak_where})"
         yield "budget_bytes", f"{human(plan.budget_bytes)}, but its graphs need {need}"

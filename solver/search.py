@@ -24,7 +24,7 @@ from autopar.solver.problem import Problem, Solution
 from autopar.solver.restriction import FREE, Restriction, fix
 from autopar.solver.rounding import arcs_of, draft_of, judged, to_solution, to_start
 from autopar.solver.scale import Scale, scale_of, typical_s
-from autopar.solver.smallest import Clock, human_bytes, smallest
+from autopar.solver.smallest import Clock, Smallest, human_bytes, smallest
 from autopar.solver.space import Arcs, Space, narrow
 
 NEAR = (0.0, 1.0, 8.0)
@@ -310,6 +310,22 @@ def _exact(hunt: Hunt, space: Space, root: Root, beyond_s: float) -> None:
         hunt.offer(to_solution(root.model, outcome.values))
 
 
+class NothingFits(BudgetError):
+    """No plan fits by the solver's own figures; `least` is the one that needs the least of all that were found."""
+
+    def __init__(self, budget_bytes: float, least: Smallest, smallest_bytes: int | None = None) -> None:
+        """`smallest_bytes`: what this plan really needs, where that is known."""
+        needed = least.bytes if smallest_bytes is None else smallest_bytes
+        text = (
+            f"no plan fits {human_bytes(budget_bytes)} per device: the smallest budget that works is {human_bytes(needed)} "
+            f"({needed} bytes){least.doubt(budget_bytes)}. At its peak, in {least.where}, the largest are "
+            + ", ".join(f"{name}: {human_bytes(size)}" for name, size in least.binding)
+            + ". Give more memory, a larger mesh, or a smaller batch or sequence."
+        )
+        super().__init__(text, smallest_bytes=needed, binding=least.binding)
+        self.least = least
+
+
 LEAST_S = 6.0
 """What the search for the smallest budget may take even if no time is left: an error that names none helps nobody."""
 
@@ -324,18 +340,7 @@ def _raise_budget(hunt: Hunt, space: Space) -> None:
     hunt.offer(least.solution)
     if hunt.best:
         return
-    if least.bound_bytes <= budget and not least.proven:
-        doubt = f" (found in the time given; less than {human_bytes(least.bound_bytes)} is impossible)"
-    else:
-        doubt = ""
-    raise BudgetError(
-        f"no plan fits {human_bytes(budget)} per device: the smallest budget that works is {human_bytes(least.bytes)} "
-        f"({least.bytes} bytes){doubt}. At its peak, in {least.where}, the largest are "
-        + ", ".join(f"{name}: {human_bytes(size)}" for name, size in least.binding)
-        + ". Give more memory, a larger mesh, or a smaller batch or sequence.",
-        smallest_bytes=least.bytes,
-        binding=least.binding,
-    )
+    raise NothingFits(budget, least)
 
 
 def _out_of_time(hunt: Hunt, space: Space) -> Solution:

@@ -51,6 +51,12 @@ class Smallest:
         """Whether no plan needs noticeably (0.2 %) less."""
         return self.bytes - self.bound_bytes <= 2e-3 * self.bytes + 1
 
+    def doubt(self, budget_bytes: float) -> str:
+        """That a smaller budget, this one too, might work, where that is not ruled out."""
+        if self.bound_bytes > budget_bytes or self.proven:
+            return ""
+        return f" (found in the time given; less than {human_bytes(self.bound_bytes)} is impossible)"
+
 
 def smallest(
     problem: Problem,

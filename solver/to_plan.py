@@ -27,7 +27,7 @@ from autopar.ops.units import needs_grad
 from autopar.profiler.model_cost import Measured
 from autopar.profiler.unit_cost import NodeCost, UnitCost
 from autopar.solver.build import Builder
-from autopar.solver.check import check, step_s
+from autopar.solver.check import Row, check, step_s
 from autopar.solver.problem import Arc, ClassChoice, Problem, RegionChoice, Solution
 
 Count = Counter[tuple[str, str, str]]
@@ -60,7 +60,6 @@ def to_plan(builder: Builder, problem: Problem, solution: Solution, redone: Redo
     program, setting = builder.program, builder.setting
     verdict = check(problem, solution)
     solution = solution if redone is None else only_redone(problem, solution, redone)
-    peak = max(verdict.rows, key=lambda row: row.bytes)
     placed = {value: solution.boundaries[boundary] for value, boundary in builder.boundary_of.items()}
     rest = {name: solution.rest[group] for name, group in builder.group_of.items()}
     return Plan(
@@ -80,7 +79,7 @@ def to_plan(builder: Builder, problem: Problem, solution: Solution, redone: Redo
         peak_where=verdict.peak_where,
         notes=solution.notes,
         precision=program.precision,
-        figures=figures(builder, problem, solution, dict(peak.parts)),
+        figures=figures(builder, problem, solution, verdict.peak),
         inputs={name: tensor(program.values[name], placed[name]) for name in program.inputs if name},
         state={name: tensor(state.spec, rest[name]) for name, state in program.state.items()},
         boundaries=placed,
@@ -128,7 +127,7 @@ def planned_class(calls: int, choice: ClassChoice) -> PlannedClass:
     )
 
 
-def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapping[str, float]) -> Figures:
+def figures(builder: Builder, problem: Problem, solution: Solution, peak: Row) -> Figures:
     """Sums over all calls of one forward and backward (times: of the whole step), read off the solution, not off the
     solver's objective."""
     flops = Counter(forward=0, backward=0, redone=0)
@@ -176,7 +175,9 @@ def figures(builder: Builder, problem: Problem, solution: Solution, memory: Mapp
             PlannedCollective(kind=k, axis=a, phase=ph, count=counts[k, a, ph], bytes=sent[k, a, ph])  # type: ignore[arg-type]
             for k, a, ph in sorted(counts)
         ),
-        memory_bytes=dict(memory),
+        estimated_peak_bytes=peak.bytes,
+        estimated_peak_where=peak.where,
+        memory_bytes=dict(peak.parts),
         time_s=step_times(problem, solution, times),
     )
 

@@ -63,6 +63,8 @@ END = {
 }
 
 FIGURES = {
+    "estimated_peak_bytes": 1000.0 * 2**20,
+    "estimated_peak_where": "h.* backward",
     "forward_flops": 54525952,
     "backward_flops": 109051904,
     "redone_flops": 1000000,

@@ -113,7 +113,7 @@ def layer(data: dict[str, Any]) -> Any:
 
 EDITS = [
     (lambda d: d["figures"].update(forward_flops=1), r"figures\.forward_flops: 1, but its graphs do \d+"),
-    (lambda d: d["figures"].update(counted_peak_bytes=5), r"figures\.counted_peak_bytes: 5, but its graphs need \d+"),
+    (lambda d: d.update(peak_bytes=5), r"peak_bytes: 5, but its graphs need \d+"),
     (lambda d: d["figures"]["collectives"].pop(), r"figures\.collectives: 0 \w+ on \w+ in \w+ of 0 bytes in all, but"),
     (lambda d: d.update(budget_bytes=int(d["peak_bytes"]) - 5), r"peak_bytes: \d+ is above budget_bytes"),
     (lambda d: d["boundaries"].update(cross_entropy_loss="S(0)"), r"boundaries\.\w+: \[S\(0\)\] does not divide \[\]"),

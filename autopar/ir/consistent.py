@@ -62,7 +62,7 @@ def figures(plan: Plan) -> Wrong:
     yield from negative((f"figures.{n}", getattr(figures, n)) for n in ("forward_flops", "backward_flops", "redone_flops"))
     yield from negative((f"figures.memory_bytes.{name}", size) for name, size in figures.memory_bytes.items())
     for what, parts, whole, named in (
-        ("memory_bytes", figures.memory_bytes, plan.peak_bytes, "peak_bytes"),
+        ("memory_bytes", figures.memory_bytes, figures.estimated_peak_bytes, "figures.estimated_peak_bytes"),
         ("time_s", figures.time_s, plan.step_time_s, "step_time_s"),
     ):
         if not close(total := sum(parts.values()), whole, whole):

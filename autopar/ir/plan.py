@@ -98,9 +98,9 @@ class PlannedCollective(_Part):
 
 
 class Figures(_Part):
-    """Predicted per device: FLOPs and collectives of one forward and backward; `memory_bytes` splits the peak, `time_s` the
-    step time ("overlapped", below zero, is what runs beside the rest). `counted_peak_bytes`: the liveness peak of the emitted
-    graphs, None if they were not counted."""
+    """Predicted per device: FLOPs and collectives of one forward and backward; `time_s` splits the step time ("overlapped",
+    below zero, is what runs beside the rest). `estimated_peak_bytes` is what the solver counted at its worst point
+    `estimated_peak_where`, from above, and `memory_bytes` splits that."""
 
     forward_flops: int
     backward_flops: int
@@ -108,7 +108,8 @@ class Figures(_Part):
     collectives: tuple[PlannedCollective, ...]
     memory_bytes: dict[str, float]
     time_s: dict[str, float]
-    counted_peak_bytes: int | None = None
+    estimated_peak_bytes: float
+    estimated_peak_where: str
 
 
 class TriedSetting(_Part):

@@ -62,7 +62,8 @@ class FrontSearch:
     def ends(self) -> None:
         """The fastest plan within the budget, and the fastest of the smallest ones."""
         self.tell("the fastest plan")
-        fastest = self.solve(self.budget_bytes, ())
+        limit_s = max(self.clock.limit_s / self.wanted, 1.0)
+        fastest = self.planner.find(self.mesh, self.budget_bytes, incumbents=(), time_limit_s=limit_s).solution
         self.tell("the smallest budget that works")
         priced = self.planner.priced(self.mesh)
         limit_s = max(FOR_THE_SMALLEST * self.clock.left_s, 1.0)
@@ -116,9 +117,8 @@ class FrontSearch:
             found = realise(priced.builder, problem, point.solution)
             plan = self.planner.finished(found, point.up_to_bytes, priced.wanted.notes).plan
             if (counted := found.counted.peak_bytes) > point.up_to_bytes:
-                more = {"peak_bytes": float(counted), "peak_where": found.counted.peak_where, "budget_bytes": counted}
                 note = f"searched under {human(point.up_to_bytes)}: its emitted graphs need {human(counted)}"
-                plan = plan.model_copy(update={**more, "notes": (*plan.notes, note)})
+                plan = plan.model_copy(update={"budget_bytes": counted, "notes": (*plan.notes, note)})
             while plans and plans[-1].peak_bytes >= plan.peak_bytes:
                 plans.pop()
             if not plans or plan.step_time_s < plans[-1].step_time_s:

@@ -1,7 +1,7 @@
 """One traced program, planned under as many settings as are asked for; what they share is computed once.
 
 trace -> measure (once) -> price (once per mesh) -> solve -> emit -> count. The emitted graphs are counted before a plan is
-returned: where they need more than the budget, the search is repeated under a tighter one.
+returned: the budget is theirs, not that of the solver's estimate (see `within`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from autopar.bytes import human
-from autopar.codegen.emit import Emitted, emit
+from autopar.codegen.emit import emit
 from autopar.codegen.hold import differences
 from autopar.codegen.measure import Counted
 from autopar.codegen.measure import measure as count
-from autopar.errors import BudgetError, InputError, PlanError, SolverError, UnshardableError
+from autopar.errors import InputError, PlanError, SolverError, UnshardableError
 from autopar.hardware import Hardware
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshSpec
@@ -29,6 +28,7 @@ from autopar.ir.plan import Plan, PlannedCollective
 from autopar.ir.program import Program
 from autopar.ops.strategies import PASS_PARTIAL
 from autopar.ops.units import unknown_draws
+from autopar.planning.within import Found, Within
 from autopar.profiler.model_cost import ModelCost, measure
 from autopar.solver.baselines import incumbents as known_plans
 from autopar.solver.build import Builder, Setting
@@ -38,7 +38,7 @@ from autopar.solver.nearby import relax
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.resting import resting
 from autopar.solver.scale import scale_of
-from autopar.solver.search import Incumbents, solve
+from autopar.solver.search import Incumbents, admissible, solve
 from autopar.solver.space import narrow
 from autopar.solver.to_plan import to_plan
 
@@ -46,9 +46,6 @@ logger = logging.getLogger("autopar")
 Progress = Callable[[str], None]
 MeshKey = tuple[MeshSpec, tuple[str | None, ...]]
 """A mesh and its links: meshes that differ in links only compare equal."""
-
-TIGHTENINGS = 4
-"""How often a plan whose emitted graphs exceed the budget is searched again under a tighter one."""
 
 ANY_GAP = 1.0
 """For what needs only some plan, found without regard to memory."""
@@ -86,16 +83,6 @@ class Priced:
     builder: Builder
     problem: Problem
     wanted: Wanted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """A plan, the solution behind it, the graphs that it becomes, and what was counted on them."""
-
-    plan: Plan
-    solution: Solution
-    emitted: Emitted
-    counted: Counted
 
 
 class Planner:
@@ -155,13 +142,18 @@ class Planner:
         """False only if the relaxation proves that nothing fits the budget: quicker than finding what would."""
         if budget_bytes is None:
             return True
+        return self.relaxed_s(mesh, budget_bytes, time_limit_s) < math.inf
+
+    def relaxed_s(self, mesh: MeshSpec, budget_bytes: float, time_limit_s: float | None = None) -> float:
+        """Seconds that no plan within a budget of the solver goes below; infinite if there is none."""
         loose = self.loosest(mesh, time_limit_s, ANY_GAP)
         if loose.peak_bytes <= budget_bytes:
-            return True
+            return loose.bound_s
         priced = self.priced(mesh)
         space = narrow(replace(priced.problem, budget_bytes=budget_bytes), priced.wanted.allow)
         model = build(space, memory=True, scale=scale_of(size=budget_bytes, cost_s=loose.cost_s))
-        return not relax(model, self.limit_s(time_limit_s)).infeasible
+        root = relax(model, self.limit_s(time_limit_s))
+        return math.inf if root.infeasible else max(root.bound_s, loose.bound_s)
 
     def limit_s(self, time_limit_s: float | None) -> float:
         return self.aims.time_limit_s if time_limit_s is None else time_limit_s
@@ -193,28 +185,33 @@ class Planner:
 
         Raises UnshardableError, BudgetError, ConstraintError, SolverError.
         """
-        priced = self.priced(mesh)
-        problem, notes = replace(priced.problem, budget_bytes=budget_bytes), priced.wanted.notes
-        for _ in range(TIGHTENINGS):
-            try:
-                solution = self.cheapest(mesh, problem, self.limit_s(time_limit_s), incumbents)
-            except BudgetError:
-                if problem.budget_bytes == budget_bytes:
-                    raise
-                break
+        priced, limit_s = self.priced(mesh), self.limit_s(time_limit_s)
+
+        def solve(budget: float | None, known: Sequence[Solution] | None) -> Solution:
+            return self.cheapest(mesh, replace(priced.problem, budget_bytes=budget), limit_s, known)
+
+        def realised(budget: float | None, solution: Solution) -> Found:
             self.progress("emitting and counting")
-            found = realise(priced.builder, problem, solution)
-            if budget_bytes is None or found.counted.peak_bytes <= budget_bytes:
-                return self.finished(found, budget_bytes, notes)
-            tighter = (problem.budget_bytes or budget_bytes) - (found.counted.peak_bytes - budget_bytes) * 1.02
-            notes = (*notes, f"emitted graphs needed {human(found.counted.peak_bytes)}: searched again under {human(tighter)}")
-            logger.info(notes[-1])
-            problem = replace(problem, budget_bytes=tighter)
-        raise BudgetError(
-            f"no plan whose emitted program fits {human(int(budget_bytes or 0))}: the last one needs "
-            f"{human(found.counted.peak_bytes)} ({found.counted.peak_where}). Give it that much",
-            smallest_bytes=found.counted.peak_bytes,
+            return realise(priced.builder, replace(priced.problem, budget_bytes=budget), solution)
+
+        if budget_bytes is None:
+            return self.finished(realised(None, solve(None, incumbents)), None, priced.wanted.notes)
+        within = Within(
+            budget_bytes=budget_bytes,
+            gap=self.aims.gap,
+            limit_s=limit_s,
+            solve=solve,
+            realise=realised,
+            others=lambda: self.others(mesh),
         )
+        found = within.search(incumbents)
+        notes = within.notes if len(within.notes) > 1 else ()
+        return self.finished(found, budget_bytes, (*priced.wanted.notes, *notes))
+
+    def others(self, mesh: MeshSpec) -> list[Solution]:
+        """The plan that is best without a budget, and the known ways to parallelize."""
+        priced = self.priced(mesh)
+        return admissible(priced.problem, [self.loosest(mesh), *known_plans(priced.problem)], priced.wanted.allow)
 
     def cheapest(
         self,
@@ -280,14 +277,16 @@ def realise(builder: Builder, problem: Problem, solution: Solution) -> Found:
 def settled(plan: Plan, counted: Counted) -> Plan:
     """With what only the graphs can tell: the peak, and how much of the units that run again does so, which may be a part."""
     figures = plan.figures
-    changes = {"counted_peak_bytes": counted.peak_bytes, "redone_flops": min(figures.redone_flops, counted.redone_flops)}
+    changes = {"redone_flops": min(figures.redone_flops, counted.redone_flops)}
     there = {(c.kind, c.axis, c.phase): c for c in counted.collectives}
     backward = (there.get((c.kind, c.axis, c.phase)) for c in figures.collectives if c.phase == "backward")
     fewer = {(c.kind, c.axis): c for c in backward if c is not None}
     collectives = tuple(
         least(c, fewer.get((c.kind, c.axis))) for c in figures.collectives if c.phase == "forward" or (c.kind, c.axis) in fewer
     )
-    return plan.model_copy(update={"figures": figures.model_copy(update={**changes, "collectives": collectives})})
+    figures = figures.model_copy(update={**changes, "collectives": collectives})
+    peak = {"peak_bytes": float(counted.peak_bytes), "peak_where": counted.peak_where}
+    return plan.model_copy(update={"figures": figures, **peak})
 
 
 def least(planned: PlannedCollective, counted: PlannedCollective | None) -> PlannedCollective:

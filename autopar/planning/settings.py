@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 
 from autopar.bytes import human
@@ -32,6 +33,10 @@ ROUGH, ROUGH_SHARE = 0.01, 0.1
 
 SHARE = 0.25
 """Of the time limit, what one setting may take to be planned to the end."""
+
+OVERCOUNTED = 1.5
+"""How much more than plans need the solver may count, for a plan that is worth looking at (docs/architecture.md: by 16 % in the
+median, 70 % at most)."""
 
 LEAST_S = 5.0
 """What the search for the smallest budget of one setting may take."""
@@ -69,7 +74,7 @@ class Candidate:
         return TriedSetting(
             mesh=self.mesh,
             micro_batches=self.micro_batches,
-            lower_bound_s=self.bound_s or None,
+            lower_bound_s=self.free_s or None,
             step_time_s=self.step_time_s,
             peak_bytes=self.peak_bytes,
             outcome=self.outcome,  # type: ignore[arg-type]
@@ -96,6 +101,7 @@ class SettingSearch:
         self.planners: dict[int, Planner] = {}
         self.growth: dict[int, bool] = {}
         self.errors: list[AutoparError] = []
+        self.needed_bytes: int | None = None
         self.best: Found | None = None
         self.chosen: Candidate | None = None
         self.clock = Clock(time_limit_s)
@@ -109,6 +115,8 @@ class SettingSearch:
         for _, group in by_size:
             self.visit(list(group))
         self.refine()
+        if self.best is None:
+            self.last_resort()
         if self.best is None or self.chosen is None:
             raise self.failure()
         self.chosen.close("chosen")
@@ -205,28 +213,64 @@ class SettingSearch:
             candidate.close("not tried", str(error))
 
     def refine(self) -> None:
-        """Plans of those settings that may still be the best, to the wanted gap; the most promising first."""
-        solved = (c for c in self.candidates if c.solution is not None)
-        for candidate in sorted(solved, key=lambda c: c.step_time_s or 0.0):
-            if self.best is not None and candidate.bound_s >= self.best.plan.step_time_s * (1 - self.gap):
-                candidate.close("slower")
-                continue
-            if self.best is not None and not self.clock.left_s:
-                candidate.close("slower", "as far as time allowed")
-                continue
-            self.tell(candidate, "planning to the end")
-            known = [candidate.solution] if candidate.solution else []
-            try:
-                found = self.planner(candidate).find(
-                    candidate.mesh, self.budget_bytes, incumbents=known, time_limit_s=self.share_s(SHARE)
-                )
-            except (BudgetError, SolverError) as error:
-                self.failed(candidate, error)
-                continue
-            candidate.take(found.plan.step_time_s, found.plan.peak_bytes, found.plan.lower_bound_s)
-            candidate.close("slower")
-            if self.best is None or found.plan.step_time_s < self.best.plan.step_time_s:
-                self.best, self.chosen = found, candidate
+        """Plans of those settings that may still be the best, to the wanted gap; the most promising first.
+
+        The solver counts more memory than plans need: those that by its figures nearly fit are looked at too, and where the
+        best of all counts more than the budget there, the others are bounded by as much.
+        """
+        solved = sorted((c for c in self.candidates if c.solution is not None), key=lambda c: c.step_time_s or 0.0)
+        tight = sorted((c for c in self.candidates if c.outcome == "does not fit"), key=lambda c: c.free_s)
+        for candidate in solved:
+            self.settle(candidate)
+        for candidate in tight:
+            if self.best is not None and candidate.free_s >= self.best.plan.step_time_s * (1 - self.gap):
+                candidate.close("cannot be faster")
+            elif self.best is not None and self.may_nearly_fit(candidate):
+                self.settle(candidate)
+
+    def may_nearly_fit(self, candidate: Candidate) -> bool:
+        """Whether it is worth counting what plans of this setting, which by the solver's figures do not fit, really need."""
+        if self.budget_bytes is None or not self.clock.left_s:
+            return False
+        return self.planner(candidate).may_fit(candidate.mesh, OVERCOUNTED * self.budget_bytes, self.share_s(ROUGH_SHARE))
+
+    def settle(self, candidate: Candidate) -> None:
+        """Find its plan, unless it cannot be the best."""
+        if self.best is not None:
+            if not self.clock.left_s:
+                return candidate.close(candidate.outcome or "slower", candidate.reason or "as far as time allowed")
+            if self.bound_s(candidate) >= self.best.plan.step_time_s * (1 - self.gap):
+                return candidate.close("slower")
+        self.tell(candidate, "planning to the end")
+        known = [candidate.solution] if candidate.solution else []
+        try:
+            found = self.planner(candidate).find(
+                candidate.mesh, self.budget_bytes, incumbents=known, time_limit_s=self.share_s(SHARE)
+            )
+        except (BudgetError, SolverError) as error:
+            return self.failed(candidate, error)
+        self.take(candidate, found)
+
+    def take(self, candidate: Candidate, found: Found) -> None:
+        candidate.take(found.plan.step_time_s, found.plan.peak_bytes, found.plan.lower_bound_s)
+        candidate.close("slower")
+        if self.best is None or found.plan.step_time_s < self.best.plan.step_time_s:
+            self.best, self.chosen = found, candidate
+
+    @property
+    def estimate_bytes(self) -> float:
+        """What the solver counts for the best plan."""
+        return self.best.solution.peak_bytes if self.best is not None else 0.0
+
+    def bound_s(self, candidate: Candidate) -> float:
+        """No plan of the setting takes less, if the solver may count as much as for the best plan."""
+        if candidate.solution is None:
+            return candidate.free_s
+        if self.budget_bytes is not None and self.estimate_bytes > self.budget_bytes:
+            self.tell(candidate, "bounding")
+            relaxed_s = self.planner(candidate).relaxed_s(candidate.mesh, self.estimate_bytes, self.share_s(ROUGH_SHARE))
+            candidate.bound_s = max(candidate.free_s, relaxed_s)
+        return candidate.bound_s
 
     def planner(self, candidate: Candidate) -> Planner:
         count = candidate.micro_batches
@@ -249,32 +293,52 @@ class SettingSearch:
         if late:
             yield f"{len(late)} of {len(self.candidates)} settings were not tried: time limit"
 
-    def failure(self) -> AutoparError:
-        """Why there is no plan at all: the smallest budget of those that do not fit, else the first reason."""
+    def last_resort(self) -> None:
+        """The solver counts from above: the setting that needs least by its figures may fit after all."""
+        for candidate, _ in self.lowest[:1]:
+            self.tell(candidate, "counting what the lowest plan really needs")
+            try:
+                found = self.planner(candidate).find(candidate.mesh, self.budget_bytes, time_limit_s=self.share_s(SHARE))
+            except BudgetError as error:
+                self.needed_bytes = error.smallest_bytes
+                continue
+            except SolverError:
+                continue
+            self.take(candidate, found)
+
+    @cached_property
+    def lowest(self) -> list[tuple[Candidate, Smallest]]:
+        """Of the settings with the most micro-batches that do not fit, what each needs at least; the lowest first."""
         tight = [c for c in self.candidates if c.outcome == "does not fit"]
-        if not tight:
-            return self.errors[0]
-        least = min((c for c in tight), key=lambda c: (-c.micro_batches, len(c.mesh)))
+        count = max((c.micro_batches for c in tight), default=0)
         found: list[tuple[Candidate, Smallest]] = []
-        for candidate in (c for c in tight if c.micro_batches == least.micro_batches):
+        for candidate in (c for c in tight if c.micro_batches == count):
             self.tell(candidate, "looking for the smallest budget")
             priced = self.planner(candidate).priced(candidate.mesh)
             try:
                 found.append((candidate, smallest(priced.problem, allow=priced.wanted.allow, time_limit_s=LEAST_S)))
             except SolverError:
                 continue
+        return sorted(found, key=lambda pair: pair[1].bytes)
+
+    def failure(self) -> AutoparError:
+        """Why there is no plan at all: the smallest budget of those that do not fit, else the first reason."""
+        found, tight = self.lowest, [c for c in self.candidates if c.outcome == "does not fit"]
+        if not tight:
+            return self.errors[0]
         if not found:
             return self.errors[0] if self.errors else SolverError("no plan was found within the time limit: allow more time")
-        where, best = min(found, key=lambda pair: pair[1].bytes)
+        where, best = found[0]
         if best.bytes <= (self.budget_bytes or 0) and self.errors:
             return self.errors[0]
         self.tell(where, "nothing fits: looking for what would help")
+        needed = best.bytes if self.needed_bytes is None else min(best.bytes, self.needed_bytes)
         error = BudgetError(
             f"no plan fits {human(self.budget_bytes or math.inf)} per device in any of {len(tight)} settings: the smallest "
-            f"budget that works is {human(best.bytes)} ({best.bytes} bytes), on mesh {where.title}. At its peak, in "
+            f"budget that works is {human(needed)} ({needed} bytes), on mesh {where.title}. At its peak, in "
             f"{best.where}, the largest are {', '.join(f'{name}: {human(size)}' for name, size in best.binding)}. Give more "
             "memory, more devices, or a smaller batch or sequence.",
-            smallest_bytes=best.bytes,
+            smallest_bytes=needed,
             binding=best.binding,
         )
-        return advised(error, what_would_help(self.planner(where), where.mesh, int(self.budget_bytes or 0), best.bytes))
+        return advised(error, what_would_help(self.planner(where), where.mesh, int(self.budget_bytes or 0), needed))
