@@ -56,8 +56,9 @@ def memory_order(tensor: torch.Tensor) -> tuple[int, ...]:
     >>> memory_order(torch.empty(2, 3, 4).permute(0, 2, 1)), memory_order(torch.empty(2, 1).expand(2, 3))
     ((0, 2, 1), ())
     """
-    order = tuple(sorted(range(tensor.ndim), key=lambda dim: (-tensor.stride(dim), dim)))
-    dense = torch.empty_permuted(tensor.shape, order, device="meta").stride() == tensor.stride()
+    strides = tensor.stride()
+    order = tuple(sorted(range(tensor.ndim), key=lambda dim: -strides[dim]))
+    dense = torch.empty_permuted(tensor.shape, order, device="meta").stride() == strides
     return order if dense and not tensor.is_contiguous() else ()
 
 

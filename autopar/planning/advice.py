@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from autopar.bytes import human
 from autopar.errors import AutoparError, BudgetError, SolverError
 from autopar.ir.mesh import MeshSpec
-from autopar.planning.planner import Found, Planner
+from autopar.planning.planner import Planner
+from autopar.planning.within import Found
 from autopar.solver.check import check
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.smallest import Clock, smallest

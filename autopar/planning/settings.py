@@ -21,8 +21,9 @@ from autopar.errors import AutoparError, BudgetError, ConstraintError, SolverErr
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import TriedSetting
 from autopar.planning.advice import advised, what_would_help
-from autopar.planning.planner import Found, Planner, Progress
+from autopar.planning.planner import Planner, Progress
 from autopar.planning.scaling import grows_faster_than_batch
+from autopar.planning.within import Found
 from autopar.solver.problem import Solution
 from autopar.solver.smallest import Clock, Smallest, smallest
 
