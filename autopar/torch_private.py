@@ -425,7 +425,7 @@ def fake_like(mode: Any, shape: list[int], stride: list[int], dtype: torch.dtype
     from torch._subclasses.fake_tensor import FakeTensor
 
     like = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
-    return cast(Tensor, FakeTensor(mode, like, device))  # type: ignore[no-untyped-call]
+    return cast(Tensor, FakeTensor(mode, like, device))
 
 
 def global_module_hooks() -> bool:

@@ -90,7 +90,9 @@ class Classes:
         return "" if self.is_foreign(found) else code_digest(found.__code__)
 
     def kind(self, found: type, *, called: bool) -> None:
-        self.found.update(dict.fromkeys((*found.__mro__, *type(found).__mro__)))
+        self.found.update(dict.fromkeys(found.__mro__))
+        of_classes: type = type(found)
+        self.found.update(dict.fromkeys(of_classes.__mro__))
 
     def module(self, found: types.ModuleType) -> None:
         return

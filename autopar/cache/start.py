@@ -98,7 +98,7 @@ def surroundings() -> dict[str, Any]:
         raise Unclear(f"a mode of torch is on: {active_modes()[-1]!r}")
     if global_module_hooks():
         raise Unclear("hooks on all modules are set")
-    cuda, precise = torch.backends.cuda, torch.get_float32_matmul_precision()
+    kernels = [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math")]
     return {
         "code": code(),
         "versions": versions() | {"python": platform.python_version(), "git": torch.version.git_version},
@@ -106,7 +106,7 @@ def surroundings() -> dict[str, Any]:
         "deterministic": [torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()],
         "autocast": {device: str(dtype) for device, dtype in autocast_dtypes().items()},
         "gradients": [torch.is_grad_enabled(), torch.is_inference_mode_enabled()],
-        "kernels": [cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), precise],
+        "kernels": [*kernels, torch.get_float32_matmul_precision()],
         "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith(PREFIXES)},
         "optimized": sys.flags.optimize,
     }

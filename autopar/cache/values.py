@@ -294,4 +294,4 @@ def has_data(value: Tensor) -> bool:
 def content_digest(value: Tensor) -> str:
     with torch.no_grad(), without_modes():
         flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(memoryview(flat.numpy())).hexdigest()
+    return hashlib.sha256(flat.numpy().data).hexdigest()

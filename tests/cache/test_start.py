@@ -183,6 +183,13 @@ def rewritten(which: str, before: str, after: str) -> Callable[[ModuleType, pyte
     return change
 
 
+def rewritten_behind_its_back(source: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The file, not what is loaded."""
+    path = Path(str(source.helper.__file__))
+    path.write_text(path.read_text() + "# more")
+    return usual(source)
+
+
 def reload(source: ModuleType) -> None:
     importlib.reload(source.helper)
     importlib.reload(source)
@@ -200,6 +207,7 @@ CHANGES: Mapping[str, Callable[[ModuleType, pytest.MonkeyPatch], Call]] = {
     "source": rewritten("model", "clamp(max", "clamp(min"),
     "a comment, which moves lines": rewritten("model", "SHIFT = 1.0", "# here\nSHIFT = 1.0"),
     "source of a helper": rewritten("helper", "x * FACTOR", "x / FACTOR"),
+    "a source that is not loaded again": rewritten_behind_its_back,
     "a global": assign("SHIFT", 2.0),
     "a global of a helper": assign("helper.FACTOR", 3.0),
     "an imported function": assign("scaled", lambda x: x - 1),
