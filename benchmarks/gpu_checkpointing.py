@@ -123,7 +123,7 @@ def compare(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         line = {"model": name, "way": way, "family": ways[way].family, **entry, "median_s": round(median, 5)}
         line |= {"tokens_per_s": round(size.batch * size.seq / median)}
         if plan is not None:
-            counted = plan.figures.counted_peak_bytes
+            counted = plan.peak_bytes
             line |= {
                 "budget_bytes": plan.budget_bytes,
                 "counted_peak_bytes": counted,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from autopar.codegen.boxed import boxed_module
-from autopar.codegen.schedule import WAIT, held_until_waited, is_collective
+from autopar.codegen.schedule import WAIT, held_until_waited, is_collective, started
 from autopar.codegen.split import results_of
 from autopar.errors import BackendError, InputError
 from autopar.torch_private import compile_by_inductor, cpp_compiler, fake_mode
@@ -147,7 +147,7 @@ def like(value: Tensor) -> Like:
 
 def is_on_its_way(node: Node) -> bool:
     """Whether it is the result of a collective that the graph does not wait for."""
-    return is_collective(node) and not any(user.target is WAIT for user in node.users)
+    return started(node) is not None and not any(user.target is WAIT for user in node.users)
 
 
 def laid_out(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:

@@ -70,7 +70,7 @@ def emit(program: Program, plan: Plan, device: str = "cpu", joint_graph: Callabl
         halves: dict[PlannedClass, Halves] = {}
         for i, keep in enumerate(classes):
             if (same := alike(keep)) not in halves:
-                halves[same] = split(local, joint, keep, f"regions.{name}.classes.{i}")
+                halves[same] = split(local, joint, keep, f"regions.{name}.classes.{i}", plan.bucket_bytes)
         regions[name] = EmittedRegion(
             local=local,
             joint=joint,

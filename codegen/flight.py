@@ -65,13 +65,13 @@ def fly(halves: Halves, inputs: int) -> Flying | None:
     landed = [copied[node] for node in results_of(halves.backward)]
     alone = [node for node, k in zip(landed, halves.gradients, strict=True) if k >= inputs and landed.count(node) == 1]
     last = {landed.index(node): node for node in alone if node.target is WAIT and not node.users}
-    starts = {k: node.args[0] for k, node in last.items()}
+    starts = {k: node.all_input_nodes[0] for k, node in last.items()}
     graph.output(tuple(starts.get(k, node) for k, node in enumerate(landed)))
     if not last:
         return None
     for node in last.values():
         graph.erase_node(node)
-    sent = {k: sum(bytes_of(n) for n in held_until_waited(start)) for k, start in starts.items() if isinstance(start, Node)}
+    sent = {k: sum(bytes_of(n) for n in held_until_waited(start)) for k, start in starts.items()}
     dying = [copied[n] for n in dying_inputs(halves)]
     before = peak(halves.backward, set(dying_inputs(halves)))
     return Flying(graph=graph, bytes=sent, extra_bytes=max(0, peak(graph, set(dying)) - before))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from autopar.codegen.emit import Emitted
-from autopar.codegen.schedule import WAIT, held_until_waited, is_collective
+from autopar.codegen.schedule import WAIT, held_until_waited
 from autopar.codegen.split import Halves
 from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import Placement
@@ -80,9 +80,9 @@ def parts(node: torch.fx.Node) -> list[torch.fx.Node]:
 def travelling(node: torch.fx.Node) -> list[torch.fx.Node]:
     """What collectives send that lasts until here at least: a wait, or the end for those that are returned without one."""
     if node.target is WAIT:
-        return [sent for start in node.all_input_nodes for sent in held_until_waited(start)]
+        return [sent for result in node.all_input_nodes for sent in held_until_waited(result)]
     if node.op == "output":
-        return [sent for start in node.all_input_nodes if is_collective(start) for sent in held_until_waited(start)]
+        return [sent for result in node.all_input_nodes for sent in held_until_waited(result)]
     return []
 
 

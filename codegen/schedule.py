@@ -8,7 +8,7 @@ parameter ahead and one gradient on its way: as many travel at a time as take no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.fx import Graph, Node
@@ -17,6 +17,12 @@ from autopar.ops.joint import bytes_of, owner
 
 WAIT = torch.ops._c10d_functional.wait_tensor.default
 ALL_REDUCE = torch.ops._c10d_functional.all_reduce.default
+REDUCE_SCATTER = torch.ops._c10d_functional.reduce_scatter_tensor.default
+TOGETHER = {
+    ALL_REDUCE: torch.ops._c10d_functional.all_reduce_coalesced.default,
+    REDUCE_SCATTER: torch.ops._c10d_functional.reduce_scatter_tensor_coalesced.default,
+}
+"""The same for several tensors, which travel together."""
 aten = torch.ops.aten
 SLACK = 1.25
 """So that a bias travels beside its matrix, and not in its place."""
@@ -56,31 +62,14 @@ class Scheduler:
         self.nodes = [n for n in graph.nodes if n.op not in ("placeholder", "output")]
         self.made: list[Node] = []
         self.done: set[Node] = {n for n in graph.nodes if n.op == "placeholder"}
-        self.lazy = self._received()
-        self.late = self._unread()
+        self.lazy = received(self.nodes)
+        self.late = unread(self.nodes, self.lazy)
         self.gathers = self._of_state(state)
         self.idle = {n for start in self.gathers for n in _chain(start, state)} - self.done
         self.flying: dict[Node, None] = {}
         """Started and not waited for, by their waits."""
         self.ahead_bytes = SLACK * max(map(bytes_of, self.gathers), default=0)
         self.behind_bytes = SLACK * max((bytes_of(_sent(n)) for n in self.late if n.target is WAIT), default=0)
-
-    def _received(self) -> set[Node]:
-        """Waits, and what only moves what they return."""
-        found: set[Node] = set()
-        for node in self.nodes:
-            moves = node.target in MOVES and all(n in found for n in node.all_input_nodes)
-            if node.target is WAIT or (moves and node.all_input_nodes):
-                found.add(node)
-        return found
-
-    def _unread(self) -> set[Node]:
-        """Of these, what only the caller reads."""
-        found: set[Node] = set()
-        for node in reversed(self.nodes):
-            if node in self.lazy and all(n in found or n.op == "output" for n in node.users):
-                found.add(node)
-        return found
 
     def _of_state(self, state: set[Node]) -> list[Node]:
         """Collectives that need nothing but state, in order."""
@@ -131,33 +120,77 @@ class Scheduler:
         self.made.append(node)
 
     def _take_off(self, start: Node) -> None:
-        wait = next(iter(start.users))
-        if wait in self.late:
+        waits = waits_of(start)
+        if self.late.issuperset(waits):
             behind = [w for w in self.flying if w in self.late]
-            while behind and sum(bytes_of(_sent(w)) for w in (*behind, wait)) > self.behind_bytes:
+            while behind and sum(bytes_of(_sent(w)) for w in (*behind, *waits)) > self.behind_bytes:
                 self._make(behind.pop(0))
-        self.flying[wait] = None
+        self.flying |= dict.fromkeys(waits)
+
+
+def received(nodes: Iterable[Node]) -> set[Node]:
+    """Waits, and what only moves what they return."""
+    found: set[Node] = set()
+    for node in nodes:
+        moves = node.target in MOVES and all(n in found for n in node.all_input_nodes)
+        if node.target is WAIT or (moves and node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def unread(nodes: Sequence[Node], lazy: set[Node]) -> set[Node]:
+    """Of what was received, what only the caller reads."""
+    found: set[Node] = set()
+    for node in reversed(nodes):
+        if node in lazy and all(n in found or n.op == "output" for n in node.users):
+            found.add(node)
+    return found
+
+
+def waits_of(start: Node) -> list[Node]:
+    """The waits for a collective: several where several tensors travel together; none for any other node."""
+    if started(start) not in (start, None):
+        return []
+    parts = list(start.users) if start.target in TOGETHER.values() else [start]
+    return [user for part in parts for user in part.users if user.target is WAIT and len(part.users) == 1]
 
 
 def is_start(node: Node) -> bool:
     """Whether it is a collective that somebody waits for."""
-    return len(node.users) == 1 and next(iter(node.users)).target is WAIT
+    return bool(waits_of(node))
 
 
 def is_collective(node: Node) -> bool:
     return getattr(node.target, "namespace", "") == "_c10d_functional" and node.target is not WAIT
 
 
-def held_until_waited(start: Node) -> list[Node]:
-    """What a collective sends, where it must last until the wait. An all-reduce sends a copy, which becomes its result."""
-    return start.all_input_nodes if is_collective(start) and start.target is not ALL_REDUCE else []
+def started(node: Node) -> Node | None:
+    """The collective whose result this is, which has to be waited for."""
+    if getattr(node.target, "__name__", "") == "getitem" and isinstance(node.args[0], Node):
+        return node.args[0] if node.args[0].target in TOGETHER.values() else None
+    return node if is_collective(node) and node.target not in TOGETHER.values() else None
+
+
+def held_until_waited(result: Node) -> list[Node]:
+    """What a collective sends for this result, where it must last until the wait. An all-reduce sends a copy, which becomes
+    its result."""
+    start = started(result)
+    return [] if start is None or start.target in (ALL_REDUCE, TOGETHER[ALL_REDUCE]) else [_sent_for(result)]
 
 
 def _sent(wait: Node) -> Node:
-    """What the collective of a wait sends."""
-    start = wait.args[0]
-    assert isinstance(start, Node)
-    return start.all_input_nodes[0]
+    """What the collective of a wait sends for it."""
+    result = wait.args[0]
+    assert isinstance(result, Node)
+    return _sent_for(result)
+
+
+def _sent_for(result: Node) -> Node:
+    start = started(result)
+    assert start is not None
+    sent = start.args[0] if start is result else start.args[0][result.args[1]]  # type: ignore[index]
+    assert isinstance(sent, Node)
+    return sent
 
 
 def _written(node: Node) -> set[Node]:

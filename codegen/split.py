@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
 from autopar.codegen.accept import refused
+from autopar.codegen.bucket import bucket
 from autopar.codegen.local import LocalRegion
 from autopar.codegen.schedule import schedule
 from autopar.ir.placement import Placement
 from autopar.ir.plan import PlannedClass
 from autopar.ops.joint import Joint, alias_base, owner
 from autopar.ops.lower import MADE_DENSE
+
+NO_BUCKETS: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +174,9 @@ def forward_half(joint: Joint, saved: Iterable[torch.fx.Node]) -> torch.fx.Graph
     return graph
 
 
-def split(local: LocalRegion, joint: Joint, keep: PlannedClass, field: str) -> Halves:
+def split(
+    local: LocalRegion, joint: Joint, keep: PlannedClass, field: str, bucket_bytes: Mapping[str, int] = NO_BUCKETS
+) -> Halves:
     """Forward and backward of the calls that keep this; raises PlanError, naming the plan's `field`, if it is too little."""
     steps = {n.name: n.meta for n in local.graph.nodes}
     try:
@@ -181,7 +187,10 @@ def split(local: LocalRegion, joint: Joint, keep: PlannedClass, field: str) -> H
         raise refused(field, f"backward reads {what}, which is neither kept nor made again") from lacking
     again = [steps[joint.origin[n]] for n in backward.made_again()]
     forward = forward_half(joint, backward.saved)
-    schedule(forward, placeholders(forward)[len(local.region.inputs) :])
+    inputs = len(local.region.inputs)
+    passed_on = {n for n, k in zip(results_of(backward.graph), backward.gradients, strict=True) if k < inputs}
+    bucket(backward.graph, bucket_bytes, passed_on)
+    schedule(forward, placeholders(forward)[inputs:])
     schedule(backward.graph, placeholders(backward.graph)[: len(backward.taken)])
     return Halves(
         forward=forward,

@@ -15,11 +15,12 @@ from functools import cached_property
 import torch
 from torch.fx import Graph, Node
 
+from autopar.codegen.schedule import TOGETHER, started
 from autopar.codegen.split import Halves, copy_node, copy_placeholder, placeholders, prune, results_of
 from autopar.ops.joint import alias_base, bytes_of
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
-SUMMING = frozenset({c10d.all_reduce.default, c10d.reduce_scatter_tensor.default})
+SUMMING = frozenset({*TOGETHER, *TOGETHER.values()})
 COLLECTIVES = SUMMING | {c10d.all_gather_into_tensor.default, c10d.all_to_all_single.default}
 MOVES = frozenset(
     {
@@ -136,4 +137,4 @@ def is_linear(node: Node, places: set[Node]) -> bool:
         return False
     if node.target in SUMMING:
         return node.args[1] == "sum"
-    return node.target in COLLECTIVES or node.target in MOVES or alias_base(node) is not None
+    return node.target in COLLECTIVES or node.target in MOVES or alias_base(node) is not None or started(node) is not None

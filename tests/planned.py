@@ -25,7 +25,6 @@ from autopar.profiler.model_cost import measure
 from autopar.solver.baselines import try_baselines
 from autopar.solver.build import Builder, Setting
 from autopar.solver.smallest import smallest
-from autopar.solver.to_plan import to_plan
 from autopar.tracer import trace
 from tests.hardware_toy import toy_hardware
 from tests.models import MODELS
@@ -95,4 +94,4 @@ def known_way(name: str, mesh: str, way: str, dtype: torch.dtype = torch.float32
     problem = builder.problem()
     found = next(tried.solution for tried in try_baselines(problem, names=[way], checkpoints=["none"]))
     assert found is not None, f"{way} has no place on {mesh}"
-    return emit(traced(name, dtype).program, to_plan(builder, problem, found))
+    return realise(builder, problem, found).emitted

@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 import autopar
 from autopar.ir.plan import Plan
-from autopar.torch_private import AllocationTracker, TorchDispatchMode
+from autopar.torch_private import AllocationTracker
 from tests.models import MODELS
 from tests.planned import planned, tightest
 from tests.processes import run_processes
+from tests.sent import Sent
 
-c10d = torch.ops._c10d_functional
-KINDS = {
-    c10d.all_gather_into_tensor.default: "all_gather",
-    c10d.reduce_scatter_tensor.default: "reduce_scatter",
-    c10d.all_reduce.default: "all_reduce",
-    c10d.all_to_all_single.default: "all_to_all",
-}
 ABOVE, BELOW = 0.002, 0.03
 """How far the allocated peak may be from the counted one. Never above it, but for scalars; below it, since inputs may be views
 of the caller's batch, and some values die a little earlier than is counted."""
-
-Sums = Counter[tuple[str, str, str]]
-
-
-class Sent(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the collectives that really run, by kind, axis and phase."""
-
-    def __init__(self, mesh: DeviceMesh) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        assert mesh.mesh_dim_names
-        self.axes = {mesh.get_group(name).group_name: name for name in mesh.mesh_dim_names}
-        self.phase = "forward"
-        self.counts: Sums = Counter()
-        self.bytes: Sums = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if kind := KINDS.get(func):
-            key = kind, self.axes[next(a for a in reversed(args) if isinstance(a, str))], self.phase
-            whole = result if kind == "all_gather" else args[0]
-            self.counts[key] += 1
-            self.bytes[key] += whole.numel() * whole.element_size()
-        return result
 
 
 @pytest.mark.slow

@@ -119,6 +119,13 @@ class Link:
         """
         return self.algorithm(kind).factor(size) * bytes if size > 1 else 0.0
 
+    def bucket_bytes(self, size: int) -> int:
+        """A tensor of so many bytes is summed over `size` devices in twice the time of an empty one."""
+        if size == 1:
+            return 0
+        empty, more = (self.collective_s(ALL_REDUCE, bytes, size) for bytes in (0, 2**20))
+        return int(2**20 * empty / (more - empty))
+
     def collective_s(self, kind: str, bytes: float, size: int) -> float:
         """Seconds of one collective over `size` devices; arguments as in `sent_bytes`. Nothing to do on one device: 0."""
         if size == 1:

@@ -45,6 +45,9 @@ def head(plan: Plan) -> Wrong:
         yield "micro_batches", f"{plan.micro_batches} is not at least 1"
     numbers = {name: getattr(plan, name) for name in ("step_time_s", "lower_bound_s", "gap", "peak_bytes")}
     yield from negative(numbers.items())
+    yield from negative((f"bucket_bytes.{axis}", size) for axis, size in plan.bucket_bytes.items())
+    for axis in set(plan.bucket_bytes) - set(plan.mesh.names):
+        yield f"bucket_bytes.{axis}", f"{axis!r} is no axis of the mesh ({', '.join(plan.mesh.names)})"
     if plan.lower_bound_s > plan.step_time_s * (1 + TOLERANCE):
         yield "lower_bound_s", f"{plan.lower_bound_s} is above step_time_s, {plan.step_time_s}"
     elif not close(plan.gap, distance(plan.step_time_s, plan.lower_bound_s), 1.0):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from autopar.errors import PlanError
 from autopar.ir.consistent import contradictions
@@ -129,7 +129,8 @@ class TriedSetting(_Part):
 
 
 class Plan(Document):
-    """A complete plan. Times in seconds, bytes per device. The program is one of `micro_batches` of a training step."""
+    """A complete plan. Times in seconds, bytes per device. The program is one of `micro_batches` of a training step.
+    `bucket_bytes`, by mesh axis: gradients that are smaller are reduced together, up to about so many bytes."""
 
     WHAT: ClassVar[str] = "plan"
     FORMAT: ClassVar[str] = "autopar-plan"
@@ -154,6 +155,7 @@ class Plan(Document):
     peak_where: str
     notes: tuple[str, ...] = ()
     tried: tuple[TriedSetting, ...] = ()
+    bucket_bytes: dict[str, int] = Field(default_factory=dict)
     constraints: Constraints = NO_CONSTRAINTS
     precision: Precision | None = None
     figures: Figures

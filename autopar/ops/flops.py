@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -106,6 +106,8 @@ _KINDS: dict[Any, tuple[str, int]] = {
     _functional.reduce_scatter_tensor.default: (REDUCE_SCATTER, 3),
     _functional.all_reduce.default: (ALL_REDUCE, 2),
     _functional.all_to_all_single.default: (ALL_TO_ALL, 3),
+    _functional.all_reduce_coalesced.default: (ALL_REDUCE, 2),
+    _functional.reduce_scatter_tensor_coalesced.default: (REDUCE_SCATTER, 3),
 }
 
 
@@ -115,14 +117,21 @@ def group_argument(node: torch.fx.Node) -> int | None:
 
 
 def collective_of(node: torch.fx.Node) -> Collective | None:
-    position = group_argument(node)
-    if position is None:
-        return None
-    kind = _KINDS[node.target][0]
-    whole = node if kind == ALL_GATHER else node.all_input_nodes[0]
-    value = whole.meta["val"]
-    return Collective(kind, str(node.args[position]), value.numel() * value.element_size())
+    """What travels together is one, of all its bytes."""
+    found = members(node)
+    return replace(found[0], bytes=sum(c.bytes for c in found)) if found else None
 
 
 def collectives_of(nodes: Iterable[torch.fx.Node]) -> list[Collective]:
-    return [c for c in map(collective_of, nodes) if c is not None]
+    """One per tensor, also of those that travel together."""
+    return [c for node in nodes for c in members(node)]
+
+
+def members(node: torch.fx.Node) -> list[Collective]:
+    position = group_argument(node)
+    if position is None:
+        return []
+    kind = _KINDS[node.target][0]
+    sent = [node] if kind == ALL_GATHER else node.args[0] if isinstance(node.args[0], list | tuple) else [node.args[0]]
+    values = [n.meta["val"] for n in sent if isinstance(n, torch.fx.Node)]
+    return [Collective(kind, str(node.args[position]), value.numel() * value.element_size()) for value in values]

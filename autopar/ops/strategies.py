@@ -44,8 +44,10 @@ class Strategy:
 
 
 def strategies(unit: Unit, axis_sizes: Sequence[int]) -> tuple[Strategy, ...]:
-    """All strategies whose cuts are even and whose operands and results have placements."""
-    found = (strategy(unit, choice, axis_sizes) for choice in itertools.product(options(unit), repeat=len(axis_sizes)))
+    """All strategies whose cuts are even and whose operands and results have placements; an axis of one device cuts nothing."""
+    known = options(unit)
+    choices = itertools.product(*(known if size > 1 else (None,) for size in axis_sizes))
+    found = (strategy(unit, choice, axis_sizes) for choice in choices)
     return tuple(s for s in found if s is not None)
 
 

@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 from autopar.codegen.emit import Emitted, EmittedRegion
 from autopar.codegen.flight import flights
 from autopar.codegen.listing import about
-from autopar.codegen.schedule import WAIT
+from autopar.codegen.schedule import WAIT, started
 from autopar.codegen.split import results_of
 from autopar.hardware import Hardware
 from autopar.ir.timeline import COMPUTE, WAITS, Event, Timeline
@@ -51,12 +51,13 @@ class Clock:
             if node.op != "call_function":
                 continue
             if node.target is WAIT:
-                self.wait(owner(node).name, call, arrives.get(owner(node), 0.0))
+                result = owner(node)
+                self.wait((started(result) or result).name, call, arrives.get(result, 0.0))
             elif (sent := collective_of(node)) is not None:
                 seconds = self.links[sent.axis].collective_s(sent.kind, sent.bytes, self.sizes[sent.axis])
                 start = max(self.free_s[COMPUTE], self.free_s[sent.axis])
                 self.occupy(sent.axis, node.name, call, start, seconds, self.about(node, region, sent))
-                arrives[node] = start + seconds
+                arrives |= dict.fromkeys((node, *node.users), start + seconds)
                 self.free_s[COMPUTE] += (1 - self.hardware.overlap) * seconds
             elif not skipped(node):
                 flops, moved, dtype = node_figures(node)
@@ -101,7 +102,8 @@ def simulate(emitted: Emitted, hardware: Hardware) -> Timeline:
         arrives = clock.run(graph, region, call)
         if flight.flying is not None:
             results = results_of(graph)
-            air += [(arrives[results[k]], size, results[k].name, call) for k, size in flight.flying.bytes.items()]
+            for k, size in flight.flying.bytes.items():
+                air.append((arrives[results[k]], size, (started(results[k]) or results[k]).name, call))
     while air:
         clock.land(air)
     return Timeline(

@@ -91,7 +91,7 @@ class Readings:
             if step.landing and step.backward is not None:
                 began = self.host[step.backward][0]
                 own = [s for s in free if s[0] >= began][: len(step.landing)]
-                found += [event(m, s) for m, s in zip(step.landing, own, strict=False)]
+                found += [event(m, s) for m, s in zip(step.landing, own, strict=False) if m.track == WAITS]
         return found
 
     def sending(self, waits: Sequence[Event]) -> list[Event]:

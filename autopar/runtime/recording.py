@@ -21,7 +21,7 @@ from autopar.codegen.backend import Runs
 from autopar.codegen.emit import Emitted, EmittedRegion
 from autopar.codegen.executor import run_graph
 from autopar.codegen.listing import about
-from autopar.codegen.schedule import WAIT, is_collective
+from autopar.codegen.schedule import WAIT, started
 from autopar.codegen.split import results_of
 from autopar.codegen.variant import Variant
 from autopar.ir.timeline import COMPUTE, WAITS
@@ -129,8 +129,7 @@ class Recorder:
 
     def mark_of(self, variant: Variant, region: EmittedRegion, call: str, node: Node) -> str:
         if node.target is WAIT:
-            start = owner(node)
-            return self.mark(call, start.name, WAITS if is_collective(start) else KNOWN, {})
+            return self.mark(call, *awaited(owner(node)), {})
         sent = collective_of(node)
         if sent is not None:
             axes = {group: axis for axis, group in variant.executor.groups.items()}
@@ -142,4 +141,14 @@ class Recorder:
 
 def left_flying(module: GraphModule, call: str) -> list[Mark]:
     """The collectives among a backward graph's results."""
-    return [Mark(call=call, name=n.name, track=WAITS, about={}) for n in results_of(module.graph) if is_collective(n)]
+    found = (awaited(n) for n in results_of(module.graph) if started(n))
+    return [Mark(call=call, name=name, track=track, about={}) for name, track in found]
+
+
+def awaited(result: Node) -> tuple[str, str]:
+    """The name of the collective that is waited for with this result, and the track: those that travel together arrive
+    together, and the wait for the first stands for all."""
+    start = started(result)
+    if start is None:
+        return result.name, KNOWN
+    return start.name, WAITS if start is result or result.args[1] == 0 else KNOWN

@@ -13,7 +13,7 @@ from autopar.codegen.all_ranks import run_all_ranks
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.flight import Air, flights
 from autopar.codegen.measure import levels
-from autopar.codegen.schedule import is_collective
+from autopar.codegen.schedule import started
 from autopar.ir.run import zip_inputs
 from autopar.ir.widen import widened
 from autopar.ops.flops import collectives_of
@@ -54,7 +54,7 @@ def test_the_same_is_sent_and_gradients_of_activations_do_not_fly(way: str) -> N
         assert Counter(map(str, collectives_of(graph.nodes))) == Counter(map(str, collectives_of(halves.backward.nodes)))
         (results,) = graph.output_node().args
         assert isinstance(results, tuple | list)
-        unwaited = [k for k, node in enumerate(results) if is_collective(node)]
+        unwaited = [k for k, node in enumerate(results) if started(node)]
         assert unwaited == sorted(flight.flying.bytes)
         assert all(halves.gradients[k] >= len(region.local.region.inputs) for k in unwaited)
 

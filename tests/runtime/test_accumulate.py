@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor.debug import CommDebugMode
 
 import autopar
 from autopar.codegen.accumulate import GradientSync, add_up
@@ -31,6 +30,7 @@ from autopar.ir.run import zip_inputs
 from autopar.torch_private import by_rank, coordinates, rank_map
 from autopar.tracer import trace
 from tests.processes import run_processes
+from tests.sent import Sent
 from tests.training import DDP, FREE, batch, plan_for, tied, whole
 
 EXACT = {"rtol": 0.0, "atol": 1e-9}
@@ -189,21 +189,15 @@ def test_sums_on_two_axes_and_of_another_program_are_reduced() -> None:
     assert all(max(found.values()) < EXACT["atol"] for found in differences), differences
 
 
-NAMES = {
-    "all_gather_into_tensor": "all_gather",
-    "reduce_scatter_tensor": "reduce_scatter",
-    "all_reduce": "all_reduce",
-    "all_to_all_single": "all_to_all",
-}
-
-
-def sent_by_backward(parallel: nn.Module, kwargs: dict[str, Any]) -> Counter[str]:
-    """How many collectives of each kind one backward runs, as torch's own counter sees them."""
+def sent_by_backward(parallel: ParallelModule, kwargs: dict[str, Any]) -> Counter[str]:
+    """How many tensors one backward reduces, gathers or exchanges, by kind."""
     loss = parallel(**kwargs)["loss"]
-    with CommDebugMode() as seen:
+    with Sent(parallel._mesh) as seen:
         loss.backward()
-    counts = {str(op).rpartition(".")[2]: n for op, n in seen.get_comm_counts().items()}
-    return Counter({NAMES[op]: n for op, n in counts.items()})
+    found: Counter[str] = Counter()
+    for (kind, _, _), count in seen.counts.items():
+        found[kind] += count
+    return found
 
 
 def planned_backward(plan: Plan) -> Counter[str]:

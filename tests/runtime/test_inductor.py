@@ -44,7 +44,7 @@ def with_checkpoints() -> Plan:
     """A plan for a bit less memory than the fastest one needs: some layers run norms and activation functions again."""
     program = trace(deep(), (), batch())
     search: dict[str, Any] = {"hardware": toy_hardware(), "gap": 0.05, "time_limit_s": 4.0}
-    most = plan_program(program, MeshSpec.of("2"), **search)[0].figures.counted_peak_bytes
+    most = plan_program(program, MeshSpec.of("2"), **search)[0].peak_bytes
     assert most is not None
     plan = plan_program(program, MeshSpec.of("2"), memory=int(0.9 * most), **search)[0]
     assert any(c.redone for c in plan.regions["blocks.*"].classes)

@@ -21,7 +21,7 @@ from autopar.errors import HardwareError, InputError
 from autopar.hardware import load
 from autopar.ir.plan import Plan
 from autopar.ir.timeline import COMPUTE, WAITS
-from autopar.ops.flops import collectives_of
+from autopar.ops.flops import collective_of
 from autopar.planning.simulate import simulate
 from autopar.runtime.readings import Readings
 from autopar.runtime.recording import Mark, Recorder, Step
@@ -118,7 +118,7 @@ def trained(model: nn.Module, kwargs: Mapping[str, Tensor]) -> list[Tensor]:
 def two_steps(found: dict[str, Events], parallel: ParallelModule) -> None:
     emitted = parallel.variants[0].emitted
     predicted, measured = found["predicted"], found["measured"]
-    sent = [c for _, halves in emitted.halves() for c in collectives_of([*halves.forward.nodes, *halves.backward.nodes])]
+    sent = [n for _, halves in emitted.halves() for n in (*halves.forward.nodes, *halves.backward.nodes) if collective_of(n)]
     assert names(predicted, "gpu").total() == 2 * len(sent) > 100
     assert names(measured, "gpu") == names(predicted, "gpu") == names(measured, WAITS)
     assert names(measured, COMPUTE) == names(predicted, COMPUTE)

@@ -1,0 +1,45 @@
+"""Counts the collectives that really run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from autopar.torch_private import TorchDispatchMode
+
+c10d = torch.ops._c10d_functional
+KINDS = {
+    c10d.all_gather_into_tensor.default: "all_gather",
+    c10d.reduce_scatter_tensor.default: "reduce_scatter",
+    c10d.all_reduce.default: "all_reduce",
+    c10d.all_to_all_single.default: "all_to_all",
+    c10d.reduce_scatter_tensor_coalesced.default: "reduce_scatter",
+    c10d.all_reduce_coalesced.default: "all_reduce",
+}
+
+Sums = Counter[tuple[str, str, str]]
+
+
+class Sent(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the collectives that really run, by kind, axis and phase."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        assert mesh.mesh_dim_names
+        self.axes = {mesh.get_group(name).group_name: name for name in mesh.mesh_dim_names}
+        self.phase = "forward"
+        self.counts: Sums = Counter()
+        self.bytes: Sums = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if kind := KINDS.get(func):
+            key = kind, self.axes[next(a for a in reversed(args) if isinstance(a, str))], self.phase
+            whole = result if kind == "all_gather" else args[0]
+            for tensor in whole if isinstance(whole, list) else [whole]:
+                self.counts[key] += 1
+                self.bytes[key] += tensor.numel() * tensor.element_size()
+        return result
