@@ -19,7 +19,6 @@ from autopar.codegen.schedule import schedule
 from autopar.ir.placement import Placement
 from autopar.ir.plan import PlannedClass
 from autopar.ops.joint import Joint, alias_base, owner
-from autopar.ops.lower import MADE_DENSE
 
 NO_BUCKETS: Mapping[str, int] = MappingProxyType({})
 
@@ -70,11 +69,10 @@ def provided(local: LocalRegion, joint: Joint, keep: PlannedClass) -> Provided:
 
 
 def kept_tensors(local: LocalRegion, joint: Joint, keep: PlannedClass) -> set[torch.fx.Node]:
-    """Owners of the tensors at placements that the plan keeps, in whichever layout, and of the user's batch."""
+    """Owners of the tensors at placements that the plan keeps, and of the user's batch."""
     inputs = {n.name: given for n, given in zip(placeholders(local.graph), joint.inputs, strict=True)}
     names = [*local.resident, *(local.values[kept.tensor, kept.placement] for kept in keep.kept)]
-    found = {inputs[name] if name in inputs else owner(joint.value[name]) for name in names}
-    return found | {owner(n.all_input_nodes[0]) for n in found if joint.origin.get(n, "").endswith(MADE_DENSE)}
+    return {inputs[name] if name in inputs else owner(joint.value[name]) for name in names}
 
 
 def kept_insides(local: LocalRegion, joint: Joint, keep: PlannedClass) -> set[torch.fx.Node]:

@@ -20,7 +20,7 @@ from autopar.ir.mesh import MeshSpec
 from autopar.ops.draws import KEY
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.flops import Collective, collectives_of, node_flops
-from autopar.ops.joint import Joint, TensorLike, alias_base, bytes_of, memory_order, owner, trace_joint
+from autopar.ops.joint import Joint, TensorLike, alias_base, bytes_of, owner, trace_joint
 from autopar.ops.lower import emit_unit
 from autopar.ops.lower_draws import keys_like
 from autopar.ops.strategies import Strategy, strategy
@@ -105,9 +105,8 @@ def trace_unit(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str = "cpu"
     inputs: list[TensorLike] = []
     for i, node in enumerate(unit.operands):
         env[node] = graph.placeholder(f"operand_{i}")
-        shape, value = tuple(int(n) for n in local_shape(unit.dims[node], sizes)), node.meta["val"]
-        order = memory_order(value)
-        inputs.append(TensorLike(shape=shape, dtype=value.dtype, needs_grad=needs_grad(node), order=order))
+        shape = tuple(int(n) for n in local_shape(unit.dims[node], sizes))
+        inputs.append(TensorLike(shape=shape, dtype=node.meta["val"].dtype, needs_grad=needs_grad(node)))
     coordinates = {name: graph.placeholder(f"coordinate_{name}") for name in mesh.names}
     inputs += [TensorLike(shape=(), dtype=torch.int64, needs_grad=False)] * len(coordinates)
     if unit.sites:
@@ -212,8 +211,7 @@ def unsharded(unit: Unit) -> Strategy:
 def structure(unit: Unit, grown: Collection[Factor]) -> str:
     """Text equal for units that run the same ops on the same factors, whatever the sizes of those in `grown`."""
     number: dict[torch.fx.Node, str] = {node: f"%o{i}" for i, node in enumerate(unit.operands)}
-    given = [(n.meta["val"], n) for n in unit.operands]
-    lines = [f"{value.dtype}{n.meta['needs_grad']}{unit.dims[n]}{memory_order(value)}" for value, n in given]
+    lines = [f"{n.meta['val'].dtype}{n.meta['needs_grad']}{unit.dims[n]}" for n in unit.operands]
     for i, node in enumerate(unit.nodes):
         number[node] = f"%{i}"
         spelled = None if is_getitem(node) else rule_of(node).shape_argument

@@ -34,32 +34,14 @@ ALIASES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class TensorLike:
-    """Shape, dtype and whether a gradient is wanted: what tracing needs to know of an input.
-
-    `order` has the dims from the outermost in memory to the innermost; none: contiguous.
-    """
+    """Shape, dtype and whether a gradient is wanted: what tracing needs to know of an input. No strides: contiguous."""
 
     shape: tuple[int | torch.SymInt, ...]
     dtype: torch.dtype
     needs_grad: bool
-    order: tuple[int, ...] = ()
 
     def empty(self, device: str) -> torch.Tensor:
-        if self.order:
-            return torch.empty_permuted(self.shape, self.order, dtype=self.dtype, device=device)
         return torch.empty(self.shape, dtype=self.dtype, device=device)
-
-
-def memory_order(tensor: torch.Tensor) -> tuple[int, ...]:
-    """As in `TensorLike`: that of a tensor without gaps whose dims are permuted; none for any other.
-
-    >>> memory_order(torch.empty(2, 3, 4).permute(0, 2, 1)), memory_order(torch.empty(2, 1).expand(2, 3))
-    ((0, 2, 1), ())
-    """
-    strides = tensor.stride()
-    order = tuple(sorted(range(tensor.ndim), key=lambda dim: -strides[dim]))
-    dense = torch.empty_permuted(tensor.shape, order, device="meta").stride() == strides
-    return order if dense and not tensor.is_contiguous() else ()
 
 
 @dataclass(frozen=True, kw_only=True)

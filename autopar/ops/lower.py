@@ -66,8 +66,6 @@ class LocalCall:
 
 
 Lowering = Callable[[LocalCall, Cuts], torch.fx.Node]
-MADE_DENSE = "_contiguous"
-"""Ends the names of nodes that make a result of a unit contiguous."""
 SQUEEZES = frozenset({torch.ops.aten.squeeze.default, torch.ops.aten.squeeze.dim, torch.ops.aten.squeeze.dims})
 
 
@@ -99,7 +97,7 @@ def emit_unit(
             env[node] = emit_same(call, local_shape(unit.dims[node], sizes), device)
     for node in unit.results:
         if node in unit.dense and env[node].target is not torch.ops.aten.contiguous.default:
-            name = f"{node.name}{MADE_DENSE}"
+            name = f"{node.name}_contiguous"
             env[node] = graph.create_node("call_function", torch.ops.aten.contiguous.default, (env[node],), name=name)
             env[node].meta = {"unit": unit.name, "origin": node.name}
 
