@@ -121,7 +121,11 @@ def small_plan(**changes: Any) -> Plan:
 
 def costing(peak_bytes: float, step_time_s: float) -> Plan:
     """The small plan with other figures, which agree with each other."""
-    parts = {"memory_bytes": {"all at rest": peak_bytes}, "time_s": {"compute": step_time_s}}
+    parts = {
+        "memory_bytes": {"all at rest": peak_bytes},
+        "time_s": {"compute": step_time_s},
+        "estimated_peak_bytes": peak_bytes,
+    }
     changes = {
         "peak_bytes": peak_bytes,
         "step_time_s": step_time_s,

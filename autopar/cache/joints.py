@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from autopar.cache.tables import graph_of, graph_table
+from autopar.cache.tables import NotStorable, graph_of, graph_table
 from autopar.ops.joint import Joint, TensorLike
 from autopar.torch_private import fake_mode
 
@@ -39,9 +39,11 @@ def joint_text(joint: Joint) -> str:
 
 
 def numbered(value: Any, numbers: dict[Node, int]) -> Any:
-    """Of a node its number, of tuples of nodes lists of numbers."""
+    """Of a node its number, of tuples of nodes lists of numbers; raises NotStorable for one that the graph has no more."""
     if isinstance(value, tuple):
         return [numbered(v, numbers) for v in value]
+    if value is not None and value not in numbers:
+        raise NotStorable(f"{value} is read, and not in the graph")
     return None if value is None else numbers[value]
 
 
