@@ -1,8 +1,9 @@
 """Small reductions of gradients travel together: starting a collective takes as long as sending many bytes.
 
 Biases and norms have gradients of a few kilobytes, each with a reduction of its own. In a backward graph, those that nothing
-else in it reads wait for each other until they are as many bytes as are sent while one collective starts (a plan's
-`bucket_bytes`, by mesh axis). Each keeps memory of its own; figures count them one by one.
+else in it reads wait for each other until they are as many bytes as a plan's `bucket_bytes` says, by mesh axis. Each keeps
+memory of its own; figures count them one by one. Plans are made without: a run over gloo with buckets once ended in a corrupted
+heap, and it is not known yet whether they are the reason.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def join(graph: Graph, starts: list[Node]) -> None:
     if len(starts) < 2:
         return
     first, last = starts[0], starts[-1]
+    known: Mapping[Any, Any] = TOGETHER
     with graph.inserting_after(last):
         args = ([n.all_input_nodes[0] for n in starts], *last.args[1:])
-        together = graph.create_node("call_function", TOGETHER[last.target], args, name=f"{first.name}_together")
+        together = graph.create_node("call_function", known[last.target], args, name=f"{first.name}_together")
     together.meta = {**first.meta, "val": [n.meta["val"] for n in starts]}
     after = together
     for k, start in enumerate(starts):
