@@ -88,17 +88,17 @@ def measured_bytes(parallel: ParallelModule, data: Tensor) -> int:
     """The most bytes of tensors alive at once on this process during one whole training step."""
     optimizer = build_optimizer(parallel)
     batch = next(batches(data, batch=BATCH, seq=SEQ, steps=1))
-    for step in range(2):  # the first step only creates gradients and optimizer state
+    for step in range(2):  # the first step only creates optimizer state
         tracker = AllocationTracker()
         with tracker:
             parallel(**batch).loss.backward()
         if step == 0:
             optimizer.step()
+            optimizer.zero_grad()
     resident = [p.to_local() for p in parallel.parameters() if isinstance(p, DTensor)]
     state = [v.to_local() if isinstance(v, DTensor) else v for s in optimizer.state.values() for v in s.values()]
-    gradients = [p.grad.to_local() for p in parallel.parameters() if isinstance(p.grad, DTensor)]
     parallel.zero_grad()
-    return tracker.peak_bytes + sum(t.numel() * t.element_size() for t in [*resident, *state, *gradients])
+    return tracker.peak_bytes + sum(t.numel() * t.element_size() for t in [*resident, *state])
 
 
 def traced_step(parallel: ParallelModule, data: Tensor, path: Path) -> None:
