@@ -59,7 +59,7 @@ class Unreduced:
     def local(self, i: int, boxed: list[Tensor]) -> list[Tensor | None]:
         """The results of a call's backward; None for those that wait, whose local parts are added to the sums."""
         graphs = self.graphs[i]
-        results: list[Tensor] = list(self.executor.run_graph(i, graphs.local, boxed))
+        results: list[Tensor] = list(self.executor.run_graph(i, "backward", graphs.local, boxed))
         count = len(results) - len(graphs.cut.sums)
         results, waiting = results[:count], results[count:]
         # not in place: what a graph returns may share memory with something else
@@ -74,7 +74,7 @@ class Unreduced:
         sums = self.sums.pop(i)
         boxed += sums
         del sums
-        return list(self.executor.run_graph(i, self.graphs[i].closing, boxed))
+        return list(self.executor.run_graph(i, "backward", self.graphs[i].closing, boxed))
 
     def reduced(self) -> Gradients:
         """The gradients at rest of all sums, which are gone then."""
@@ -84,7 +84,7 @@ class Unreduced:
             inputs = len(call.inputs) + len(call.state)
             places = dict(enumerate(self.executor.coordinates, inputs))
             coordinates = [places[k] for k in halves.backward_inputs if k in places]
-            results = self.executor.run_graph(i, graphs.reduction, [*coordinates, *sums])
+            results = self.executor.run_graph(i, "backward", graphs.reduction, [*coordinates, *sums])
             names = [(*call.inputs, *call.state)[halves.gradients[k]] for k in graphs.cut.results]
             add_up(found, dict(zip(names, results, strict=True)))
         return found

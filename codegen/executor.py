@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from autopar.codegen.backend import Runs
+from autopar.codegen.backend import Runs, eager
 from autopar.codegen.emit import Emitted, bind
 from autopar.codegen.flight import Air, flights
+from autopar.codegen.prefetch import Leg, legs
 from autopar.codegen.randomness import Keys
 from autopar.ir.autocast import no_autocast
 
 RunBackward = Callable[[int, list[Tensor]], "list[Tensor | None]"]
 """(index of the call, its boxed arguments) -> the results of its backward graph, None where there are none yet."""
-RunGraph = Callable[[int, Runs, list[Tensor]], Sequence[Tensor]]
-"""(index of the call, one of its graphs, its boxed arguments) -> the graph's results."""
+Pass = Literal["forward", "backward"]
+RunGraph = Callable[[int, Pass, Runs, list[Tensor]], Sequence[Tensor]]
+"""(index of the call, the pass, one of its graphs, its boxed arguments) -> the graph's results."""
 
 
 @dataclass
@@ -35,7 +38,7 @@ class Tape:
     shapes: list[list[tuple[tuple[int, ...], torch.dtype]]] = field(default_factory=list)
 
 
-def run_graph(i: int, graph: Runs, boxed: list[Tensor]) -> Sequence[Tensor]:
+def run_graph(i: int, phase: Pass, graph: Runs, boxed: list[Tensor]) -> Sequence[Tensor]:
     return graph.forward(boxed)
 
 
@@ -51,6 +54,7 @@ class Executor:
         self.last_reader = {v: i for i, call in enumerate(self.program.calls) for v in call.inputs}
         self.results = {*filter(None, self.program.outputs), *self.program.mutations.values()}
         self.flights = flights(emitted)
+        self.legs = legs(emitted, self.flights)
         self.run_graph: RunGraph = run_graph
         self.air = Air()
         made: dict[int, Runs] = {}
@@ -62,13 +66,14 @@ class Executor:
 
         self.steps = []
         self.names: list[str] = []
-        for call, (region, halves), flight in zip(self.program.calls, emitted.halves(), self.flights, strict=True):
+        for i, (call, (region, halves)) in enumerate(zip(self.program.calls, emitted.halves(), strict=True)):
             name = "".join(part.capitalize() for part in call.region.replace("*", "").split("."))
-            backward = halves.backward if flight.flying is None else flight.flying.graph
             read = sum(k < len(call.inputs) for k in halves.gradients)
-            forward = build(halves.forward, f"{name}Forward", len(call.outputs))
-            self.steps.append((call, region, halves, forward, build(backward, f"{name}Backward", read)))
+            forward = build(self.legs.forward[i].graph, f"{name}Forward", len(call.outputs))
+            self.steps.append((call, region, halves, forward, build(self.legs.backward[i].graph, f"{name}Backward", read)))
             self.names.append(name)
+        leads = {leg.lead for leg in (*self.legs.forward, *self.legs.backward) if leg.lead}
+        self.leads = {lead: eager(bind(lead.graph, groups), "Lead") for lead in leads}
 
     @no_autocast()
     def forward(self, values: dict[str, Tensor], state: Mapping[str, Tensor], *, keep: bool = True, keys: Keys = ()) -> Tape:
@@ -78,9 +83,9 @@ class Executor:
         from `Randomness.keys`; none for a program that draws nothing.
         """
         tape = Tape(keys=keys)
+        ahead = Ahead(self, "forward", state, keys)
         for i, (call, region, _, forward, _) in enumerate(self.steps):
-            boxed = [values[v] for v in call.inputs] + [state[s] for s in call.state] + self.given(keys, i)
-            results = list(self.run_graph(i, forward, boxed))
+            results = ahead.run(i, forward, [values[v] for v in call.inputs] + self.resting("forward", i, state, keys))
             count = len(region.joint.outputs)
             values.update(zip(call.outputs, results[:count], strict=True))
             tape.saved.append(results[count:] if keep else [])
@@ -91,9 +96,18 @@ class Executor:
                     values.pop(value, None)
         return tape
 
-    def given(self, keys: Keys, i: int) -> list[Tensor]:
-        """What a call gets beside values and state: coordinates, and the keys of its draws."""
-        return [*self.coordinates, *(keys[i] if keys else ())]
+    def legs_of(self, phase: Pass) -> tuple[Leg, ...]:
+        return self.legs.forward if phase == "forward" else self.legs.backward
+
+    def towards(self, phase: Pass) -> int:
+        """The way from one call to the next."""
+        return 1 if phase == "forward" else -1
+
+    def resting(self, phase: Pass, i: int, state: Mapping[str, Tensor], keys: Keys) -> list[Tensor]:
+        """What a call gets in a pass that is there all the time: parameters, buffers, coordinates, and keys of its draws."""
+        call, _, halves, _, _ = self.steps[i]
+        given = [*(state[s] for s in call.state), *self.coordinates, *(keys[i] if keys else ())]
+        return given if phase == "forward" else [given[k - len(call.inputs)] for k in halves.backward_inputs]
 
     @no_autocast()
     def backward(
@@ -104,14 +118,11 @@ class Executor:
         Empties the tape as it goes. `run` runs other graphs in the place of the calls' own.
         """
         gradients: dict[str, Tensor] = {}
-        air = self.air
+        air, ahead = self.air, Ahead(self, "backward", state, tape.keys)
         air.land()  # what a backward that failed left: waiting there, for peers that may be gone, would keep its error back
         for i, (call, region, halves, _, backward) in reversed(list(enumerate(self.steps))):
-            given = self.given(tape.keys, i)
             saved, shapes = tape.saved.pop(), tape.shapes.pop()
-            again = [*call.inputs, *call.state]
-            boxed = [state[again[k]] if k < len(again) else given[k - len(again)] for k in halves.backward_inputs]
-            boxed += saved
+            boxed = self.resting("backward", i, state, tape.keys) + saved
             del saved
             for value, shape, flows in zip(call.outputs, shapes, region.local.differentiated, strict=True):
                 if flows:
@@ -120,21 +131,23 @@ class Executor:
                         torch.zeros(shape[0], dtype=shape[1], device=self.coordinates[0].device) if tangent is None else tangent
                     )
                     del tangent
-            air.land(self.flights[i].room_bytes)
             results: list[Tensor | None]
             if run is None:
-                found = self.run_graph(i, backward, boxed)
+                air.land(self.flights[i].room_bytes - self.legs.backward[i].extra_bytes)
+                found = ahead.run(i, backward, boxed)
                 if flying := self.flights[i].flying:
                     air.take_off([(found[k], size) for k, size in flying.bytes.items()])
-                results = list(found)
+                results = [*found]
                 del found
             else:
+                air.land(self.flights[i].room_bytes)
                 results = run(i, boxed)
             for k in reversed(halves.gradients):
                 gradient = results.pop()
                 if gradient is None:
                     continue
-                into, name = (tangents, call.inputs[k]) if k < len(call.inputs) else (gradients, again[k])
+                names = (*call.inputs, *call.state)
+                into, name = tangents if k < len(call.inputs) else gradients, names[k]
                 if name in into:
                     air.land()
                 into[name] = into[name] + gradient if name in into else gradient
@@ -146,3 +159,35 @@ class Executor:
     def describe(self) -> Counter[str]:
         """How many calls run each pair of graphs."""
         return Counter(f"{name}Forward" for name in self.names)
+
+
+class Ahead:
+    """One pass over the calls: what one has started for the next travels from graph to graph."""
+
+    def __init__(self, executor: Executor, phase: Pass, state: Mapping[str, Tensor], keys: Keys) -> None:
+        self.executor, self.phase, self.state, self.keys = executor, phase, state, keys
+        self.legs, self.towards = executor.legs_of(phase), executor.towards(phase)
+        self.started: list[Tensor] = []
+
+    def run(self, i: int, graph: Runs, boxed: list[Tensor]) -> list[Tensor]:
+        """The results of a call's own graph, for its own inputs; empties their list."""
+        leg, run, started = self.legs[i], self.executor.run_graph, self.started
+        self.started = []
+        if leg.lead is not None and not started:
+            resting = self.executor.resting(self.phase, i, self.state, self.keys)
+            started = [*run(i, self.phase, self.executor.leads[leg.lead], [resting[k] for k in leg.lead.reads])]
+        if leg.ahead is not None:
+            resting = self.executor.resting(self.phase, i + self.towards, self.state, self.keys)
+            boxed += [resting[k] for k in leg.ahead.reads]
+        count = len(boxed)
+        boxed += started
+        del started
+        try:
+            results = [*run(i, self.phase, graph, boxed)]
+        except BaseException:
+            self.executor.air.take_off([(gathered, 0) for gathered in boxed[count:]])
+            raise
+        if leg.ahead is not None:
+            own = len(results) - len(leg.ahead.starts)
+            results, self.started = results[:own], results[own:]
+        return results

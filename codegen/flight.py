@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 from autopar.codegen.emit import Emitted
 from autopar.codegen.measure import dying_inputs, levels, peak
 from autopar.codegen.schedule import WAIT, held_until_waited
-from autopar.codegen.split import Halves, results_of
+from autopar.codegen.split import Halves, placeholders, results_of
 from autopar.ops.joint import bytes_of
 
 
@@ -44,10 +44,12 @@ def flights(emitted: Emitted) -> list[Flight]:
     """For each call; below the highest level of the whole step."""
     found, steps = levels(emitted), emitted.halves()
     _, highest = found.highest
-    known = {id(halves): fly(halves, len(region.local.region.inputs)) for region, halves in steps}
+    flown = {id(halves): fly(halves, len(region.local.region.inputs)) for region, halves in steps}
     made = []
-    for (_, halves), (_, level) in zip(steps, found.backward, strict=True):
-        flying, room = known[id(halves)], highest - level
+    for (_, halves), (_, level), lasting in zip(steps, found.backward, found.lasting, strict=True):
+        flying, room = flown[id(halves)], highest - level
+        if flying is not None and lasting:
+            flying = replace(flying, extra_bytes=raised(halves, flying.graph, lasting))
         if flying is not None and flying.extra_bytes > room:
             flying = None
         made.append(Flight(flying=flying, room_bytes=room - (flying.extra_bytes if flying else 0)))
@@ -72,9 +74,14 @@ def fly(halves: Halves, inputs: int) -> Flying | None:
     for node in last.values():
         graph.erase_node(node)
     sent = {k: sum(bytes_of(n) for n in held_until_waited(start)) for k, start in starts.items()}
-    dying = [copied[n] for n in dying_inputs(halves)]
-    before = peak(halves.backward, set(dying_inputs(halves)))
-    return Flying(graph=graph, bytes=sent, extra_bytes=max(0, peak(graph, set(dying)) - before))
+    return Flying(graph=graph, bytes=sent, extra_bytes=raised(halves, graph))
+
+
+def raised(halves: Halves, graph: Graph, lasting: frozenset[str] = frozenset()) -> int:
+    """How much higher the peak of a version of the backward graph is, where saved values in `lasting` do not die."""
+    die = {n.name for n in dying_inputs(halves)} - lasting
+    before, after = (peak(g, {n for n in placeholders(g) if n.name in die}) for g in (halves.backward, graph))
+    return max(0, after - before)
 
 
 @dataclass

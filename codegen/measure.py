@@ -57,19 +57,24 @@ def count(graph: torch.fx.Graph, dying: Iterable[torch.fx.Node] = ()) -> GraphFi
 
 
 def peak(graph: torch.fx.Graph, dying: set[torch.fx.Node]) -> int:
-    """The most that is alive during the graph beyond its inputs; negative contributions where inputs die."""
+    """The most that is alive during the graph beyond its inputs."""
+    return max(alive_bytes(graph, dying))
+
+
+def alive_bytes(graph: torch.fx.Graph, dying: set[torch.fx.Node]) -> list[int]:
+    """What is alive at each node beyond the graph's inputs; negative contributions where inputs die."""
     nodes = list(graph.nodes)
     reads = [{owner(s) for s in (*n.all_input_nodes, *travelling(n))} for n in nodes]
     last = {source: i for i, sources in enumerate(reads) for source in sources}
-    alive = highest = 0
+    alive, found = 0, []
     for i, node in enumerate(nodes):
         if node.op == "call_function" and owner(node) is node and not is_tuple_part(node):
             alive += bytes_of(node)
-        highest = max(highest, alive)
+        found.append(alive)
         for source in reads[i]:
             if last[source] == i and node.op != "output" and (source.op == "call_function" or source in dying):
                 alive -= bytes_of(source) - sum(map(bytes_of, parts(source)))
-    return highest
+    return found
 
 
 def parts(node: torch.fx.Node) -> list[torch.fx.Node]:
@@ -129,11 +134,13 @@ def numel(placement: Placement, shape: Sequence[int], sizes: Sequence[int]) -> i
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
-    """The most bytes alive at once, by what is running: (where, bytes) for each call in order, and for the optimizer's step."""
+    """The most bytes alive at once, by what is running: (where, bytes) for each call in order, and for the optimizer's step.
+    `lasting`: for each call, the saved values that its backward does not release."""
 
     forward: tuple[tuple[str, int], ...]
     backward: tuple[tuple[str, int], ...]
     optimizer: tuple[str, int]
+    lasting: tuple[frozenset[str], ...]
 
     @property
     def highest(self) -> tuple[str, int]:
@@ -160,15 +167,18 @@ def levels(emitted: Emitted, counts: Counts | None = None) -> Levels:
     figures, held, steps = counts or Counts(), Held(emitted), emitted.halves()
     always = state_bytes(emitted) + input_bytes(emitted)
     names = [call.path or call.region for call in emitted.program.calls]
-    forward, backward = [], []
+    forward, backward, lasting = [], [], []
     for i, (_, halves) in enumerate(steps):
         forward.append((f"{names[i]} forward", always + held.bytes + figures(halves, "forward").peak_bytes))
         held.after_forward(i)
     for i, (_, halves) in reversed(list(enumerate(steps))):
-        backward.append((f"{names[i]} backward", always + held.bytes + figures(halves, "backward", held.lasting(i)).peak_bytes))
+        lasting.append(held.lasting(i))
+        backward.append((f"{names[i]} backward", always + held.bytes + figures(halves, "backward", lasting[-1]).peak_bytes))
         held.after_backward(i)
     optimizer = ("optimizer step", always + step_bytes(emitted))
-    return Levels(forward=tuple(forward), backward=tuple(reversed(backward)), optimizer=optimizer)
+    return Levels(
+        forward=tuple(forward), backward=tuple(reversed(backward)), optimizer=optimizer, lasting=tuple(reversed(lasting))
+    )
 
 
 def measure(emitted: Emitted) -> Counted:

@@ -64,24 +64,12 @@ class Scheduler:
         self.done: set[Node] = {n for n in graph.nodes if n.op == "placeholder"}
         self.lazy = received(self.nodes)
         self.late = unread(self.nodes, self.lazy)
-        self.gathers = self._of_state(state)
+        self.gathers = gathers_of_state(self.nodes, state)
         self.idle = {n for start in self.gathers for n in _chain(start, state)} - self.done
         self.flying: dict[Node, None] = {}
         """Started and not waited for, by their waits."""
         self.ahead_bytes = SLACK * max(map(bytes_of, self.gathers), default=0)
         self.behind_bytes = SLACK * max((bytes_of(_sent(n)) for n in self.late if n.target is WAIT), default=0)
-
-    def _of_state(self, state: set[Node]) -> list[Node]:
-        """Collectives that need nothing but state, in order."""
-        ready = set(state)
-        found = []
-        for node in self.nodes:
-            if node.all_input_nodes and all(n in ready for n in node.all_input_nodes):
-                ready.add(node)
-                if is_start(node):
-                    found.append(node)
-                    ready.discard(node)
-        return found
 
     def order(self) -> list[Node]:
         self._gather_ahead()
@@ -128,6 +116,19 @@ class Scheduler:
         self.flying |= dict.fromkeys(waits)
 
 
+def gathers_of_state(nodes: Iterable[Node], state: set[Node]) -> dict[Node, None]:
+    """Collectives that need nothing but state, in order."""
+    ready = set(state)
+    found = dict[Node, None]()
+    for node in nodes:
+        if node.all_input_nodes and all(n in ready for n in node.all_input_nodes):
+            if is_start(node):
+                found[node] = None
+            else:
+                ready.add(node)
+    return found
+
+
 def received(nodes: Iterable[Node]) -> set[Node]:
     """Waits, and what only moves what they return."""
     found: set[Node] = set()
@@ -166,16 +167,26 @@ def is_collective(node: Node) -> bool:
 
 def started(node: Node) -> Node | None:
     """The collective whose result this is, which has to be waited for."""
+    if node.op == "placeholder":
+        return node if node.meta.get("travels") else None
     if getattr(node.target, "__name__", "") == "getitem" and isinstance(node.args[0], Node):
         return node.args[0] if node.args[0].target in TOGETHER.values() else None
     return node if is_collective(node) and node.target not in TOGETHER.values() else None
 
 
+def mark_travelling(placeholder: Node) -> Node:
+    """The placeholder, as one for the result of a collective that another graph has started."""
+    placeholder.meta["travels"] = True
+    return placeholder
+
+
 def held_until_waited(result: Node) -> list[Node]:
-    """What a collective sends for this result, where it must last until the wait. An all-reduce sends a copy, which becomes
-    its result."""
+    """What a collective sends for this result in this graph, where it must last until the wait. An all-reduce sends a copy,
+    which becomes its result."""
     start = started(result)
-    return [] if start is None or start.target in (ALL_REDUCE, TOGETHER[ALL_REDUCE]) else [_sent_for(result)]
+    if start is None or start.op == "placeholder" or start.target in (ALL_REDUCE, TOGETHER[ALL_REDUCE]):
+        return []
+    return [_sent_for(result)]
 
 
 def _sent(wait: Node) -> Node:

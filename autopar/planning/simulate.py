@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.fx import Graph, Node
 
 from autopar.codegen.emit import Emitted, EmittedRegion
 from autopar.codegen.flight import flights
 from autopar.codegen.listing import about
+from autopar.codegen.prefetch import Leg, legs
 from autopar.codegen.schedule import WAIT, started
 from autopar.codegen.split import results_of
 from autopar.hardware import Hardware
@@ -25,6 +26,13 @@ from autopar.ir.timeline import COMPUTE, WAITS, Event, Timeline
 from autopar.ops.flops import Collective, collective_of
 from autopar.ops.joint import owner
 from autopar.profiler.unit_cost import node_figures, skipped
+
+
+class Called(NamedTuple):
+    """A call in one pass, by the name that it has in timelines."""
+
+    region: EmittedRegion
+    name: str
 
 
 @dataclass
@@ -37,6 +45,8 @@ class Clock:
     waited_s: float = 0.0
     events: list[Event] = field(default_factory=list)
     known: dict[Node, Mapping[str, Any]] = field(default_factory=dict)
+    started_s: list[float] = field(default_factory=list)
+    """When that arrives which a graph has started for the next."""
 
     def __post_init__(self) -> None:
         mesh = self.emitted.plan.mesh
@@ -44,25 +54,38 @@ class Clock:
         self.sizes = dict(zip(mesh.names, mesh.sizes, strict=True))
         self.free_s = dict.fromkeys((COMPUTE, *mesh.names), 0.0)
 
-    def run(self, graph: Graph, region: EmittedRegion, call: str) -> dict[Node, float]:
-        """One graph; when what its collectives bring arrives."""
-        arrives: dict[Node, float] = {}
+    def leg(self, leg: Leg, call: Called, after: Called | None) -> dict[Node, float]:
+        """What one call runs in one pass, before the next one; when what its collectives bring arrives."""
+        if leg.lead is not None and not self.started_s:
+            found = self.run(leg.lead.graph, call, None)
+            self.started_s = [found[n] for n in results_of(leg.lead.graph)]
+        arrives, results = self.run(leg.graph, call, after), results_of(leg.graph)
+        ahead = 0 if leg.ahead is None else len(leg.ahead.starts)
+        self.started_s = [arrives[n] for n in results[len(results) - ahead :]]
+        return arrives
+
+    def run(self, graph: Graph, call: Called, after: Called | None) -> dict[Node, float]:
+        """One graph, which takes what has been started."""
+        travelling = [n for n in graph.nodes if n.op == "placeholder" and started(n)]
+        arrives = dict(zip(travelling, self.started_s, strict=True))
         for node in graph.nodes:
             if node.op != "call_function":
                 continue
+            region, name = after if after and "of_next" in node.meta else call
             if node.target is WAIT:
                 result = owner(node)
-                self.wait((started(result) or result).name, call, arrives.get(result, 0.0))
+                self.wait((started(result) or result).name, name, arrives.get(result, 0.0))
             elif (sent := collective_of(node)) is not None:
                 seconds = self.links[sent.axis].collective_s(sent.kind, sent.bytes, self.sizes[sent.axis])
                 start = max(self.free_s[COMPUTE], self.free_s[sent.axis])
-                self.occupy(sent.axis, node.name, call, start, seconds, self.about(node, region, sent))
+                whose = node.meta.get("of_next", node.name)
+                self.occupy(sent.axis, whose, name, start, seconds, self.about(node, region, sent))
                 arrives |= dict.fromkeys((node, *node.users), start + seconds)
                 self.free_s[COMPUTE] += (1 - self.hardware.overlap) * seconds
             elif not skipped(node):
                 flops, moved, dtype = node_figures(node)
                 seconds = self.hardware.time_s(flops, sum(moved), dtype)
-                self.occupy(COMPUTE, node.name, call, self.free_s[COMPUTE], seconds, self.about(node, region))
+                self.occupy(COMPUTE, node.name, name, self.free_s[COMPUTE], seconds, self.about(node, region))
         return arrives
 
     def about(self, node: Node, region: EmittedRegion, sent: Collective | None = None) -> Mapping[str, Any]:
@@ -90,20 +113,20 @@ class Clock:
 
 def simulate(emitted: Emitted, hardware: Hardware) -> Timeline:
     """One forward and backward of the emitted graphs, without the optimizer's step, as one of the devices sees it."""
-    clock, steps = Clock(emitted, hardware), emitted.halves()
+    clock, flown = Clock(emitted, hardware), flights(emitted)
+    found, regions = legs(emitted, flown), [region for region, _ in emitted.halves()]
     names = [call.path or call.region for call in emitted.program.calls]
-    for (region, halves), name in zip(steps, names, strict=True):
-        clock.run(halves.forward, region, f"{name} forward")
+    calls = [Called(region, f"{name} forward") for region, name in zip(regions, names, strict=True)]
+    for leg, call, after in zip(found.forward, calls, (*calls[1:], None), strict=True):
+        clock.leg(leg, call, after)
     air: deque[tuple[float, int, str, str]] = deque()
-    for (region, halves), flight, name in reversed(list(zip(steps, flights(emitted), names, strict=True))):
-        while air and sum(size for _, size, _, _ in air) > flight.room_bytes:
+    calls = [Called(region, f"{name} backward") for region, name in zip(regions, names, strict=True)]
+    for leg, flight, call, after in reversed(list(zip(found.backward, flown, calls, (None, *calls[:-1]), strict=True))):
+        while air and sum(size for _, size, _, _ in air) > flight.room_bytes - leg.extra_bytes:
             clock.land(air)
-        call, graph = f"{name} backward", halves.backward if flight.flying is None else flight.flying.graph
-        arrives = clock.run(graph, region, call)
-        if flight.flying is not None:
-            results = results_of(graph)
-            for k, size in flight.flying.bytes.items():
-                air.append((arrives[results[k]], size, (started(results[k]) or results[k]).name, call))
+        arrives, results = clock.leg(leg, call, after), results_of(leg.graph)
+        for k, size in flight.flying.bytes.items() if flight.flying else ():
+            air.append((arrives[results[k]], size, (started(results[k]) or results[k]).name, call.name))
     while air:
         clock.land(air)
     return Timeline(

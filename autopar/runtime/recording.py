@@ -18,8 +18,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.profiler import record_function
 
 from autopar.codegen.backend import Runs
-from autopar.codegen.emit import Emitted, EmittedRegion
-from autopar.codegen.executor import run_graph
+from autopar.codegen.emit import Emitted
+from autopar.codegen.executor import Pass, run_graph
 from autopar.codegen.listing import about
 from autopar.codegen.schedule import WAIT, started
 from autopar.codegen.split import results_of
@@ -102,47 +102,55 @@ class Recorder:
             for variant in self.variants:
                 variant.executor.run_graph = run_graph
 
-    def run(self, variant: Variant, i: int, module: Runs, boxed: list[Tensor]) -> Sequence[Tensor]:
+    def run(self, variant: Variant, i: int, phase: Pass, module: Runs, boxed: list[Tensor]) -> Sequence[Tensor]:
         """A graph of a call, as `codegen.executor.run_graph` does."""
-        call, region, _, forward, backward = variant.executor.steps[i]
-        is_forward = module is forward
-        if is_forward and i == 0:
+        executor, name = variant.executor, name_of(variant, i, phase)
+        lead = executor.legs_of(phase)[i].lead
+        if (phase, i) == ("forward", 0) and (lead is None or module is executor.leads[lead]):
             self.steps.append(Step(variant.emitted, len(self.marks)))
         step = self.steps[-1]
-        if not is_forward and step.backward is None:
+        if phase == "backward" and step.backward is None:
             step.backward = len(self.marks)
-        name = f"{call.path or call.region} {'forward' if is_forward else 'backward'}"
         if not isinstance(module, GraphModule):
             with record_function(self.mark(name, name, COMPUTE, {})):
-                return run_graph(i, module, boxed)
+                return run_graph(i, phase, module, boxed)
         if module not in self.nodes:
             self.nodes[module] = Nodes(module)
-        self.nodes[module].mark = functools.partial(self.mark_of, variant, region, name)
+        self.nodes[module].mark = functools.partial(self.mark_of, variant, i, phase)
         results = self.nodes[module].boxed(boxed)
-        if module is backward:
-            step.landing += left_flying(module, name)
+        flying = executor.flights[i].flying
+        if flying is not None and module is executor.steps[i][4]:
+            step.landing += left_flying([results_of(module.graph)[k] for k in flying.bytes], name)
         return results
 
     def mark(self, call: str, name: str, track: str, about: Mapping[str, Any]) -> str:
         self.marks.append(Mark(call=call, name=name, track=track, about=about))
         return f"{MARK}{len(self.marks) - 1}"
 
-    def mark_of(self, variant: Variant, region: EmittedRegion, call: str, node: Node) -> str:
+    def mark_of(self, variant: Variant, i: int, phase: Pass, node: Node) -> str:
         if node.target is WAIT:
-            return self.mark(call, *awaited(owner(node)), {})
+            return self.mark(name_of(variant, i, phase), *awaited(owner(node)), {})
+        if "of_next" in node.meta:
+            i += variant.executor.towards(phase)
         sent = collective_of(node)
         if sent is not None:
             axes = {group: axis for axis, group in variant.executor.groups.items()}
             sent = replace(sent, axis=axes[sent.axis])
         if node not in self.known:
-            self.known[node] = about(node, region, sent)
-        return self.mark(call, node.name, COMPUTE if sent is None else sent.axis, self.known[node])
+            self.known[node] = about(node, variant.executor.steps[i][1], sent)
+        name = node.meta.get("of_next", node.name)
+        return self.mark(name_of(variant, i, phase), name, COMPUTE if sent is None else sent.axis, self.known[node])
 
 
-def left_flying(module: GraphModule, call: str) -> list[Mark]:
-    """The collectives among a backward graph's results."""
-    found = (awaited(n) for n in results_of(module.graph) if started(n))
-    return [Mark(call=call, name=name, track=track, about={}) for name, track in found]
+def name_of(variant: Variant, i: int, phase: Pass) -> str:
+    """Of a call in a pass, for people."""
+    call = variant.program.calls[i]
+    return f"{call.path or call.region} {phase}"
+
+
+def left_flying(results: Sequence[Node], call: str) -> list[Mark]:
+    """The collectives that results of a backward graph come from."""
+    return [Mark(call=call, name=name, track=track, about={}) for name, track in map(awaited, results)]
 
 
 def awaited(result: Node) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import autopar
 from autopar.codegen.accumulate import GradientSync, add_up
 from autopar.codegen.backend import Runs
 from autopar.codegen.emit import emit
-from autopar.codegen.executor import Executor, run_graph
+from autopar.codegen.executor import Executor, Pass, run_graph
 from autopar.codegen.module import ParallelModule
 from autopar.codegen.shards import coordinate_of, piece
 from autopar.codegen.shards import whole as put_together
@@ -102,10 +102,10 @@ def failed(parallel: ParallelModule, model: nn.Module) -> None:
     executor = parallel.variants[0].executor
     unwaited = work_registry_size()
 
-    def fail(i: int, graph: Runs, boxed: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def fail(i: int, phase: Pass, graph: Runs, boxed: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         if i == 0:
             raise ZeroDivisionError
-        return run_graph(i, graph, boxed)
+        return run_graph(i, phase, graph, boxed)
 
     for enabled in (True, False):
         parallel.zero_grad()

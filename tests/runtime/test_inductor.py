@@ -112,11 +112,11 @@ def train(parallel: ParallelModule, kwargs: Mapping[str, Tensor], micro_batches:
 
 
 def one_compilation_per_graph(build: Inductor, parallel: ParallelModule) -> None:
-    """A forward for each class of calls, and a backward, or two where some calls of a class let their reductions fly."""
+    """A forward and a backward for each class of calls; one more where some calls of a class let their reductions fly, or start
+    the gathers of the next."""
     executor = parallel.variants[0].executor
-    forwards = {id(halves.forward) for _, _, halves, _, _ in executor.steps}
-    backwards = {(id(s[2].backward), f.flying is not None) for s, f in zip(executor.steps, executor.flights, strict=True)}
-    assert len(build.compilations) == len(forwards) + len(backwards) < 2 * len(executor.steps)
+    graphs = {leg.graph for leg in (*executor.legs.forward, *executor.legs.backward)}
+    assert len(build.compilations) == len(graphs) < 2 * len(executor.steps)
 
 
 def collectives_of(graph: torch.fx.Graph) -> list[str]:
