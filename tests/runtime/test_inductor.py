@@ -82,16 +82,18 @@ def no_compiler_on_one_rank(rank: int, plan: Plan) -> None:
             autopar.compile(deep(), mesh, kwargs=batch(), plan=plan, backend="inductor")
 
 
-def train_both(make: Any, kwargs: Mapping[str, Tensor], plan: Plan, micro_batches: int) -> ParallelModule:
+def train_both(
+    make: Any, kwargs: Mapping[str, Tensor], plan: Plan, micro_batches: int, *, rtol: float = 1e-10, atol: float = 1e-9
+) -> ParallelModule:
     """Losses and weights after some steps are those of eager; returns what Inductor ran."""
     mesh = init_device_mesh("cpu", plan.mesh.sizes, mesh_dim_names=plan.mesh.names)
     eager, inductor = (autopar.compile(make(), mesh, kwargs=kwargs, plan=plan, backend=b) for b in ("eager", "inductor"))
     expected, losses = train(eager, kwargs, micro_batches), train(inductor, kwargs, micro_batches)
-    torch.testing.assert_close(losses, expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(losses, expected, rtol=rtol, atol=0)
     weights = dict(eager.named_parameters())
     for name, weight in inductor.named_parameters():
         torch.testing.assert_close(
-            weight.to_local(), weights[name].to_local(), rtol=1e-8, atol=1e-9, msg=lambda m, n=name: n + m
+            weight.to_local(), weights[name].to_local(), rtol=100 * rtol, atol=atol, msg=lambda m, n=name: n + m
         )
     return inductor
 
@@ -137,7 +139,8 @@ def train_gpt2(rank: int, path: str) -> None:
         torch.manual_seed(0)
         return gpt2(dtype=torch.float64)[0]
 
-    train_both(make, gpt2(dtype=torch.float64)[1], Plan.load(path), micro_batches=2)
+    # transformers computes the loss in float32
+    train_both(make, gpt2(dtype=torch.float64)[1], Plan.load(path), micro_batches=2, rtol=1e-6, atol=1e-5)
 
 
 def test_a_rank_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
