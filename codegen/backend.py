@@ -19,8 +19,10 @@ from autopar.codegen.boxed import boxed_module
 from autopar.codegen.schedule import WAIT, held_until_waited, is_collective, started
 from autopar.codegen.split import results_of
 from autopar.errors import BackendError, InputError
+from autopar.ops.collectives import all_gather_into
 from autopar.torch_private import compile_by_inductor, cpp_compiler, fake_mode
 
+ALL_GATHER = torch.ops._c10d_functional.all_gather_into_tensor.default
 Backend = Literal["eager", "inductor"]
 
 
@@ -36,6 +38,10 @@ Build = Callable[[Graph, str, int], Runs]
 
 
 def eager(graph: Graph, name: str, read: int = 0) -> Runs:
+    """Takes the graph over."""
+    for node in graph.nodes:
+        if node.target is ALL_GATHER and node.meta["val"].device.type == "cpu":
+            node.target = all_gather_into
     module: Runs = boxed_module(graph, name)
     return module
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.fx import Graph, Node
 
+from autopar.ops.flops import group_argument
 from autopar.ops.joint import bytes_of, owner
 
 WAIT = torch.ops._c10d_functional.wait_tensor.default
@@ -162,7 +163,7 @@ def is_start(node: Node) -> bool:
 
 
 def is_collective(node: Node) -> bool:
-    return getattr(node.target, "namespace", "") == "_c10d_functional" and node.target is not WAIT
+    return group_argument(node) is not None
 
 
 def started(node: Node) -> Node | None:

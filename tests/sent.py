@@ -13,6 +13,7 @@ from autopar.torch_private import TorchDispatchMode
 c10d = torch.ops._c10d_functional
 KINDS = {
     c10d.all_gather_into_tensor.default: "all_gather",
+    c10d.all_gather_into_tensor_out.default: "all_gather",
     c10d.reduce_scatter_tensor.default: "reduce_scatter",
     c10d.all_reduce.default: "all_reduce",
     c10d.all_to_all_single.default: "all_to_all",

@@ -50,6 +50,13 @@ def all_gather(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
     return gathered if dim == 0 else merge(cut(gathered, 0, size), dim)
 
 
+def all_gather_into(x: Tensor, size: int, group: str) -> Tensor:
+    """`c10d.all_gather_into_tensor`, begun in another way, for gloo: several of the former under way at once corrupt the heap
+    there (torch 2.13; a loop of nothing else, on a busy machine, ends within minutes)."""
+    whole = x.new_empty(size * x.shape[0], *x.shape[1:])
+    return cast(Tensor, c10d.all_gather_into_tensor_out(x, size, group, out=whole))
+
+
 def sum_scatter(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
     """The own piece of `dim` of the sum over the axis; no gradient of its own."""
     pieces = x.contiguous() if dim == 0 else split(x, dim, size).flatten(0, 1)

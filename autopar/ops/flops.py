@@ -13,6 +13,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapp
 from autopar.ir.conversion import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
 from autopar.ir.experts import GROUPED_MM
 from autopar.ir.program import Size
+from autopar.ops.collectives import all_gather_into
 from autopar.torch_private import OpOverload, size_of
 
 aten = torch.ops.aten
@@ -103,6 +104,7 @@ class Collective:
 _functional = torch.ops._c10d_functional
 _KINDS: dict[Any, tuple[str, int]] = {
     _functional.all_gather_into_tensor.default: (ALL_GATHER, 2),
+    all_gather_into: (ALL_GATHER, 2),
     _functional.reduce_scatter_tensor.default: (REDUCE_SCATTER, 3),
     _functional.all_reduce.default: (ALL_REDUCE, 2),
     _functional.all_to_all_single.default: (ALL_TO_ALL, 3),

@@ -96,12 +96,13 @@ class Readings:
 
     def sending(self, waits: Sequence[Event]) -> list[Event]:
         """When collectives travelled: each is the first of its kind that ran after it was started. One that no process group
-        reported lasts until it was waited for. A track carries one after the other: later ones wait until it is free."""
+        reported lasts until it was waited for. A track carries one after the other: of two that ran side by side, the one that
+        ended later begins where the other one ended."""
         category = DEVICE if self.on_device else HOST
         reported = [(span(e), said[1]) for e in self.of(category) if (said := SENDING.match(e["name"]))]
         reported.sort()
         until = {(e.call, e.name, e.start_s): e.end_s for e in waits}
-        found, free = [], dict[str, float]()
+        found, free = list[tuple[float, float, float, Mark]](), dict[str, float]()
         for k, mark in enumerate(self.recorder.marks):
             if mark.track in (COMPUTE, WAITS, KNOWN) or k not in self.host:
                 continue
@@ -115,10 +116,13 @@ class Readings:
                 end = min(
                     (t for (c, n, s), t in until.items() if (c, n) == (mark.call, mark.name) and s >= began), default=began
                 )
+            found.append((max(start, end), start, began, mark))
+        events = []
+        for end, start, began, mark in sorted(found, key=lambda one: one[0]):
             start = max(start, free.get(mark.track, start))
-            free[mark.track] = max(start, end)
-            found.append(event(mark, (start, max(start, end)), queued_s=start - began))
-        return found
+            free[mark.track] = end
+            events.append(event(mark, (start, end), queued_s=start - began))
+        return events
 
 
 def span(event: Mapping[str, Any]) -> Span:
