@@ -1,9 +1,8 @@
 """Small reductions of gradients travel together: starting a collective takes as long as sending many bytes.
 
 Biases and norms have gradients of a few kilobytes, each with a reduction of its own. In a backward graph, those that nothing
-else in it reads wait for each other until they are as many bytes as a plan's `bucket_bytes` says, by mesh axis. Each keeps
-memory of its own; figures count them one by one. Plans are made without: a run over gloo with buckets once ended in a corrupted
-heap, and it is not known yet whether they are the reason.
+else in it reads wait for each other until they are as many bytes as are sent while one collective starts (a plan's
+`bucket_bytes`, by mesh axis). Each keeps memory of its own; figures count them one by one.
 """
 
 from __future__ import annotations

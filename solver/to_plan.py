@@ -78,6 +78,10 @@ def to_plan(builder: Builder, problem: Problem, solution: Solution, redone: Redo
         peak_bytes=verdict.peak_bytes,
         peak_where=verdict.peak_where,
         notes=solution.notes,
+        bucket_bytes={
+            name: link.bucket_bytes(size)
+            for name, size, link in zip(setting.mesh.names, setting.mesh.sizes, builder.links, strict=True)
+        },
         precision=program.precision,
         figures=figures(builder, problem, solution, verdict.peak),
         inputs={name: tensor(program.values[name], placed[name]) for name in program.inputs if name},

@@ -75,7 +75,7 @@ def test_a_timeline_says_of_each_event_what_it_is(fsdp: Emitted) -> None:
     assert timeline.busy_s(WAITS) == pytest.approx(timeline.waited_s)
     sent = [e.about for e in timeline.events if e.track == "gpu"]
     started = [n for _, h in fsdp.halves() for n in (*h.forward.nodes, *h.backward.nodes) if collective_of(n)]
-    assert len(sent) == len(started) == sum(c.count for c in fsdp.plan.figures.collectives)
+    assert len(sent) == len(started) < sum(c.count for c in fsdp.plan.figures.collectives), "small ones travel together"
     assert sum(a["bytes"] for a in sent) == sum(c.bytes for c in fsdp.plan.figures.collectives)
     first = next(a for a in sent if a.get("tensor") == "transformer_wte_weight")
     assert (first["conversion"], first["placements"]) == ("gather", "[S(0)] -> [R]")
