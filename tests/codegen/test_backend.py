@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import Tensor
 from torch.fx import Graph
 
 from autopar.codegen import backend
-from autopar.codegen.backend import Compiled, Inductor, is_on_its_way, laid_out, require_backend, require_compiler
+from autopar.codegen.backend import (
+    ALL_GATHER,
+    Compiled,
+    Inductor,
+    eager,
+    is_on_its_way,
+    laid_out,
+    require_backend,
+    require_compiler,
+)
+from autopar.codegen.emit import bind
 from autopar.errors import BackendError, InputError
+from autopar.ops.collectives import all_gather_into
+from autopar.ops.flops import collectives_of
+from tests.planned import known_way
 
 c10d = torch.ops._c10d_functional
 
@@ -67,3 +82,17 @@ def test_a_graph_that_inductor_fails_on_is_named(monkeypatch: pytest.MonkeyPatch
     graph.output((graph.call_function(torch.ops.aten.neg.default, (x,)),))
     with pytest.raises(BackendError, match=r"failed on HeadForward \(3 nodes\): no lowering\. backend=\"eager\""):
         Inductor()(graph, "HeadForward")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_gathers_on_cpus_are_begun_in_memory_given_to_them(device: str) -> None:
+    """And are collectives as before, of as many bytes."""
+    graph = bind(known_way("gpt2", "2", "fsdp").halves()[1][1].forward, {"gpu": "0"})
+    before = Counter(map(str, collectives_of(graph.nodes)))
+    for node in graph.nodes:
+        if node.target is ALL_GATHER:
+            node.meta["val"] = node.meta["val"].to(device)
+    eager(graph, "Forward")
+    targets = {ALL_GATHER, all_gather_into} & {node.target for node in graph.nodes}
+    assert targets == ({all_gather_into} if device == "cpu" else {ALL_GATHER})
+    assert Counter(map(str, collectives_of(graph.nodes))) == before
