@@ -9,7 +9,7 @@ nothing here raises the counted peak. The first call of a pass starts its own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch.fx import Graph, Node
@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 from autopar.codegen.emit import Emitted
 from autopar.codegen.flight import Flight
 from autopar.codegen.measure import alive_bytes, dying_inputs, is_tuple_part, levels
-from autopar.codegen.schedule import WAIT, gathers_of_state, is_start, mark_travelling
+from autopar.codegen.schedule import WAIT, chain, gathers_of_state, is_start, mark_travelling
 from autopar.codegen.split import copy_node, copy_placeholder, placeholders, results_of
 from autopar.ops.joint import bytes_of, owner
 
@@ -128,8 +128,8 @@ def lead(graph: Graph, state: range) -> Lead | None:
             if node.op != "call_function" or node.target is WAIT or not {*node.all_input_nodes} <= readable | first.keys():
                 break
             first[node] = None
-    chains = {start: needed(start, first) for start in first if is_start(start)}
-    starts = [s for s, chain in chains.items() if all(user in chain for n in chain - {s} for user in n.users)]
+    chains = {start: chain(start, readable) for start in first if is_start(start)}
+    starts = [s for s, nodes in chains.items() if all(user in nodes for n in nodes - {s} for user in n.users)]
     if not starts:
         return None
     nodes = [n for n in first if any(n in chains[start] for start in starts)]
@@ -142,17 +142,6 @@ def lead(graph: Graph, state: range) -> Lead | None:
         env[node] = copy_node(alone, node, env)
     alone.output(tuple(env[n] for n in starts))
     return Lead(nodes=tuple(nodes), starts=tuple(starts), inputs=tuple(given), reads=tuple(given.values()), graph=alone)
-
-
-def needed(node: Node, among: Iterable[Node]) -> set[Node]:
-    """The node and what it needs of those."""
-    allowed, found, todo = set(among), set(), [node]
-    while todo:
-        one = todo.pop()
-        if one in allowed and one not in found:
-            found.add(one)
-            todo += one.all_input_nodes
-    return found
 
 
 def places(graph: Graph, state: range, dying: frozenset[str], ahead: Lead) -> Places:

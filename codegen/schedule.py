@@ -66,7 +66,7 @@ class Scheduler:
         self.lazy = received(self.nodes)
         self.late = unread(self.nodes, self.lazy)
         self.gathers = gathers_of_state(self.nodes, state)
-        self.idle = {n for start in self.gathers for n in _chain(start, state)} - self.done
+        self.idle = {n for start in self.gathers for n in chain(start, state)} - self.done
         self.flying: dict[Node, None] = {}
         """Started and not waited for, by their waits."""
         self.ahead_bytes = SLACK * max(map(bytes_of, self.gathers), default=0)
@@ -214,7 +214,7 @@ def _written(node: Node) -> set[Node]:
     return {owner(a) for arg, a in given if arg.alias_info is not None and arg.alias_info.is_write and isinstance(a, Node)}
 
 
-def _chain(node: Node, state: set[Node]) -> set[Node]:
+def chain(node: Node, state: set[Node]) -> set[Node]:
     """The node and all that it needs, down to state."""
     found, todo = set(), [node]
     while todo:
