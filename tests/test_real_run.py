@@ -21,6 +21,9 @@ from tests.sent import Sent
 ABOVE, BELOW = 0.002, 0.03
 """How far the allocated peak may be from the counted one. Never above it, but for scalars; below it, since inputs may be views
 of the caller's batch, and some values die a little earlier than is counted."""
+STEPS = 5
+"""A thread of gloo lets go of a collective's tensors a moment after the wait for it has ended, so that in one of some thirty
+steps more is alive at the peak. The least of a few steps is what the program itself needs."""
 
 
 @pytest.mark.slow
@@ -55,13 +58,18 @@ def run_one(plan: Plan, name: str) -> None:
     assert {key: (sent.counts[key], sent.bytes[key]) for key in sent.counts} == said
     optimizer.zero_grad()
 
-    tracker = AllocationTracker()
-    with tracker:
-        outputs = parallel(**kwargs)
-        outputs.loss.backward()
+    peaks_bytes = []
+    for _ in range(STEPS):
+        tracker = AllocationTracker()
+        with tracker:
+            outputs = parallel(**kwargs)  # held during backward, as a loop would
+            outputs.loss.backward()
+        peaks_bytes.append(tracker.peak_bytes)
+        del outputs
+        optimizer.zero_grad()
     counted = parallel.measure()
     resting = [*parallel.parameters(), *(v for s in optimizer.state.values() for v in s.values() if v.ndim)]
-    allocated = tracker.peak_bytes + sum(map(local_bytes, resting)) + sum(map(local_bytes, parallel.buffers()))
+    allocated = min(peaks_bytes) + sum(map(local_bytes, resting)) + sum(map(local_bytes, parallel.buffers()))
     assert counted.peak_where != "optimizer step", "the peak of such a step is not in forward or backward"
     error = allocated / counted.peak_bytes - 1
     if dist.get_rank() == 0:
