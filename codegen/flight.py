@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from autopar.codegen.emit import Emitted
-from autopar.codegen.measure import dying_inputs, levels, peak
+from autopar.codegen.liveness import peak
+from autopar.codegen.measure import dying_inputs, levels
 from autopar.codegen.schedule import WAIT, held_until_waited
 from autopar.codegen.split import Halves, placeholders, results_of
 from autopar.ops.joint import bytes_of

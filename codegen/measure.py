@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from autopar.codegen.emit import Emitted
-from autopar.codegen.schedule import WAIT, held_until_waited
+from autopar.codegen.liveness import peak
 from autopar.codegen.split import Halves
 from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import Placement
@@ -54,46 +54,6 @@ def count(graph: torch.fx.Graph, dying: Iterable[torch.fx.Node] = ()) -> GraphFi
         collectives=tuple((c.kind, c.axis, c.bytes) for c in collectives_of(calls)),
         peak_bytes=peak(graph, set(dying)),
     )
-
-
-def peak(graph: torch.fx.Graph, dying: set[torch.fx.Node]) -> int:
-    """The most that is alive during the graph beyond its inputs."""
-    return max(alive_bytes(graph, dying))
-
-
-def alive_bytes(graph: torch.fx.Graph, dying: set[torch.fx.Node]) -> list[int]:
-    """What is alive at each node beyond the graph's inputs; negative contributions where inputs die."""
-    nodes = list(graph.nodes)
-    reads = [{owner(s) for s in (*n.all_input_nodes, *travelling(n))} for n in nodes]
-    last = {source: i for i, sources in enumerate(reads) for source in sources}
-    alive, found = 0, []
-    for i, node in enumerate(nodes):
-        if node.op == "call_function" and owner(node) is node and not is_tuple_part(node):
-            alive += bytes_of(node)
-        found.append(alive)
-        for source in reads[i]:
-            if last[source] == i and node.op != "output" and (source.op == "call_function" or source in dying):
-                alive -= bytes_of(source) - sum(map(bytes_of, parts(source)))
-    return found
-
-
-def parts(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """What is taken of a node with several results, each with memory of its own, which it gives back itself."""
-    return [user for user in node.users if is_tuple_part(user) and owner(user) is user]
-
-
-def travelling(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """What collectives send that lasts until here at least: a wait, or the end for those that are returned without one."""
-    if node.target is WAIT:
-        return [sent for result in node.all_input_nodes for sent in held_until_waited(result)]
-    if node.op == "output":
-        return [sent for result in node.all_input_nodes for sent in held_until_waited(result)]
-    return []
-
-
-def is_tuple_part(node: torch.fx.Node) -> bool:
-    """A result of a node with several: counted with that node."""
-    return getattr(node.target, "__name__", "") == "getitem"
 
 
 def state_bytes(emitted: Emitted) -> int:

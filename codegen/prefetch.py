@@ -16,7 +16,8 @@ from torch.fx import Graph, Node
 
 from autopar.codegen.emit import Emitted
 from autopar.codegen.flight import Flight
-from autopar.codegen.measure import alive_bytes, dying_inputs, is_tuple_part, levels
+from autopar.codegen.liveness import alive_bytes, is_tuple_part
+from autopar.codegen.measure import dying_inputs, levels
 from autopar.codegen.schedule import WAIT, chain, gathers_of_state, is_start, mark_travelling
 from autopar.codegen.split import copy_node, copy_placeholder, placeholders, results_of
 from autopar.ops.joint import bytes_of, owner

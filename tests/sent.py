@@ -19,6 +19,8 @@ KINDS = {
     c10d.all_to_all_single.default: "all_to_all",
     c10d.reduce_scatter_tensor_coalesced.default: "reduce_scatter",
     c10d.all_reduce_coalesced.default: "all_reduce",
+    c10d.all_reduce_.default: "all_reduce",
+    c10d.all_reduce_coalesced_.default: "all_reduce",
 }
 
 Sums = Counter[tuple[str, str, str]]

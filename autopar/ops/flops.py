@@ -108,7 +108,9 @@ _KINDS: dict[Any, tuple[str, int]] = {
     _functional.reduce_scatter_tensor.default: (REDUCE_SCATTER, 3),
     _functional.all_reduce.default: (ALL_REDUCE, 2),
     _functional.all_to_all_single.default: (ALL_TO_ALL, 3),
+    _functional.all_reduce_.default: (ALL_REDUCE, 2),
     _functional.all_reduce_coalesced.default: (ALL_REDUCE, 2),
+    _functional.all_reduce_coalesced_.default: (ALL_REDUCE, 2),
     _functional.reduce_scatter_tensor_coalesced.default: (REDUCE_SCATTER, 3),
 }
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from autopar.codegen.measure import count, peak
+from autopar.codegen.liveness import peak
+from autopar.codegen.measure import count
 from autopar.torch_private import OpOverload
 
 aten = torch.ops.aten

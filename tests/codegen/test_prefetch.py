@@ -14,7 +14,8 @@ from autopar.codegen import prefetch
 from autopar.codegen.all_ranks import run_all_ranks
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.flight import flights
-from autopar.codegen.measure import Levels, dying_inputs, levels, peak
+from autopar.codegen.liveness import peak
+from autopar.codegen.measure import Levels, dying_inputs, levels
 from autopar.codegen.prefetch import Leg, Legs, Own, joined, legs
 from autopar.codegen.schedule import WAIT, gathers_of_state, started
 from autopar.codegen.split import placeholders, results_of

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from autopar.codegen.measure import peak
+from autopar.codegen.liveness import peak
 from autopar.codegen.schedule import WAIT, is_start, schedule
 from tests.planned import known_way
 
