@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +25,6 @@ from autopar.codegen.listing import listing
 from autopar.codegen.measure import Counted, measure
 from autopar.codegen.randomness import Randomness, shared_randomness
 from autopar.codegen.readable import forward_graph
-from autopar.codegen.shards import as_global
 from autopar.codegen.trained import require_gradients
 from autopar.codegen.variant import Modes, Variant, Variants
 from autopar.codegen.weights import Weights
@@ -33,6 +33,7 @@ from autopar.ir.autocast import autocast_on, require_autocast
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ir.run import unflatten_outputs
+from autopar.torch_private import placed_like
 
 
 class More(Protocol):
@@ -177,20 +178,26 @@ class ParallelModule(Accumulates, Weights):
             self._latest = variant
         return variant, variant.inputs(*self._variants.arranged(variant, args, kwargs))
 
+    @cached_property
+    def _places(self) -> dict[str, dict[str, tuple[nn.Module, str]]]:
+        """By kind, parameters and buffers of the program by name: the module that has each, and its name there."""
+        found: dict[str, dict[str, tuple[nn.Module, str]]] = {"parameter": {}, "buffer": {}}
+        for name, state in self.program.state.items():
+            if state.kind in found:
+                path, _, last = name.rpartition(".")
+                found[state.kind][name] = self.get_submodule(path), last
+        return found
+
     def _parameters_by_name(self) -> dict[str, Tensor]:
-        return {name: self.get_parameter(name) for name, s in self.program.state.items() if s.kind == "parameter"}
+        return {name: getattr(*place) for name, place in self._places["parameter"].items()}
 
     @torch.no_grad()
     def _state(self, variant: Variant) -> dict[str, Tensor]:
         local = dict(variant.constants)
-        for name, state in self.program.state.items():
-            if state.kind == "parameter":
-                resting = self.get_parameter(name)
-                assert isinstance(resting, DTensor), f"parameter {name} was replaced by a plain tensor"
-                local[name] = resting.to_local()
-            elif state.kind == "buffer":
-                local[name] = self.get_buffer(name)
-        return local
+        for name, resting in self._parameters_by_name().items():
+            assert isinstance(resting, DTensor), f"parameter {name} was replaced by a plain tensor"
+            local[name] = resting.to_local()
+        return local | {name: getattr(*place) for name, place in self._places["buffer"].items()}
 
 
 class PlannedOnFirstBatch(ParallelModule):
@@ -272,6 +279,7 @@ class _Step(torch.autograd.Function):
         if tape is None:
             raise RuntimeError("backward ran already and freed what it saved: autopar does not support retain_graph")
         ctx.tape = None
+        resting = parallel._parameters_by_name()
         given = {name: t for name, t in zip(ctx.outputs, tangents, strict=True) if t is not None}
         with parallel.guard():
             into_inputs, gradients = parallel._gradient_sync.backward(variant.executor, tape, given, parallel._state(variant))
@@ -281,12 +289,10 @@ class _Step(torch.autograd.Function):
             None,
             None,
             *(into_inputs.get(name) for name in ctx.inputs),
-            *(_gradient(parallel, name, gradients.pop(name, None)) for name in ctx.trained),
+            *(_gradient(gradients.pop(name, None), resting[name]) for name in ctx.trained),
         )
 
 
-def _gradient(parallel: ParallelModule, name: str, local: Tensor | None) -> Tensor | None:
-    if local is None:
-        return None
-    planned = parallel.plan.state[name]
-    return as_global(local, planned.placement, planned.shape, parallel._mesh)
+def _gradient(local: Tensor | None, resting: Tensor) -> Tensor | None:
+    """A local gradient as that of its parameter, of the same placement and dtype."""
+    return None if local is None else placed_like(local.to(resting.dtype), resting)
