@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from autopar.codegen.boxed import boxed_module
-from autopar.codegen.liveness import IN_PLACE, reduced_in_place
+from autopar.codegen.liveness import overwrite
 from autopar.codegen.schedule import WAIT, held_until_waited, is_collective, started
 from autopar.codegen.split import results_of
 from autopar.errors import BackendError, InputError
@@ -40,8 +40,7 @@ Build = Callable[[Graph, str, int], Runs]
 
 def eager(graph: Graph, name: str, read: int = 0) -> Runs:
     """Takes the graph over."""
-    for node in reduced_in_place(list(graph.nodes)):
-        node.target = IN_PLACE[node.target]
+    overwrite(graph)
     for node in graph.nodes:
         if node.target is ALL_GATHER and node.meta["val"].device.type == "cpu":
             node.target = all_gather_into

@@ -1,8 +1,14 @@
-"""Which memory a graph holds at each of its nodes, and which reductions need none of their own."""
+"""Which memory a graph holds at each of its nodes, and which results need none of their own.
+
+Where an op is the last reader of a value, its result may lie where that value did: PyTorch's own backward adds gradients up in
+place, and DDP reduces them so. Graphs say which values there are; that some share memory in turn is said here, for what runs
+them op by op and for what counts their bytes. (Inductor finds such places by itself.)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +17,32 @@ from torch.fx import Graph, Node
 from autopar.codegen.schedule import ALL_REDUCE, TOGETHER, WAIT, held_until_waited
 from autopar.ops.joint import bytes_of, owner
 
-IN_PLACE = {
-    ALL_REDUCE: torch.ops._c10d_functional.all_reduce_.default,
-    TOGETHER[ALL_REDUCE]: torch.ops._c10d_functional.all_reduce_coalesced_.default,
+aten, c10d = torch.ops.aten, torch.ops._c10d_functional
+REDUCED: Mapping[Any, Any] = {
+    ALL_REDUCE: c10d.all_reduce_.default,
+    TOGETHER[ALL_REDUCE]: c10d.all_reduce_coalesced_.default,
 }
-"""The same, on the memory of what is sent: without, it is copied first."""
+"""Reductions on the memory of all that is sent, which is copied otherwise."""
+POINTWISE: Mapping[Any, tuple[Any, str]] = {
+    aten.add.Tensor: (aten.add.out, "out"),
+    aten.sub.Tensor: (aten.sub.out, "out"),
+    aten.mul.Tensor: (aten.mul.out, "out"),
+    aten.div.Tensor: (aten.div.out, "out"),
+    aten.neg.default: (aten.neg.out, "out"),
+    aten.exp.default: (aten.exp.out, "out"),
+    aten.rsqrt.default: (aten.rsqrt.out, "out"),
+    aten.pow.Tensor_Scalar: (aten.pow.Tensor_Scalar_out, "out"),
+    aten.sigmoid.default: (aten.sigmoid.out, "out"),
+    aten.silu.default: (aten.silu.out, "out"),
+    aten.gelu.default: (aten.gelu.out, "out"),
+    aten.tanh.default: (aten.tanh.out, "out"),
+    aten.sigmoid_backward.default: (aten.sigmoid_backward.grad_input, "grad_input"),
+    aten.silu_backward.default: (aten.silu_backward.grad_input, "grad_input"),
+    aten.gelu_backward.default: (aten.gelu_backward.grad_input, "grad_input"),
+    aten.tanh_backward.default: (aten.tanh_backward.grad_input, "grad_input"),
+    aten.threshold_backward.default: (aten.threshold_backward.grad_input, "grad_input"),
+}
+"""Ops with a kernel that writes into any memory, that of an operand too, and the name of that argument."""
 
 
 def peak(graph: Graph, dying: set[Node]) -> int:
@@ -28,7 +55,7 @@ def alive_bytes(graph: Graph, dying: set[Node]) -> list[int]:
     nodes = list(graph.nodes)
     reads = reads_of(nodes)
     last = {source: i for i, sources in enumerate(reads) for source in sources}
-    in_place = reduced_in_place(nodes)
+    in_place = overwritten(nodes)
     alive, found = 0, []
     for i, node in enumerate(nodes):
         made = bytes_of(node) if node.op == "call_function" and owner(node) is node and not is_tuple_part(node) else 0
@@ -45,29 +72,50 @@ def reads_of(nodes: Iterable[Node]) -> list[set[Node]]:
     return [{owner(s) for s in (*n.all_input_nodes, *travelling(n))} for n in nodes]
 
 
-def reduced_in_place(nodes: Sequence[Node]) -> set[Node]:
-    """All-reduces, of one or of several tensors, that may leave their results where what they send lies.
+def overwritten(nodes: Sequence[Node]) -> dict[Node, list[Node]]:
+    """By node, the operands in whose memory its results may lie.
 
-    Nothing else reads that memory then or later, it was made in this graph, and it is as large as what is sent.
+    Nothing else reads that memory then or later, it was made in this graph, and it is as large as the result. An op of several
+    operands takes one; a reduction needs that of all it sends.
     """
     reads = reads_of(nodes)
     last = {source: i for i, sources in enumerate(reads) for source in sources}
-    found = set()
+    found = {}
     for i, node in enumerate(nodes):
-        if node.target in IN_PLACE:
-            sent = node.all_input_nodes
-            count = len(node.args[0]) if isinstance(node.args[0], list | tuple) else 1
-            owners = {owner(s) for s in sent}
-            if len(owners) == count and all(last[o] == i for o in owners) and all(map(is_whole, sent)):
-                found.add(node)
+        if node.target not in REDUCED and node.target not in POINTWISE:
+            continue
+        owners = [owner(n) for n in node.all_input_nodes]
+        alone = {o for o in owners if last[o] == i and owners.count(o) == 1}
+        free = [n for n in node.all_input_nodes if owner(n) in alone and is_whole(n)]
+        if node.target in POINTWISE:
+            free = [n for n in free if is_alike(n, node)][:1]
+        elif len(free) < (len(node.args[0]) if isinstance(node.args[0], list | tuple) else 1):
+            continue
+        if free:
+            found[node] = free
     return found
 
 
-def is_whole(sent: Node) -> bool:
+def overwrite(graph: Graph) -> None:
+    """Let each result lie where it may."""
+    for node, taken in overwritten(list(graph.nodes)).items():
+        if node.target in REDUCED:
+            node.target = REDUCED[node.target]
+        else:
+            node.target, name = POINTWISE[node.target]
+            node.kwargs = {**node.kwargs, name: taken[0]}
+
+
+def is_whole(node: Node) -> bool:
     """Whether it is all of a tensor that an op of this graph made, one element after the other."""
-    base, value = owner(sent), sent.meta["val"]
+    base, value = owner(node), node.meta["val"]
     made = base.op == "call_function" and isinstance(base.meta["val"], Tensor)
-    return made and bool(value.is_contiguous()) and bytes_of(base) == bytes_of(sent)
+    return made and bool(value.is_contiguous()) and bytes_of(base) == bytes_of(node)
+
+
+def is_alike(operand: Node, result: Node) -> bool:
+    one, other = operand.meta["val"], result.meta["val"]
+    return one.shape == other.shape and one.dtype == other.dtype and bool(other.is_contiguous())
 
 
 def parts(node: Node) -> list[Node]:

@@ -38,18 +38,18 @@ class Small:
 def test_a_value_dies_at_its_last_reader() -> None:
     small = Small()
     x = small.input(256)
-    a = small(aten.neg.default, x)
-    b = small(aten.neg.default, a)
-    c = small(aten.neg.default, b)
+    a = small(aten.abs.default, x)
+    b = small(aten.abs.default, a)
+    c = small(aten.abs.default, b)
     assert small.peak(c) == 2 * KIB  # a and b, then b and c; the input was there before
 
 
 def test_what_is_read_later_stays() -> None:
     small = Small()
     x = small.input(256)
-    a = small(aten.neg.default, x)
-    b = small(aten.neg.default, a)
-    c = small(aten.neg.default, b)
+    a = small(aten.abs.default, x)
+    b = small(aten.abs.default, a)
+    c = small(aten.abs.default, b)
     d = small(aten.add.Tensor, c, a)
     assert small.peak(d) == 3 * KIB  # a, b, c; then a, c, d
 
@@ -57,20 +57,20 @@ def test_what_is_read_later_stays() -> None:
 def test_results_live_to_the_end() -> None:
     small = Small()
     x = small.input(256)
-    a = small(aten.neg.default, x)
-    b = small(aten.neg.default, a)
-    c = small(aten.neg.default, b)
+    a = small(aten.abs.default, x)
+    b = small(aten.abs.default, a)
+    c = small(aten.abs.default, b)
     assert small.peak(a, b, c) == 3 * KIB
 
 
 def test_aliases_count_once_and_hold_what_they_look_into() -> None:
     small = Small()
     x = small.input(16, 16)
-    a = small(aten.neg.default, x)
+    a = small(aten.abs.default, x)
     view = small(aten.view.default, a, [256])
     turned = small(aten.t.default, a)
-    b = small(aten.neg.default, view)
-    c = small(aten.neg.default, turned)
+    b = small(aten.abs.default, view)
+    c = small(aten.abs.default, turned)
     assert small.peak(b, c) == 3 * KIB  # a is held by `turned` until c is made
 
 
@@ -84,8 +84,8 @@ def test_dying_inputs_make_room() -> None:
     def chain() -> tuple[Small, Node, Node]:
         small = Small()
         x = small.input(256)
-        a = small(aten.neg.default, x)
-        return small, x, small(aten.neg.default, a)
+        a = small(aten.abs.default, x)
+        return small, x, small(aten.abs.default, a)
 
     small, x, last = chain()
     assert small.peak(last) == 2 * KIB
@@ -114,8 +114,8 @@ def test_results_of_one_node_die_one_by_one() -> None:
     both = small(aten.sort.default, x)
     values = small.graph.call_function(getitem, (both, 0))
     values.meta["val"] = both.meta["val"][0]
-    later = small(aten.neg.default, x)
-    latest = small(aten.neg.default, x)
+    later = small(aten.abs.default, x)
+    latest = small(aten.abs.default, x)
     total = small(aten.addcmul.default, values, later, latest)
     assert small.peak(total) == 4 * KIB  # values (1) and indices (2); then values, later, latest and total
 

@@ -60,7 +60,7 @@ def test_what_is_independent_runs_between_start_and_wait() -> None:
     p = Program()
     x, y = p.input("x", 4, 4), p.input("y", 8, 4)
     whole = p.gather(x, "whole")
-    doubled = p(aten.neg.default, y, name="doubled")
+    doubled = p(aten.abs.default, y, name="doubled")
     both = p(aten.add.Tensor, whole, doubled, name="both")
     assert p.order((both,)) == ["whole_start", "doubled", "whole", "both"]
 
@@ -81,9 +81,9 @@ def test_the_next_parameter_is_gathered_when_the_one_before_has_come() -> None:
 def test_a_gather_of_what_is_computed_is_not_ahead() -> None:
     p = Program()
     x = p.input("x", 2, 4)
-    once = p(aten.neg.default, x, name="once")
+    once = p(aten.abs.default, x, name="once")
     whole = p.gather(once, "whole")
-    assert p.order((p(aten.neg.default, whole, name="twice"),), (x,))[:2] == ["once", "whole_start"]
+    assert p.order((p(aten.abs.default, whole, name="twice"),), (x,))[:2] == ["once", "whole_start"]
 
 
 def test_one_gradient_is_on_its_way_while_the_next_is_computed() -> None:
@@ -91,19 +91,19 @@ def test_one_gradient_is_on_its_way_while_the_next_is_computed() -> None:
     x = p.input("x", 4, 4)
     results = []
     for i in range(3):
-        x = p(aten.neg.default, x, name=f"neg{i}")
+        x = p(aten.abs.default, x, name=f"abs{i}")
         results.append(p.reduce(x, f"r{i}"))
     assert p.order((*results, x)) == [
-        *("neg0", "r0_start"),
-        *("neg1", "r0", "r1_start"),
-        *("neg2", "r1", "r2_start", "r2"),
+        *("abs0", "r0_start"),
+        *("abs1", "r0", "r1_start"),
+        *("abs2", "r1", "r2_start", "r2"),
     ]
 
 
 def test_what_is_being_sent_is_not_written_into() -> None:
     p = Program()
     x = p.input("x", 4, 4)
-    sent = p(aten.neg.default, x, name="sent")
+    sent = p(aten.abs.default, x, name="sent")
     result = p.reduce(sent, "result")
     written = p(aten.add_.Tensor, sent, x, name="written")
     names = p.order((result, written))
@@ -113,10 +113,10 @@ def test_what_is_being_sent_is_not_written_into() -> None:
 def test_what_is_sent_lasts_until_the_wait() -> None:
     p = Program()
     x = p.input("x", 256)
-    sent = p(aten.neg.default, x, name="sent")  # 1 KiB, sent until `result`
+    sent = p(aten.abs.default, x, name="sent")  # 1 KiB, sent until `result`
     result = p.reduce(sent, "result")  # 0.5 KiB
-    other = p(aten.neg.default, x, name="other")  # 1 KiB
-    last = p(aten.neg.default, other, name="last")  # 1 KiB, in place of nothing
+    other = p(aten.abs.default, x, name="other")  # 1 KiB
+    last = p(aten.abs.default, other, name="last")  # 1 KiB, in place of nothing
     p.order((result, last))
     assert peak(p.graph, set()) == 3.5 * KIB
 
@@ -124,9 +124,9 @@ def test_what_is_sent_lasts_until_the_wait() -> None:
 def test_what_is_returned_on_its_way_lasts_to_the_end() -> None:
     p = Program()
     x = p.input("x", 256)
-    sent = p(aten.neg.default, x, name="sent")  # 1 KiB
+    sent = p(aten.abs.default, x, name="sent")  # 1 KiB
     result = p.reduce(sent, "result")  # 0.5 KiB
-    last = p(aten.neg.default, x, name="last")  # 1 KiB
+    last = p(aten.abs.default, x, name="last")  # 1 KiB
     p.graph.output((result.args[0], last))
     p.graph.erase_node(result)
     assert peak(p.graph, set()) == 2.5 * KIB
