@@ -14,6 +14,8 @@ How units form:
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -330,12 +332,23 @@ def in_order(grouping: Grouping, region: Region) -> tuple[Unit, ...]:
     )
 
 
+def only_splits(node: torch.fx.Node) -> bool:
+    """Whether each dim that a reshape makes is (part of) one dim that it reads: a view, wherever the elements lie."""
+    before, after = (ends_of(shapes_of(n)[0]) for n in (node.all_input_nodes[0], node))
+    return node.target is not torch.ops.aten.contiguous.default and before <= after
+
+
+def ends_of(shape: Sequence[int]) -> set[int]:
+    """After how many elements a dim ends, of all elements in order; dims of size 1 end nowhere else."""
+    return set(itertools.accumulate(shape, operator.mul))
+
+
 def merges_dims(unit: Unit, operand: torch.fx.Node) -> bool:
     """Whether a reshape in the unit reads the operand, maybe through other views: it copies unless that is contiguous."""
     views = {operand}
     for node in unit.nodes:
         if not is_getitem(node) and views & set(node.all_input_nodes):
-            if node.target in MERGES_DIMS:
+            if node.target in MERGES_DIMS and not only_splits(node):
                 return True
             if rule_of(node).kind == "view":
                 views.add(node)
