@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -161,7 +162,7 @@ def measure_mesh(spec: MeshSpec, device: torch.device, effort: Effort, progress:
     """Samples by axis; axes of one device have none."""
     mesh = init_device_mesh(device.type, spec.sizes, mesh_dim_names=spec.names)
     return {
-        axis: fastest([list(measure_axis(mesh, axis, device, effort, progress)) for _ in range(effort.passes)])
+        axis: typical([list(measure_axis(mesh, axis, device, effort, progress)) for _ in range(effort.passes)])
         for axis in axes_of(spec)
     }
 
@@ -180,6 +181,11 @@ def axes_of(spec: MeshSpec) -> list[str]:
 def fastest(passes: Sequence[Sequence[Sample]]) -> list[Sample]:
     """Of everything that all passes measured, the shortest: whatever else the machine did, it did not do it all the time."""
     return merged(passes, min)
+
+
+def typical(passes: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """Of what all passes measured, that in the middle: collectives pay for what else any of the machines does."""
+    return merged(passes, statistics.median)
 
 
 def slowest_of_all(samples: Sequence[OpSample], job: Job) -> list[OpSample]:

@@ -111,17 +111,22 @@ def cuda_events(run: Run, repeats: int) -> float:
 STOPWATCHES: dict[str, Stopwatch] = {"cpu": wall_clock, "cuda": cuda_events}
 
 
-def seconds_per_call(run: Run, stopwatch: Stopwatch, point_s: float, agree: Agree = float) -> float:
+def seconds_per_call(
+    run: Run, stopwatch: Stopwatch, point_s: float, agree: Agree = float, of: Callable[[list[float]], float] = min
+) -> float:
     """The mean of the fastest of some batches of calls, which take about `point_s` together, after warming up.
 
-    The fastest, because what else a machine does only ever makes a batch slower. `agree` makes one number of those of all
-    processes, where calls wait for each other: each must repeat as often.
+    The fastest, because what else a machine does only ever makes a batch slower; `of` takes another one. `agree` makes one
+    number of those of all processes, where calls wait for each other: each must repeat as often.
     """
     stopwatch(run, 1)
     once = max(agree(stopwatch(run, 1)), 1e-9)
     batches = min(int(point_s / once), BATCHES)
     repeats = min(max(int(point_s / BATCHES / once), 1), MOST_REPEATS)
-    return min(once, agree(min(stopwatch(run, repeats) for _ in range(batches)))) if batches else once
+    if not batches:
+        return once
+    found = agree(of([stopwatch(run, repeats) for _ in range(batches)]))
+    return min(once, found) if of is min else found
 
 
 def measure_ops(

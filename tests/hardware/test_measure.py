@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -39,6 +40,11 @@ def test_short_calls_are_repeated_and_the_fastest_batch_counts() -> None:
     watch = Pretended(9.0, 0.001, 0.003, 0.0005, 0.004, 0.003, 0.003)
     assert seconds_per_call(lambda: None, watch, point_s=0.1) == 0.0005
     assert watch.asked == [1, 1, 20, 20, 20, 20, 20]
+
+
+def test_another_batch_may_count() -> None:
+    watch = Pretended(9.0, 0.001, 0.003, 0.0005, 0.004, 0.002, 0.003)
+    assert seconds_per_call(lambda: None, watch, point_s=0.1, of=statistics.median) == 0.003
 
 
 def test_long_calls_are_not() -> None:
