@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from autopar.hardware import Hardware
-from autopar.ir.conversion import Conversion, Moves, conversions, moves
+from autopar.ir.conversion import ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER, Conversion, Moves, conversions, moves
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import INVARIANT, PARTIAL, Placement, divisors, placements
@@ -102,25 +102,27 @@ class Builder:
         value = node.meta["val"]
         shape, grad = tuple(int(n) for n in value.shape), needs_grad(node)
         letters = ("R", INVARIANT, *((PARTIAL,) if partial else ())) if grad else (INVARIANT,)
-        key = (divisors(shape, self.mesh.sizes), bytes_of(value), letters, grad, scale)
+        key = (divisors(shape, self.mesh.sizes), bytes_of(value), letters, grad, scale, source == "state")
         if key not in self.converted:
             self.converted[key] = self.conversions(shape, *key[1:])
         found, arcs = self.converted[key]
         return p.Tensor(name=node.name, source=source, bytes_at=found, arcs=arcs, gradient_scale=scale)
 
     def conversions(
-        self, shape: tuple[int, ...], size: int, letters: tuple[str, ...], grad: bool, scale: float
+        self, shape: tuple[int, ...], size: int, letters: tuple[str, ...], grad: bool, scale: float, trained: bool
     ) -> tuple[dict[Placement, float], tuple[p.Arc, ...]]:
         """One device's bytes at every placement of a tensor of `size` bytes, and the conversions between these. Gradients have
-        `scale` times the bytes."""
+        `scale` times the bytes; those of what is `trained` are reduced in buckets."""
         found = {pl: size * pl.local_fraction(self.mesh.sizes) for pl in placements(shape, self.mesh.sizes, letters)}
         between = conversions(shape, self.mesh.sizes, letters, differentiable=grad)
-        return found, tuple(self.arc(conversion, found, grad, scale) for conversion in between)
+        return found, tuple(self.arc(conversion, found, grad, scale, trained) for conversion in between)
 
     def local_bytes(self, value: torch.Tensor, placement: Placement) -> float:
         return bytes_of(value) * placement.local_fraction(self.mesh.sizes)
 
-    def arc(self, conversion: Conversion, bytes_at: Mapping[Placement, float], grad: bool, scale: float) -> p.Arc:
+    def arc(
+        self, conversion: Conversion, bytes_at: Mapping[Placement, float], grad: bool, scale: float, trained: bool
+    ) -> p.Arc:
         before, after = bytes_at[conversion.before], bytes_at[conversion.after]
         link = self.link_of[conversion.axis]
         forward, backward = conversion.kind.forward, conversion.kind.backward
@@ -128,7 +130,7 @@ class Builder:
         moved_s = self.moved_s(before, after, moves(conversion, forward))
         sent_back_s = moved_back_s = 0.0
         if grad:
-            sent_back_s = self.sent_s(conversion, backward, scale * after, scale * before)
+            sent_back_s = self.sent_s(conversion, backward, scale * after, scale * before, together=trained)
             moved_back_s = self.moved_s(scale * after, scale * before, moves(conversion, backward, back=True))
         taken = 1.0 - self.hardware.overlap
         return p.Arc(
@@ -144,12 +146,13 @@ class Builder:
             backward_moved_s=moved_back_s,
         )
 
-    def sent_s(self, conversion: Conversion, kind: str | None, source: float, target: float) -> float:
-        """Time of one direction's collective."""
+    def sent_s(self, conversion: Conversion, kind: str | None, source: float, target: float, together: bool = False) -> float:
+        """Time of one direction's collective; `together`: reductions of gradients, which share buckets."""
         if kind is None:
             return 0.0
-        whole = source if kind == "all_to_all" else max(source, target)
-        return self.links[conversion.axis].collective_s(kind, whole, self.mesh.sizes[conversion.axis])
+        whole = source if kind == ALL_TO_ALL else max(source, target)
+        together = together and kind in (ALL_REDUCE, REDUCE_SCATTER)
+        return self.links[conversion.axis].collective_s(kind, whole, self.mesh.sizes[conversion.axis], together=together)
 
     def moved_s(self, source: float, target: float, copies: Moves) -> float:
         """Time of the copies on the device, each of which reads and writes."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from autopar.hardware import COST_MODEL_VERSION
-from autopar.ir.conversion import Conversion
+from autopar.ir.conversion import ALL_REDUCE, REDUCE_SCATTER, Conversion
 from autopar.ir.placement import Placement
 from autopar.ir.plan import (
     Figures,
@@ -139,13 +139,15 @@ def figures(builder: Builder, problem: Problem, solution: Solution, peak: Row) -
     counts: Counter[tuple[str, str, str]] = Counter()
     sent: Counter[tuple[str, str, str]] = Counter()
 
-    def add(collectives: Iterable[Collective], phase: str, calls: int) -> None:
+    def add(collectives: Iterable[Collective], phase: str, calls: int, trained: bool = False) -> None:
         for c in collectives:
             counts[c.kind, c.axis, phase] += calls
             sent[c.kind, c.axis, phase] += calls * c.bytes
             axis = builder.mesh.names.index(c.axis)
             link = builder.links[axis]
-            times[f"communication on {c.axis}"] += calls * link.collective_s(c.kind, c.bytes, builder.mesh.sizes[axis])
+            together = trained and c.kind in (ALL_REDUCE, REDUCE_SCATTER)
+            seconds = link.collective_s(c.kind, c.bytes, builder.mesh.sizes[axis], together=together)
+            times[f"communication on {c.axis}"] += calls * seconds
 
     for name, choice in solution.regions.items():
         calls = sum(problem.region[name].classes)
@@ -161,7 +163,8 @@ def figures(builder: Builder, problem: Problem, solution: Solution, peak: Row) -
             times["copies of conversions"] += calls * (arc.forward_moved_s + arc.backward_moved_s)
             add(conversion_collectives(builder, name, converted, "forward"), "forward", calls)
             scale = problem.region[name].tensors[converted[0]].gradient_scale
-            add(conversion_collectives(builder, name, converted, "backward", scale), "backward", calls)
+            trained = converted[0] in problem.region[name].state
+            add(conversion_collectives(builder, name, converted, "backward", scale), "backward", calls, trained)
         for multiplicity, keep in zip(problem.region[name].classes, choice.classes, strict=True):
             for unit in sorted(keep.redone):
                 cost, sizes = costs[unit]

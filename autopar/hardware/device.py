@@ -15,7 +15,7 @@ from autopar.ir.mesh import MeshSpec
 if TYPE_CHECKING:
     import torch
 
-COST_MODEL_VERSION = 2
+COST_MODEL_VERSION = 3
 """Raised whenever the same hardware file starts to give other times: plans carry it."""
 
 FALLBACK_DTYPE = "float32"

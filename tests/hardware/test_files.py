@@ -122,9 +122,10 @@ def test_rates_of_gpus_are_dense_and_in_order(name: str) -> None:
     ],
 )
 def test_times_of_single_ops_and_collectives(name: str, matmul_s: float, stream_s: float, all_reduce_s: float) -> None:
-    """Raise COST_MODEL_VERSION before changing these. They have been the same since model 1; 2 adds copies to conversions."""
+    """Raise COST_MODEL_VERSION before changing these. They have been the same since model 1; 2 adds copies to
+    conversions, 3 lets small reductions of gradients share their latency."""
     hardware = load(name)
-    assert COST_MODEL_VERSION == 2
+    assert COST_MODEL_VERSION == 3
     assert hardware.time_s(1e15, 0, "bfloat16") == pytest.approx(matmul_s, rel=1e-12)
     assert hardware.time_s(0, 1e9, "bfloat16") == pytest.approx(stream_s, rel=1e-12)
     assert hardware.links[INTRA_NODE].collective_s(ALL_REDUCE, 1e9, 8) == pytest.approx(all_reduce_s, rel=1e-12)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autopar.hardware import ALGORITHMS, Link, LinkFigures
+from autopar.hardware import ALGORITHMS, Link, LinkFigures, load
 from autopar.hardware.link import USUAL
 from autopar.ir.conversion import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, COLLECTIVES, REDUCE_SCATTER
 
@@ -106,3 +106,13 @@ def test_figures_of_one_collective_replace_those_of_all() -> None:
 def test_impossible_links_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="'test'"):
         Link(**{"name": "test", "bytes_per_s": 1.0, "latency_s": 0.0} | wrong)  # type: ignore[arg-type]
+
+
+def test_what_fills_a_bucket_shares_its_latency() -> None:
+    link = load("h100-sxm").links["intra_node"]
+    bucket = link.bucket_bytes(8)
+    parts = [link.collective_s(ALL_REDUCE, bucket / 4, 8, together=True) for _ in range(4)]
+    assert sum(parts) == pytest.approx(link.collective_s(ALL_REDUCE, bucket, 8))
+    assert parts[0] < link.collective_s(ALL_REDUCE, bucket / 4, 8)
+    large = 2 * bucket
+    assert link.collective_s(ALL_REDUCE, large, 8, together=True) == link.collective_s(ALL_REDUCE, large, 8)

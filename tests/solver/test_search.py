@@ -167,6 +167,8 @@ class Broken:
 
 
 def test_cbc_stands_in_where_highs_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    import pulp  # noqa: F401  it looks into highspy when it is first imported
+
     want = solve(tiny_problem(budget=126), gap=1e-6).cost_s
     monkeypatch.setitem(sys.modules, "highspy", Broken)
     assert solve(tiny_problem(budget=126), gap=1e-6).cost_s == pytest.approx(want)
