@@ -43,6 +43,8 @@ POINTWISE: Mapping[Any, tuple[Any, str]] = {
     aten.threshold_backward.default: (aten.threshold_backward.grad_input, "grad_input"),
 }
 """Ops with a kernel that writes into any memory, that of an operand too, and the name of that argument."""
+OVERWRITING = frozenset({*REDUCED.values(), *(op for op, _ in POINTWISE.values())})
+"""What `overwrite` puts in their places: ops that take time, although their results share memory with an operand."""
 
 
 def peak(graph: Graph, dying: set[Node]) -> int:

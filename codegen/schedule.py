@@ -24,6 +24,8 @@ TOGETHER = {
     REDUCE_SCATTER: torch.ops._c10d_functional.reduce_scatter_tensor_coalesced.default,
 }
 """The same for several tensors, which travel together."""
+SEVERAL = frozenset({*TOGETHER.values(), torch.ops._c10d_functional.all_reduce_coalesced_.default})
+"""Those, and what runs in the place of one where its results take the memory of what is sent."""
 aten = torch.ops.aten
 SLACK = 1.25
 """So that a bias travels beside its matrix, and not in its place."""
@@ -153,7 +155,7 @@ def waits_of(start: Node) -> list[Node]:
     """The waits for a collective: several where several tensors travel together; none for any other node."""
     if started(start) not in (start, None):
         return []
-    parts = list(start.users) if start.target in TOGETHER.values() else [start]
+    parts = list(start.users) if start.target in SEVERAL else [start]
     return [user for part in parts for user in part.users if user.target is WAIT and len(part.users) == 1]
 
 
@@ -171,8 +173,8 @@ def started(node: Node) -> Node | None:
     if node.op == "placeholder":
         return node if node.meta.get("travels") else None
     if getattr(node.target, "__name__", "") == "getitem" and isinstance(node.args[0], Node):
-        return node.args[0] if node.args[0].target in TOGETHER.values() else None
-    return node if is_collective(node) and node.target not in TOGETHER.values() else None
+        return node.args[0] if node.args[0].target in SEVERAL else None
+    return node if is_collective(node) and node.target not in SEVERAL else None
 
 
 def mark_travelling(placeholder: Node) -> Node:

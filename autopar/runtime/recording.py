@@ -21,12 +21,13 @@ from autopar.codegen.backend import Runs
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Pass, run_graph
 from autopar.codegen.listing import about
+from autopar.codegen.liveness import OVERWRITING
 from autopar.codegen.schedule import WAIT, started
 from autopar.codegen.split import results_of
 from autopar.codegen.variant import Variant
 from autopar.ir.timeline import COMPUTE, WAITS
 from autopar.ops.flops import collective_of
-from autopar.ops.joint import alias_base, owner
+from autopar.ops.joint import alias_base
 
 MARK = "autopar:"
 """Before the number of a mark, in what the profiler writes."""
@@ -79,6 +80,8 @@ class Nodes(Interpreter):
 
 def is_free(node: Node) -> bool:
     """Views, and parts of results: as predictions do, measurements leave them out."""
+    if node.target in OVERWRITING:
+        return False
     return alias_base(node) is not None or getattr(node.target, "__name__", "") == "getitem"
 
 
@@ -129,7 +132,7 @@ class Recorder:
 
     def mark_of(self, variant: Variant, i: int, phase: Pass, node: Node) -> str:
         if node.target is WAIT:
-            return self.mark(name_of(variant, i, phase), *awaited(owner(node)), {})
+            return self.mark(name_of(variant, i, phase), *awaited(node.all_input_nodes[0]), {})
         if "of_next" in node.meta:
             i += variant.executor.towards(phase)
         sent = collective_of(node)
