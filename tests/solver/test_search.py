@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+import pulp
 import pytest
 
 from autopar.errors import BudgetError, SolverError
@@ -167,8 +168,6 @@ class Broken:
 
 
 def test_cbc_stands_in_where_highs_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    import pulp  # noqa: F401  it looks into highspy when it is first imported
-
     want = solve(tiny_problem(budget=126), gap=1e-6).cost_s
     monkeypatch.setitem(sys.modules, "highspy", Broken)
     assert solve(tiny_problem(budget=126), gap=1e-6).cost_s == pytest.approx(want)
@@ -176,8 +175,6 @@ def test_cbc_stands_in_where_highs_fails(monkeypatch: pytest.MonkeyPatch, caplog
 
 
 def test_two_solvers_that_fail_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    import pulp
-
     monkeypatch.setitem(sys.modules, "highspy", Broken)
     for name in ("COIN_CMD", "PULP_CBC_CMD"):
         monkeypatch.setattr(getattr(pulp, name), "actualSolve", died)
@@ -187,14 +184,10 @@ def test_two_solvers_that_fail_are_one_error(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def died(*_: object, **__: object) -> None:
-    import pulp
-
     raise pulp.PulpSolverError("killed")
 
 
 def test_no_solver_at_all_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    import pulp
-
     monkeypatch.setitem(sys.modules, "highspy", None)
     for name in ("COIN_CMD", "PULP_CBC_CMD"):
         monkeypatch.setattr(getattr(pulp, name), "available", lambda self: False)
