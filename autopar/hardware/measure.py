@@ -123,10 +123,7 @@ def seconds_per_call(
     once = max(agree(stopwatch(run, 1)), 1e-9)
     batches = min(int(point_s / once), BATCHES)
     repeats = min(max(int(point_s / BATCHES / once), 1), MOST_REPEATS)
-    if not batches:
-        return once
-    found = agree(of([stopwatch(run, repeats) for _ in range(batches)]))
-    return min(once, found) if of is min else found
+    return agree(of([stopwatch(run, repeats) for _ in range(batches)])) if batches else once
 
 
 def measure_ops(
