@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from autopar.hardware import Hardware
-from autopar.ir.conversion import ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER, Conversion, Moves, conversions, moves
+from autopar.ir.conversion import ALL_TO_ALL, Conversion, Moves, conversions, moves
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.optimizer import STATE_COPIES
 from autopar.ir.placement import INVARIANT, PARTIAL, Placement, divisors, placements
@@ -109,28 +109,26 @@ class Builder:
         return p.Tensor(name=node.name, source=source, bytes_at=found, arcs=arcs, gradient_scale=scale)
 
     def conversions(
-        self, shape: tuple[int, ...], size: int, letters: tuple[str, ...], grad: bool, scale: float, trained: bool
+        self, shape: tuple[int, ...], size: int, letters: tuple[str, ...], grad: bool, scale: float, state: bool
     ) -> tuple[dict[Placement, float], tuple[p.Arc, ...]]:
         """One device's bytes at every placement of a tensor of `size` bytes, and the conversions between these. Gradients have
-        `scale` times the bytes; those of what is `trained` are reduced in buckets."""
+        `scale` times the bytes. `state`: see `collective_s`."""
         found = {pl: size * pl.local_fraction(self.mesh.sizes) for pl in placements(shape, self.mesh.sizes, letters)}
         between = conversions(shape, self.mesh.sizes, letters, differentiable=grad)
-        return found, tuple(self.arc(conversion, found, grad, scale, trained) for conversion in between)
+        return found, tuple(self.arc(conversion, found, grad, scale, state) for conversion in between)
 
     def local_bytes(self, value: torch.Tensor, placement: Placement) -> float:
         return bytes_of(value) * placement.local_fraction(self.mesh.sizes)
 
-    def arc(
-        self, conversion: Conversion, bytes_at: Mapping[Placement, float], grad: bool, scale: float, trained: bool
-    ) -> p.Arc:
+    def arc(self, conversion: Conversion, bytes_at: Mapping[Placement, float], grad: bool, scale: float, state: bool) -> p.Arc:
         before, after = bytes_at[conversion.before], bytes_at[conversion.after]
         link = self.link_of[conversion.axis]
         forward, backward = conversion.kind.forward, conversion.kind.backward
-        sent_s = self.sent_s(conversion, forward, before, after)
+        sent_s = self.sent_s(conversion, forward, before, after, state)
         moved_s = self.moved_s(before, after, moves(conversion, forward))
         sent_back_s = moved_back_s = 0.0
         if grad:
-            sent_back_s = self.sent_s(conversion, backward, scale * after, scale * before, together=trained)
+            sent_back_s = self.sent_s(conversion, backward, scale * after, scale * before, state)
             moved_back_s = self.moved_s(scale * after, scale * before, moves(conversion, backward, back=True))
         taken = 1.0 - self.hardware.overlap
         return p.Arc(
@@ -146,13 +144,17 @@ class Builder:
             backward_moved_s=moved_back_s,
         )
 
-    def sent_s(self, conversion: Conversion, kind: str | None, source: float, target: float, together: bool = False) -> float:
-        """Time of one direction's collective; `together`: reductions of gradients, which share buckets."""
+    def sent_s(self, conversion: Conversion, kind: str | None, source: float, target: float, state: bool) -> float:
+        """Time of one direction's collective."""
         if kind is None:
             return 0.0
-        whole = source if kind == ALL_TO_ALL else max(source, target)
-        together = together and kind in (ALL_REDUCE, REDUCE_SCATTER)
-        return self.links[conversion.axis].collective_s(kind, whole, self.mesh.sizes[conversion.axis], together=together)
+        return self.collective_s(kind, source if kind == ALL_TO_ALL else max(source, target), conversion.axis, state)
+
+    def collective_s(self, kind: str, bytes: float, axis: int, state: bool = False) -> float:
+        """Time of one collective. Those of `state` travel beside other work, reductions in buckets; others find their devices
+        at different points, which wait for each other."""
+        on_link = self.links[axis].collective_s(kind, bytes, self.mesh.sizes[axis], buckets=state)
+        return on_link if state else on_link + self.hardware.skew_s
 
     def moved_s(self, source: float, target: float, copies: Moves) -> float:
         """Time of the copies on the device, each of which reads and writes."""
@@ -214,7 +216,7 @@ class Builder:
         found = [0.0] * len(self.links) if collectives else []
         for c in collectives:
             axis = self.mesh.names.index(c.axis)
-            found[self.link_of[axis]] += self.links[axis].collective_s(c.kind, c.bytes, self.mesh.sizes[axis])
+            found[self.link_of[axis]] += self.collective_s(c.kind, c.bytes, axis)
         return tuple(found)
 
     def boundaries(self) -> dict[str, p.Boundary]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from autopar.hardware import COST_MODEL_VERSION
-from autopar.ir.conversion import ALL_REDUCE, REDUCE_SCATTER, Conversion
+from autopar.ir.conversion import Conversion
 from autopar.ir.placement import Placement
 from autopar.ir.plan import (
     Figures,
@@ -139,18 +139,18 @@ def figures(builder: Builder, problem: Problem, solution: Solution, peak: Row) -
     counts: Counter[tuple[str, str, str]] = Counter()
     sent: Counter[tuple[str, str, str]] = Counter()
 
-    def add(collectives: Iterable[Collective], phase: str, calls: int, trained: bool = False) -> None:
+    def add(collectives: Iterable[Collective], phase: str, calls: int, state: bool = False) -> None:
         for c in collectives:
             counts[c.kind, c.axis, phase] += calls
             sent[c.kind, c.axis, phase] += calls * c.bytes
-            axis = builder.mesh.names.index(c.axis)
-            link = builder.links[axis]
-            together = trained and c.kind in (ALL_REDUCE, REDUCE_SCATTER)
-            seconds = link.collective_s(c.kind, c.bytes, builder.mesh.sizes[axis], together=together)
-            times[f"communication on {c.axis}"] += calls * seconds
+            waited_s = 0.0 if state else builder.hardware.skew_s
+            seconds = builder.collective_s(c.kind, c.bytes, builder.mesh.names.index(c.axis), state)
+            times[f"communication on {c.axis}"] += calls * (seconds - waited_s)
+            if waited_s:
+                times["waiting for each other"] += calls * waited_s
 
     for name, choice in solution.regions.items():
-        calls = sum(problem.region[name].classes)
+        priced, calls = problem.region[name], sum(problem.region[name].classes)
         costs = {m.unit.name: chosen_cost(builder, m, choice.strategies[m.unit.name], name) for m in builder.cost.regions[name]}
         for cost, sizes in costs.values():
             flops["forward"] += calls * total_flops(cost.forward, sizes)
@@ -161,11 +161,10 @@ def figures(builder: Builder, problem: Problem, solution: Solution, peak: Row) -
         for converted in in_order(choice.converted):
             arc = arc_of(problem, name, converted)
             times["copies of conversions"] += calls * (arc.forward_moved_s + arc.backward_moved_s)
-            add(conversion_collectives(builder, name, converted, "forward"), "forward", calls)
-            scale = problem.region[name].tensors[converted[0]].gradient_scale
-            trained = converted[0] in problem.region[name].state
-            add(conversion_collectives(builder, name, converted, "backward", scale), "backward", calls, trained)
-        for multiplicity, keep in zip(problem.region[name].classes, choice.classes, strict=True):
+            state, scale = converted[0] in priced.state, priced.tensors[converted[0]].gradient_scale
+            add(conversion_collectives(builder, name, converted, "forward"), "forward", calls, state)
+            add(conversion_collectives(builder, name, converted, "backward", scale), "backward", calls, state)
+        for multiplicity, keep in zip(priced.classes, choice.classes, strict=True):
             for unit in sorted(keep.redone):
                 cost, sizes = costs[unit]
                 flops["redone"] += multiplicity * total_flops(cost.forward, sizes)
@@ -173,7 +172,8 @@ def figures(builder: Builder, problem: Problem, solution: Solution, peak: Row) -
                 add(cost.forward_collectives, "backward", multiplicity)
             for converted in in_order(keep.reconverted):
                 times["copies of conversions"] += multiplicity * arc_of(problem, name, converted).forward_moved_s
-                add(conversion_collectives(builder, name, converted, "forward"), "backward", multiplicity)
+                sent_again = conversion_collectives(builder, name, converted, "forward")
+                add(sent_again, "backward", multiplicity, converted[0] in priced.state)
     return Figures(
         forward_flops=flops["forward"],
         backward_flops=flops["backward"],

@@ -25,8 +25,8 @@ from autopar.hardware.files import known, load
 from autopar.hardware.fit import CollectiveSample, OpSample, Roofline, fit_collective, fit_roofline
 from autopar.hardware.link import INTER_NODE, INTRA_NODE, USUAL, Link, LinkFigures
 from autopar.hardware.measure import EFFORTS, Effort, Progress, measure_ops
+from autopar.hardware.measure_beside import Beside, measure_beside
 from autopar.hardware.measure_links import BACKENDS, measure_axis
-from autopar.hardware.measure_overlap import measure_overlap
 from autopar.ir.conversion import COLLECTIVES
 from autopar.ir.mesh import MeshSpec
 
@@ -103,8 +103,8 @@ def calibrate(
     with process_group(job, device):
         samples = slowest_of_all(fastest([measure_ops(device, effort, progress) for _ in range(effort.passes)]), job)
         links = measure_mesh(spec, device, effort, progress) if spec else {}
-        overlap = measure_beside(spec, device, effort, progress) if spec else None
-    return assemble(name, device, job, spec, rest, samples, links, overlap)
+        beside = measure_beside_all(spec, device, effort, progress) if spec else None
+    return assemble(name, device, job, spec, rest, samples, links, beside)
 
 
 def require_device(device_type: str, job: Job) -> None:
@@ -167,10 +167,11 @@ def measure_mesh(spec: MeshSpec, device: torch.device, effort: Effort, progress:
     }
 
 
-def measure_beside(spec: MeshSpec, device: torch.device, effort: Effort, progress: Progress) -> float:
-    """The share of communication that computation hides, on the axis where it is least."""
+def measure_beside_all(spec: MeshSpec, device: torch.device, effort: Effort, progress: Progress) -> Beside:
+    """Of all axes, that on which least is hidden and most is waited for."""
     mesh = init_device_mesh(device.type, spec.sizes, mesh_dim_names=spec.names)
-    return min((measure_overlap(mesh, axis, device, effort, progress) for axis in axes_of(spec)), default=1.0)
+    found = [measure_beside(mesh, axis, device, effort, progress) for axis in axes_of(spec)]
+    return Beside(overlap=min(b.overlap for b in found), skew_s=max(b.skew_s for b in found)) if found else Beside()
 
 
 def axes_of(spec: MeshSpec) -> list[str]:
@@ -212,7 +213,7 @@ def assemble(
     rest: Hardware,
     samples: Sequence[OpSample],
     measured: Mapping[str, Sequence[CollectiveSample]],
-    overlap: float | None = None,
+    beside: Beside | None = None,
 ) -> Hardware:
     """Fits, and what is not measured from `rest`."""
     roofline = fit_roofline(samples)
@@ -232,7 +233,8 @@ def assemble(
         memory_bytes=memory_bytes,
         devices_per_node=per_node,
         links=links,
-        overlap=rest.overlap if overlap is None else overlap,
+        overlap=(beside or rest).overlap,
+        skew_s=(beside or rest).skew_s,
         sources={
             **rate_sources,
             "peak_bytes_per_s": f"measured: copies and additions larger than caches, {where}",
@@ -240,7 +242,8 @@ def assemble(
             "launch_s": f"measured: the smallest addition, {where}",
             "memory_bytes": memory_source,
             "devices_per_node": per_node_source,
-            "overlap": f"not measured: {rest.name}" if overlap is None else f"measured: matmuls beside all-reduces, {where}",
+            "overlap": f"measured: matmuls beside all-reduces, {where}" if beside else f"not measured: {rest.name}",
+            "skew_s": f"measured: empty all-reduces behind matmuls, {where}" if beside else f"not measured: {rest.name}",
             **link_sources,
         },
         fit={**roofline.quality, **{f"links.{axis}.{key}": q for axis, (_, own) in fits.items() for key, q in own.items()}},

@@ -43,7 +43,8 @@ class Hardware:
     on tensor cores, for who asks for it) and `bytes_per_s`. `sources` has one line of text per figure, keyed by its path in
     the file. `links` has at least `intra_node` and `inter_node`. `fit`, of measured files, says how well they fit. `overlap`:
     the share of a collective's time for which the device can compute something else meanwhile; 1 where its links need none of
-    its computing power, 0 where processors do the sending themselves.
+    its computing power, 0 where processors do the sending themselves. `skew_s`: how long devices wait for each other where they
+    have computed between two collectives and nothing else hides that they are not through at the same moment.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -60,6 +61,7 @@ class Hardware:
     sources: Mapping[str, str]
     fit: Mapping[str, FitQuality] = field(default_factory=dict)
     overlap: float = 1.0
+    skew_s: float = 0.0
     version: int = COST_MODEL_VERSION
 
     def __post_init__(self) -> None:
@@ -74,8 +76,8 @@ class Hardware:
         if not 0 <= self.overlap <= 1:
             raise ValueError(f"overlap is a share, from 0 to 1, not {self.overlap:g}")
         positive = (*self.peak_flops_per_s.values(), self.peak_bytes_per_s, self.memory_bytes, self.devices_per_node)
-        if min(positive) <= 0 or self.launch_s < 0:
-            raise ValueError("rates, memory_bytes and devices_per_node must be positive, launch_s not negative")
+        if min(positive) <= 0 or min(self.launch_s, self.skew_s) < 0:
+            raise ValueError("rates, memory_bytes and devices_per_node must be positive, launch_s and skew_s not negative")
 
     @cached_property
     def flops_per_s(self) -> dict[str, float]:

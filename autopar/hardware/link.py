@@ -62,6 +62,9 @@ every pair exchanges its pieces, one pair per device at a time. Direct: all of t
 Thakur, Rabenseifner, Gropp: Optimization of Collective Communication Operations in MPICH, 2005.
 """
 
+REDUCTIONS = (ALL_REDUCE, REDUCE_SCATTER)
+"""What travels in buckets, where gradients are sent so."""
+
 USUAL: Mapping[str, str] = {ALL_GATHER: "ring", REDUCE_SCATTER: "ring", ALL_REDUCE: "ring", ALL_TO_ALL: "pairwise"}
 """What is assumed of a link that does not say: NCCL's choice for messages that are not small."""
 
@@ -126,16 +129,16 @@ class Link:
         empty, more = (self.collective_s(ALL_REDUCE, bytes, size) for bytes in (0, 2**20))
         return int(2**20 * empty / (more - empty))
 
-    def collective_s(self, kind: str, bytes: float, size: int, *, together: bool = False) -> float:
+    def collective_s(self, kind: str, bytes: float, size: int, *, buckets: bool = False) -> float:
         """Seconds of one collective over `size` devices; arguments as in `sent_bytes`. Nothing to do on one device: 0.
 
-        `together`: as part of a bucket of several (`bucket_bytes`), with its share of the bucket's latency.
+        `buckets`: reductions are parts of buckets of several (`bucket_bytes`), each with its share of the bucket's latency.
         """
         if size == 1:
             return 0.0
         figures = self.figures.get(kind, self)
         reached = figures.bytes_per_s * (1.0 if self.peers is None else min(1.0, (size - 1) / self.peers))
         latency_s = self.algorithm(kind).rounds(size) * figures.latency_s
-        if together and bytes < (bucket := self.bucket_bytes(size)):
+        if buckets and kind in REDUCTIONS and bytes < (bucket := self.bucket_bytes(size)):
             latency_s *= bytes / bucket
         return latency_s + self.sent_bytes(kind, bytes, size) / reached

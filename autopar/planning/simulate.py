@@ -2,8 +2,9 @@
 
 Two kinds of resources: the device computes one kernel after the other, and each mesh axis carries one collective after the
 other beside it. Seconds are those that plans are made with: kernels by the roofline of the hardware, collectives by its links,
-and the share of a collective's time that the device is kept from computing by its `overlap`. The order is that of the graphs,
-with reductions that outlive their graph (`codegen/flight.py`).
+and the share of a collective's time that the device is kept from computing by its `overlap`. What a collective brings arrives
+`skew_s` later than its link needs, since other devices are not there yet. The order is that of the graphs, with reductions that
+outlive their graph (`codegen/flight.py`).
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Clock:
                 start = max(self.free_s[COMPUTE], self.free_s[sent.axis])
                 whose = node.meta.get("of_next", node.name)
                 self.occupy(sent.axis, whose, name, start, seconds, self.about(node, region, sent))
-                arrives |= dict.fromkeys((node, *node.users), start + seconds)
+                arrives |= dict.fromkeys((node, *node.users), start + seconds + self.hardware.skew_s)
                 self.free_s[COMPUTE] += (1 - self.hardware.overlap) * seconds
             elif not skipped(node):
                 flops, moved, dtype = node_figures(node)

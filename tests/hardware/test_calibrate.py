@@ -11,11 +11,11 @@ import torch.distributed as dist
 
 from autopar.errors import HardwareError
 from autopar.hardware import INTER_NODE, INTRA_NODE, Hardware, load, to_json
-from autopar.hardware.calibrate import Job, assemble, bad_fits, calibrate, links_of, measure_beside, measure_mesh
+from autopar.hardware.calibrate import Job, assemble, bad_fits, calibrate, links_of, measure_beside_all, measure_mesh
 from autopar.hardware.fit import CollectiveSample, OpSample
 from autopar.hardware.link import Link
 from autopar.hardware.measure import KIB, MIB, Effort, keeping, seconds_per_call, wall_clock
-from autopar.hardware.measure_overlap import share_hidden
+from autopar.hardware.measure_beside import Beside, share_hidden
 from autopar.ir.conversion import ALL_REDUCE, COLLECTIVES
 from autopar.ir.mesh import MeshSpec
 from tests.hardware.test_files import unsourced
@@ -177,11 +177,12 @@ def measure_both_axes(rank: int) -> None:
     """All processes have the same samples, of all kinds and sizes; the figures predict a fresh measurement."""
     spec = MeshSpec.of("a=2,b=2")
     found = measure_mesh(spec, CPU, SHORT, lambda stage: None)
-    hidden = measure_beside(spec, CPU, SHORT, lambda stage: None)
+    beside = measure_beside_all(spec, CPU, SHORT, lambda stage: None)
     everyone: list[object] = [None] * 4
-    dist.all_gather_object(everyone, (found, hidden))
-    assert all(other == (found, hidden) for other in everyone)
-    assert 0 <= hidden <= 1
+    dist.all_gather_object(everyone, (found, beside))
+    assert all(other == (found, beside) for other in everyone)
+    assert 0 <= beside.overlap <= 1
+    assert 0 <= beside.skew_s < 0.1
     assert set(found) == {"a", "b"}
     for samples in found.values():
         assert {s.kind for s in samples} == set(COLLECTIVES)
@@ -192,7 +193,8 @@ def measure_both_axes(rank: int) -> None:
         OpSample(flops=0, bytes=1e6, dtype="float32", seconds=1e-3),
         OpSample(flops=1e9, bytes=0, dtype="float32", seconds=1e-2),
     ]
-    hardware = assemble("mine", CPU, job, spec, load("cpu"), ops, found)
+    hardware = assemble("mine", CPU, job, spec, load("cpu"), ops, found, beside)
+    assert Beside(overlap=hardware.overlap, skew_s=hardware.skew_s) == beside
     fresh = next(
         s for s in measure_mesh(spec, CPU, SHORT, lambda stage: None)["b"] if s.kind == ALL_REDUCE and s.bytes == 2 * MIB
     )

@@ -108,6 +108,7 @@ def test_axis_links_agree_with_counting_nodes(mesh: str) -> None:
         ("links", {}, "intra_node"),
         ("memory_bytes", 0, "positive"),
         ("launch_s", -1.0, "negative"),
+        ("skew_s", -1.0, "negative"),
         ("overlap", 1.5, "share, from 0 to 1, not 1.5"),
     ],
 )

@@ -111,8 +111,8 @@ def test_impossible_links_are_refused(wrong: dict[str, object]) -> None:
 def test_what_fills_a_bucket_shares_its_latency() -> None:
     link = load("h100-sxm").links["intra_node"]
     bucket = link.bucket_bytes(8)
-    parts = [link.collective_s(ALL_REDUCE, bucket / 4, 8, together=True) for _ in range(4)]
+    parts = [link.collective_s(ALL_REDUCE, bucket / 4, 8, buckets=True) for _ in range(4)]
     assert sum(parts) == pytest.approx(link.collective_s(ALL_REDUCE, bucket, 8))
     assert parts[0] < link.collective_s(ALL_REDUCE, bucket / 4, 8)
     large = 2 * bucket
-    assert link.collective_s(ALL_REDUCE, large, 8, together=True) == link.collective_s(ALL_REDUCE, large, 8)
+    assert link.collective_s(ALL_REDUCE, large, 8, buckets=True) == link.collective_s(ALL_REDUCE, large, 8)
