@@ -17,10 +17,10 @@ from torch.fx import Graph, GraphModule, Node
 
 from autopar.codegen.boxed import boxed_module
 from autopar.codegen.liveness import overwrite
-from autopar.codegen.schedule import WAIT, held_until_waited, is_collective, started
+from autopar.codegen.schedule import ALL_REDUCE, TOGETHER, WAIT, held_until_waited, is_collective, started
 from autopar.codegen.split import results_of
 from autopar.errors import BackendError, InputError
-from autopar.ops.collectives import all_gather_into
+from autopar.ops.collectives import all_gather_into, all_reduce_together
 from autopar.torch_private import compile_by_inductor, cpp_compiler, fake_mode
 
 ALL_GATHER = torch.ops._c10d_functional.all_gather_into_tensor.default
@@ -44,6 +44,8 @@ def eager(graph: Graph, name: str, read: int = 0) -> Runs:
     for node in graph.nodes:
         if node.target is ALL_GATHER and node.meta["val"].device.type == "cpu":
             node.target = all_gather_into
+        if node.target is TOGETHER[ALL_REDUCE]:
+            node.target = all_reduce_together
     module: Runs = boxed_module(graph, name)
     return module
 

@@ -14,15 +14,12 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from autopar.codegen.schedule import ALL_REDUCE, TOGETHER, WAIT, held_until_waited
+from autopar.codegen.schedule import ALL_REDUCE, WAIT, held_until_waited
 from autopar.ops.joint import bytes_of, owner
 
-aten, c10d = torch.ops.aten, torch.ops._c10d_functional
-REDUCED: Mapping[Any, Any] = {
-    ALL_REDUCE: c10d.all_reduce_.default,
-    TOGETHER[ALL_REDUCE]: c10d.all_reduce_coalesced_.default,
-}
-"""Reductions on the memory of all that is sent, which is copied otherwise."""
+aten = torch.ops.aten
+ALL_REDUCE_INTO = torch.ops._c10d_functional.all_reduce_.default
+"""On the memory of what is sent, which is copied otherwise."""
 POINTWISE: Mapping[Any, tuple[Any, str]] = {
     aten.add.Tensor: (aten.add.out, "out"),
     aten.sub.Tensor: (aten.sub.out, "out"),
@@ -43,7 +40,7 @@ POINTWISE: Mapping[Any, tuple[Any, str]] = {
     aten.threshold_backward.default: (aten.threshold_backward.grad_input, "grad_input"),
 }
 """Ops with a kernel that writes into any memory, that of an operand too, and the name of that argument."""
-OVERWRITING = frozenset({*REDUCED.values(), *(op for op, _ in POINTWISE.values())})
+OVERWRITING = frozenset({ALL_REDUCE_INTO, *(op for op, _ in POINTWISE.values())})
 """What `overwrite` puts in their places: ops that take time, although their results share memory with an operand."""
 
 
@@ -74,38 +71,33 @@ def reads_of(nodes: Iterable[Node]) -> list[set[Node]]:
     return [{owner(s) for s in (*n.all_input_nodes, *travelling(n))} for n in nodes]
 
 
-def overwritten(nodes: Sequence[Node]) -> dict[Node, list[Node]]:
-    """By node, the operands in whose memory its results may lie.
+def overwritten(nodes: Sequence[Node]) -> dict[Node, Node]:
+    """By node, the operand in whose memory its result may lie.
 
-    Nothing else reads that memory then or later, it was made in this graph, and it is as large as the result. An op of several
-    operands takes one; a reduction needs that of all it sends.
+    Nothing else reads that memory then or later, it was made in this graph, and it is as large as the result.
     """
     reads = reads_of(nodes)
     last = {source: i for i, sources in enumerate(reads) for source in sources}
     found = {}
     for i, node in enumerate(nodes):
-        if node.target not in REDUCED and node.target not in POINTWISE:
+        if node.target is not ALL_REDUCE and node.target not in POINTWISE:
             continue
         owners = [owner(n) for n in node.all_input_nodes]
         alone = {o for o in owners if last[o] == i and owners.count(o) == 1}
         free = [n for n in node.all_input_nodes if owner(n) in alone and is_whole(n)]
-        if node.target in POINTWISE:
-            free = [n for n in free if is_alike(n, node)][:1]
-        elif len(free) < (len(node.args[0]) if isinstance(node.args[0], list | tuple) else 1):
-            continue
-        if free:
-            found[node] = free
+        if taken := next((n for n in free if is_alike(n, node)), None):
+            found[node] = taken
     return found
 
 
 def overwrite(graph: Graph) -> None:
     """Let each result lie where it may."""
     for node, taken in overwritten(list(graph.nodes)).items():
-        if node.target in REDUCED:
-            node.target = REDUCED[node.target]
+        if node.target is ALL_REDUCE:
+            node.target = ALL_REDUCE_INTO
         else:
             node.target, name = POINTWISE[node.target]
-            node.kwargs = {**node.kwargs, name: taken[0]}
+            node.kwargs = {**node.kwargs, name: taken}
 
 
 def is_whole(node: Node) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.fx import Graph, Node
 
+from autopar.ops.collectives import all_reduce_together
 from autopar.ops.flops import group_argument
 from autopar.ops.joint import bytes_of, owner
 
@@ -24,8 +25,8 @@ TOGETHER = {
     REDUCE_SCATTER: torch.ops._c10d_functional.reduce_scatter_tensor_coalesced.default,
 }
 """The same for several tensors, which travel together."""
-SEVERAL = frozenset({*TOGETHER.values(), torch.ops._c10d_functional.all_reduce_coalesced_.default})
-"""Those, and what runs in the place of one where its results take the memory of what is sent."""
+SEVERAL = frozenset({*TOGETHER.values(), all_reduce_together})
+"""Those, and what the eager backend runs in the place of one."""
 aten = torch.ops.aten
 SLACK = 1.25
 """So that a bias travels beside its matrix, and not in its place."""

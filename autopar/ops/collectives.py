@@ -12,7 +12,7 @@ scatter, which torch elides by itself when all dims before it have size 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -55,6 +55,14 @@ def all_gather_into(x: Tensor, size: int, group: str) -> Tensor:
     there (torch 2.13; a loop of nothing else, on a busy machine, ends within minutes)."""
     whole = x.new_empty(size * x.shape[0], *x.shape[1:])
     return cast(Tensor, c10d.all_gather_into_tensor_out(x, size, group, out=whole))
+
+
+def all_reduce_together(tensors: Sequence[Tensor], op: str, group: str) -> list[Tensor]:
+    """`c10d.all_reduce_coalesced`, begun in another way: all side by side, reduced as one, of which the results are parts. A
+    wait for one of these is for all. (Of the former, gloo makes that copy and another one back, on a thread of its own.)"""
+    whole = torch.cat([t.reshape(-1) for t in tensors])
+    c10d.all_reduce_(whole, op, group)
+    return [part.view_as(t) for part, t in zip(whole.split([t.numel() for t in tensors]), tensors, strict=True)]
 
 
 def sum_scatter(x: Tensor, dim: int, axis: str, size: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapp
 from autopar.ir.conversion import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
 from autopar.ir.experts import GROUPED_MM
 from autopar.ir.program import Size
-from autopar.ops.collectives import all_gather_into
+from autopar.ops.collectives import all_gather_into, all_reduce_together
 from autopar.torch_private import OpOverload, size_of
 
 aten = torch.ops.aten
@@ -110,7 +110,7 @@ _KINDS: dict[Any, tuple[str, int]] = {
     _functional.all_to_all_single.default: (ALL_TO_ALL, 3),
     _functional.all_reduce_.default: (ALL_REDUCE, 2),
     _functional.all_reduce_coalesced.default: (ALL_REDUCE, 2),
-    _functional.all_reduce_coalesced_.default: (ALL_REDUCE, 2),
+    all_reduce_together: (ALL_REDUCE, 2),
     _functional.reduce_scatter_tensor_coalesced.default: (REDUCE_SCATTER, 3),
 }
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.fx import Graph
 
@@ -20,11 +21,13 @@ from autopar.codegen.backend import (
     require_backend,
     require_compiler,
 )
-from autopar.codegen.emit import bind
+from autopar.codegen.emit import bind, emit
+from autopar.codegen.schedule import ALL_REDUCE, TOGETHER
 from autopar.errors import BackendError, InputError
-from autopar.ops.collectives import all_gather_into
+from autopar.ops.collectives import all_gather_into, all_reduce_together
 from autopar.ops.flops import collectives_of
-from tests.planned import known_way
+from tests.planned import known_way, traced
+from tests.processes import run_processes
 
 c10d = torch.ops._c10d_functional
 
@@ -96,3 +99,33 @@ def test_gathers_on_cpus_are_begun_in_memory_given_to_them(device: str) -> None:
     targets = {ALL_GATHER, all_gather_into} & {node.target for node in graph.nodes}
     assert targets == ({all_gather_into} if device == "cpu" else {ALL_GATHER})
     assert Counter(map(str, collectives_of(graph.nodes))) == before
+
+
+def test_reductions_together_are_begun_as_one() -> None:
+    """And are collectives as before, of as many bytes."""
+    plan = known_way("gpt2", "2", "ddp").plan.model_copy(update={"bucket_bytes": {"gpu": 4096}})
+    graph = bind(emit(traced("gpt2").program, plan).halves()[1][1].backward, {"gpu": "0"})
+    before = Counter(map(str, collectives_of(graph.nodes)))
+    eager(graph, "Backward")
+    targets = [node.target for node in graph.nodes]
+    assert all_reduce_together in targets
+    assert TOGETHER[ALL_REDUCE] not in targets
+    assert Counter(map(str, collectives_of(graph.nodes))) == before
+
+
+@pytest.mark.slow
+def test_whichever_is_waited_for_first_all_have_come() -> None:
+    run_processes(2, reduce_together)
+
+
+def reduce_together(rank: int) -> None:
+    """Three under way at once, each large enough to take a while."""
+    shapes, wait = ((3,), (500, 1000), (), (2, 2)), torch.ops._c10d_functional.wait_tensor
+    for first in range(len(shapes)):
+        given = [[torch.full(shape, 10.0 * k + rank) for shape in shapes] for k in range(3)]
+        reduced = [all_reduce_together(tensors, "sum", dist.group.WORLD.group_name) for tensors in given]
+        for k, parts in enumerate(reduced):
+            wait(parts[first])
+            assert all(torch.equal(part, torch.full(shape, 20.0 * k + 1)) for part, shape in zip(parts, shapes, strict=True))
+            assert all(torch.equal(wait(part), part) for part in parts)
+            assert all(torch.equal(t, torch.full(t.shape, 10.0 * k + rank)) for t in given[k]), "what is sent stays"

@@ -1,5 +1,6 @@
 """Results that take the memory of an operand: only where nothing else reads it, with the same numbers, and counted so."""
 
+import operator
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from autopar.codegen.backend import eager
-from autopar.codegen.liveness import POINTWISE, REDUCED, alive_bytes, overwritten
+from autopar.codegen.liveness import POINTWISE, alive_bytes, overwritten
 from autopar.codegen.schedule import ALL_REDUCE, TOGETHER, WAIT
 
 aten, c10d = torch.ops.aten, torch.ops._c10d_functional
@@ -40,7 +41,7 @@ class Sketch:
     def wait(self, start: Node) -> Node:
         return self._with(self.graph.call_function(WAIT, (start,)), start.meta["val"])
 
-    def taken(self, *results: Node) -> dict[Node, list[Node]]:
+    def taken(self, *results: Node) -> dict[Node, Node]:
         self.graph.output(results)
         return overwritten(list(self.graph.nodes))
 
@@ -64,7 +65,7 @@ def test_the_last_reader_takes_the_place(sketch: Sketch) -> None:
     a = sketch(aten.mm.default, x, x)
     b = sketch(aten.mul.Tensor, x, a)
     c = sketch(aten.neg.default, b)
-    assert sketch.taken(c) == {b: [a], c: [b]}
+    assert sketch.taken(c) == {b: a, c: b}
     alive = alive_bytes(sketch.graph, set())
     assert alive == [0, KIB, KIB, KIB, KIB]
 
@@ -104,7 +105,7 @@ def test_what_is_on_its_way_stays(sketch: Sketch) -> None:
     late = sketch(aten.mul.Tensor, a, early)
     returned = sketch.start(ALL_GATHER, b)
     never_waited_for = sketch(aten.neg.default, b)
-    assert sketch.taken(whole, late, returned, never_waited_for) == {late: [a]}
+    assert sketch.taken(whole, late, returned, never_waited_for) == {late: a}
 
 
 def test_reductions_take_the_place_of_what_they_send(sketch: Sketch) -> None:
@@ -114,19 +115,21 @@ def test_reductions_take_the_place_of_what_they_send(sketch: Sketch) -> None:
     reduced = sketch.wait(free)
     held = sketch.wait(sketch.start(ALL_REDUCE, b))
     after = sketch(aten.neg.default, b)
-    assert sketch.taken(reduced, held, after) == {free: [a], after: [b]}
+    assert sketch.taken(reduced, held, after) == {free: a, after: b}
     assert max(alive_bytes(sketch.graph, set())) == 3 * KIB
 
 
-def test_reductions_together_take_all_places_or_none(sketch: Sketch) -> None:
+def test_reductions_together_are_made_beside_what_they_send(sketch: Sketch) -> None:
     x = sketch.input(draw(16, 16))
-    a, b, c = (sketch(aten.mm.default, x, x) for _ in range(3))
-    together = TOGETHER[ALL_REDUCE]
-    free = sketch.graph.call_function(together, ([a, b], "sum", "gpu"))
-    held = sketch.graph.call_function(together, ([c, x], "sum", "gpu"))
-    for node in (free, held):
-        node.meta["val"] = [x.meta["val"]] * 2
-    assert sketch.taken(free, held) == {free: [a, b]}
+    a, b = (sketch(aten.mm.default, x, x) for _ in range(2))
+    both = sketch.graph.call_function(TOGETHER[ALL_REDUCE], ([a, b], "sum", "gpu"))
+    both.meta["val"] = [a.meta["val"], b.meta["val"]]
+    parts = [sketch.graph.call_function(operator.getitem, (both, k)) for k in range(2)]
+    for part in parts:
+        part.meta["val"] = a.meta["val"]
+    assert sketch.taken(*map(sketch.wait, parts)) == {}
+    assert max(alive_bytes(sketch.graph, set())) == 4 * KIB
+    assert alive_bytes(sketch.graph, set())[-1] == 2 * KIB
 
 
 @pytest.mark.parametrize("op", list(POINTWISE), ids=str)
@@ -140,14 +143,13 @@ def test_each_op_makes_the_same_in_place(op: Any) -> None:
         given[place] = sketch(aten.clone.default, given[place])
         result = sketch(op, *given, *rest)
         expected = result.meta["val"]
-        assert sketch.taken(result) == {result: [given[place]]}
+        assert sketch.taken(result) == {result: given[place]}
         (found,) = eager(sketch.graph, "Sketch").forward(list(sketch.given))
         assert torch.equal(found, expected)
         assert POINTWISE[op][0] in {n.target for n in sketch.graph.nodes}
 
 
 def test_there_is_an_op_for_each() -> None:
-    assert {op.namespace for op in REDUCED.values()} == {"_c10d_functional"}
     for op, (into, name) in POINTWISE.items():
         kernels = {a.name: a for a in into._schema.arguments}
         assert kernels[name].kwarg_only
