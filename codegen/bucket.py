@@ -1,8 +1,8 @@
 """Small reductions of gradients travel together: starting a collective takes as long as sending many bytes.
 
 Biases and norms have gradients of a few kilobytes, each with a reduction of its own. In a backward graph, those that nothing
-else in it reads wait for each other until they are as many bytes as are sent while one collective starts (a plan's
-`bucket_bytes`, by mesh axis). Each keeps memory of its own; figures count them one by one.
+else in it reads, and of fewer bytes than are sent while one collective starts (a plan's `bucket_bytes`, by mesh axis), wait for
+each other until they are some times as many together. Figures count them one by one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from autopar.codegen.schedule import TOGETHER, received, unread, waits_of
 from autopar.ops.flops import collective_of
 from autopar.ops.joint import bytes_of
 
+FULL = 4
+"""So many times the bytes that are sent while one collective starts: a fifth of its time is the start."""
+
 
 def bucket(graph: Graph, sizes: Mapping[str, int], others: set[Node]) -> None:
     """In place. Results in `others` are not delayed: the next graph reads them."""
@@ -30,7 +33,7 @@ def bucket(graph: Graph, sizes: Mapping[str, int], others: set[Node]) -> None:
             continue
         key = (node.target, *node.args[1:], node.meta["val"].dtype)
         waiting.setdefault(key, []).append(node)
-        if sum(bytes_of(n.all_input_nodes[0]) for n in waiting[key]) >= sizes[sent.axis]:
+        if sum(bytes_of(n.all_input_nodes[0]) for n in waiting[key]) >= FULL * sizes[sent.axis]:
             join(graph, waiting.pop(key))
     for found in waiting.values():
         join(graph, found)

@@ -7,7 +7,7 @@ import torch
 from torch.fx import Graph
 
 from autopar.codegen.all_ranks import run_all_ranks
-from autopar.codegen.bucket import bucket
+from autopar.codegen.bucket import FULL, bucket
 from autopar.codegen.emit import Emitted, emit
 from autopar.codegen.flight import flights
 from autopar.codegen.measure import measure
@@ -46,7 +46,8 @@ def test_small_ones_travel_together_and_large_ones_alone(way: str) -> None:
         small = [c for c in alone if c.bytes < SIZE]
         found += len(small)
         assert bool(joined) == any(n > 1 for n in Counter(c.kind for c in small).values())
-        assert len(joined) <= len({c.kind for c in small}) + sum(c.bytes for c in small) // SIZE
+        assert len(joined) <= len({c.kind for c in small}) + sum(c.bytes for c in small) // (FULL * SIZE)
+        assert all(collective_of(n).bytes < (FULL + 1) * SIZE for n in joined)
         assert all(c.bytes < SIZE for n in joined for c in collectives_of([n]))
         left = [c for n in after.backward.nodes if n.target in TOGETHER and (c := collective_of(n))]
         assert sorted(c for c in left if c.bytes >= SIZE) == sorted(c for c in alone if c.bytes >= SIZE)
