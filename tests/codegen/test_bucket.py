@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from autopar.codegen.all_ranks import run_all_ranks
 from autopar.codegen.bucket import FULL, bucket
@@ -95,21 +95,35 @@ def test_they_fly_on_and_wait_for_micro_batches_as_the_others_do() -> None:
             assert left, "all are waited for"
 
 
-def test_what_the_next_graph_reads_is_not_delayed() -> None:
+def reductions(*elements: int) -> tuple[Graph, list[Node], list[Node]]:
+    """A graph that reduces its inputs, and nothing else; the inputs and the results."""
     graph = Graph()
-    given = [graph.placeholder(f"g{k}") for k in range(3)]
+    given = [graph.placeholder(f"g{k}") for k in range(len(elements))]
     results = []
-    for node in given:
-        node.meta["val"] = torch.empty(4)
+    for node, count in zip(given, elements, strict=True):
         start = graph.call_function(torch.ops._c10d_functional.all_reduce.default, (node, "sum", "gpu"))
         wait = graph.call_function(torch.ops._c10d_functional.wait_tensor.default, (start,))
-        start.meta["val"] = wait.meta["val"] = torch.empty(4)
+        for each in (node, start, wait):
+            each.meta["val"] = torch.empty(count)
         results.append(wait)
     graph.output(tuple(results))
+    return graph, given, results
+
+
+def test_what_the_next_graph_reads_is_not_delayed() -> None:
+    graph, given, results = reductions(4, 4, 4)
     bucket(graph, {"gpu": 1000}, {results[1]})
     graph.lint()
     (joined,) = (n for n in graph.nodes if n.target in TOGETHER.values())
     assert joined.args[0] == [given[0], given[2]]
+
+
+def test_buckets_close_at_four_times_the_size_and_large_ones_never_wait() -> None:
+    graph, given, _ = reductions(*[750] * 3, 1024, *[750] * 7)
+    bucket(graph, {"gpu": 4096}, set())
+    graph.lint()
+    joined = [n.args[0] for n in graph.nodes if n.target in TOGETHER.values()]
+    assert joined == [[*given[:3], *given[4:7]], given[7:]]
 
 
 def test_the_size_is_where_sending_takes_as_long_as_starting() -> None:
