@@ -237,7 +237,7 @@ class Profile:
         if self.hardware is None:
             return None
         moved = 2 * (self.parameter_bytes + self.optimizer_bytes) + self.gradient_bytes
-        return float(moved) / self.hardware.bytes_per_s
+        return self.hardware.update_s(float(moved))
 
     @property
     def _names(self) -> tuple[str, ...]:

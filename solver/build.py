@@ -267,7 +267,9 @@ class Builder:
             bytes_at={pl: n * (1 + (moments + accumulated if trained else 0)) for pl, n in local.items()},
             grad_bytes_at={pl: n if trained else 0.0 for pl, n in local.items()},
             step_bytes_at={pl: n if trained else 0.0 for pl, n in local.items()},
-            step_s_at={pl: self.hardware.time_s(0, moved * n, "float32") if trained else 0.0 for pl, n in local.items()},
+            step_s_at={
+                pl: self.hardware.launch_s + self.hardware.update_s(moved * n) if trained else 0.0 for pl, n in local.items()
+            },
             cast_s_at=self.cast_s_at(names, local, len(readers)),
             shared=len(names) < len(readers),
         )

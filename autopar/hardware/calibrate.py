@@ -24,7 +24,7 @@ from autopar.hardware.device import FitQuality, Hardware
 from autopar.hardware.files import known, load
 from autopar.hardware.fit import CollectiveSample, OpSample, Roofline, fit_collective, fit_roofline
 from autopar.hardware.link import INTER_NODE, INTRA_NODE, USUAL, Link, LinkFigures
-from autopar.hardware.measure import EFFORTS, Effort, Progress, measure_ops
+from autopar.hardware.measure import EFFORTS, Effort, Progress, measure_ops, update_sample
 from autopar.hardware.measure_beside import Beside, measure_beside
 from autopar.hardware.measure_links import BACKENDS, measure_axis
 from autopar.ir.conversion import COLLECTIVES
@@ -102,9 +102,10 @@ def calibrate(
         raise HardwareError(f"--like {rest.name} describes a {rest.device_type} device, this is a {device_type} one")
     with process_group(job, device):
         samples = slowest_of_all(fastest([measure_ops(device, effort, progress) for _ in range(effort.passes)]), job)
+        updates = slowest_of_all(fastest([[update_sample(device, effort, progress)] for _ in range(effort.passes)]), job)
         links = measure_mesh(spec, device, effort, progress) if spec else {}
         beside = measure_beside_all(spec, device, effort, progress) if spec else None
-    return assemble(name, device, job, spec, rest, samples, links, beside)
+    return assemble(name, device, job, spec, rest, samples, links, beside, updates[0])
 
 
 def require_device(device_type: str, job: Job) -> None:
@@ -214,6 +215,7 @@ def assemble(
     samples: Sequence[OpSample],
     measured: Mapping[str, Sequence[CollectiveSample]],
     beside: Beside | None = None,
+    update: OpSample | None = None,
 ) -> Hardware:
     """Fits, and what is not measured from `rest`."""
     roofline = fit_roofline(samples)
@@ -235,6 +237,7 @@ def assemble(
         links=links,
         overlap=(beside or rest).overlap,
         skew_s=(beside or rest).skew_s,
+        update_bytes_per_s=update.bytes / update.seconds if update else None,
         sources={
             **rate_sources,
             "peak_bytes_per_s": f"measured: copies and additions larger than caches, {where}",
@@ -244,6 +247,7 @@ def assemble(
             "devices_per_node": per_node_source,
             "overlap": f"measured: matmuls beside all-reduces, {where}" if beside else f"not measured: {rest.name}",
             "skew_s": f"measured: empty all-reduces behind matmuls, {where}" if beside else f"not measured: {rest.name}",
+            **({"update_bytes_per_s": f"measured: fused AdamW, {where}"} if update else {}),
             **link_sources,
         },
         fit={**roofline.quality, **{f"links.{axis}.{key}": q for axis, (_, own) in fits.items() for key, q in own.items()}},

@@ -45,6 +45,8 @@ class Hardware:
     the share of a collective's time for which the device can compute something else meanwhile; 1 where its links need none of
     its computing power, 0 where processors do the sending themselves. `skew_s`: how long devices wait for each other where they
     have computed between two collectives and nothing else hides that they are not through at the same moment.
+    `update_bytes_per_s`: the memory bandwidth of optimizers' steps, which write into memory that is there already; None: that
+    of other ops.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -62,6 +64,7 @@ class Hardware:
     fit: Mapping[str, FitQuality] = field(default_factory=dict)
     overlap: float = 1.0
     skew_s: float = 0.0
+    update_bytes_per_s: float | None = None
     version: int = COST_MODEL_VERSION
 
     def __post_init__(self) -> None:
@@ -76,6 +79,7 @@ class Hardware:
         if not 0 <= self.overlap <= 1:
             raise ValueError(f"overlap is a share, from 0 to 1, not {self.overlap:g}")
         positive = (*self.peak_flops_per_s.values(), self.peak_bytes_per_s, self.memory_bytes, self.devices_per_node)
+        positive += () if self.update_bytes_per_s is None else (self.update_bytes_per_s,)
         if min(positive) <= 0 or min(self.launch_s, self.skew_s) < 0:
             raise ValueError("rates, memory_bytes and devices_per_node must be positive, launch_s and skew_s not negative")
 
@@ -97,6 +101,10 @@ class Hardware:
     def time_s(self, flops: float, bytes: float, dtype: torch.dtype | str) -> float:
         """Seconds of one op by the roofline: max(flops / rate, bytes / bandwidth) + launch."""
         return max(self.matmul_s(flops, dtype), bytes / self.bytes_per_s) + self.launch_s
+
+    def update_s(self, bytes: float) -> float:
+        """Seconds in which an optimizer's step reads and writes so many bytes."""
+        return bytes / (self.update_bytes_per_s or self.bytes_per_s)
 
     def axis_links(self, mesh: MeshSpec) -> tuple[Link, ...]:
         """The link of each mesh axis: the one that the mesh names, else by nodes; raises HardwareError for an unknown name.

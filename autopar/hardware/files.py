@@ -34,7 +34,7 @@ def load(name_or_path: str | Path) -> Hardware:
 
 def to_json(hardware: Hardware) -> str:
     """The text of a file that `load` reads; what is empty is left out."""
-    data = {key: value for key, value in asdict(hardware).items() if value != {}}
+    data = {key: value for key, value in asdict(hardware).items() if value not in ({}, None)}
     data["links"] = {
         key: {name: value for name, value in link.items() if value not in ({}, None)} for key, link in data["links"].items()
     }

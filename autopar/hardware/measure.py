@@ -170,6 +170,17 @@ def stream_samples(device: torch.device, stopwatch: Stopwatch, effort: Effort, p
             yield OpSample(flops=0, bytes=passes * size, dtype="float32", seconds=seconds)
 
 
+def update_sample(device: torch.device, effort: Effort, progress: Progress) -> OpSample:
+    """A step of AdamW, which reads a parameter, its gradient and two moments and writes three of them, all there before."""
+    progress("an optimizer's step")
+    size = effort.stream_bytes[-1]
+    parameter = torch.nn.Parameter(torch.ones(size // 4, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    seconds = seconds_per_call(optimizer.step, STOPWATCHES[device.type], effort.point_s)
+    return OpSample(flops=0, bytes=7 * size, dtype="float32", seconds=seconds)
+
+
 def matmul_samples(
     device: torch.device, stopwatch: Stopwatch, effort: Effort, progress: Progress, dtype: str
 ) -> Iterator[OpSample]:

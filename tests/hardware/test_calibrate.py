@@ -57,6 +57,8 @@ def test_every_figure_has_its_source_and_its_fit(measured: Hardware) -> None:
     assert "measured" in measured.sources["peak_flops_per_s.float32"]
     assert measured.sources[f"links.{INTRA_NODE}"] == "not measured: as in cpu"
     assert measured.links == load("cpu").links
+    assert measured.update_bytes_per_s is not None
+    assert measured.update_bytes_per_s > measured.bytes_per_s / GENEROUS, "memory that is there is no slower than new memory"
 
 
 def test_it_predicts_what_was_not_measured() -> None:

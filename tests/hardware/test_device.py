@@ -109,6 +109,7 @@ def test_axis_links_agree_with_counting_nodes(mesh: str) -> None:
         ("memory_bytes", 0, "positive"),
         ("launch_s", -1.0, "negative"),
         ("skew_s", -1.0, "negative"),
+        ("update_bytes_per_s", 0.0, "positive"),
         ("overlap", 1.5, "share, from 0 to 1, not 1.5"),
     ],
 )

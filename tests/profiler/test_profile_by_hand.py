@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import sympy
 import torch
@@ -97,9 +99,10 @@ def test_eager_attention_keeps_squares() -> None:
     assert sympy.Poly(dynamic("gpt2").saved_bytes, *figures.symbols.values()).degree(figures.symbols["seq"]) == 1
 
 
-def test_throughput() -> None:
+@pytest.mark.parametrize("update_bytes_per_s", [None, 4e9])
+def test_throughput(update_bytes_per_s: float | None) -> None:
     """Every op by the roofline, the optimizer by what it moves: parameters and state twice, gradients once."""
-    hardware = toy_hardware()
+    hardware = replace(toy_hardware(), update_bytes_per_s=update_bytes_per_s)
     model, kwargs = ZOO["gpt2"].build(layers=4)
     figures = autopar.profile(model, kwargs=kwargs, hardware=hardware)
     got, numbers = figures.throughput(), figures.at()
@@ -113,8 +116,9 @@ def test_throughput() -> None:
     }
     assert (numbers.forward_s, numbers.backward_s) == pytest.approx((seconds[FORWARD], seconds[BACKWARD]))
     moved = 2 * (numbers.parameter_bytes + numbers.optimizer_bytes) + numbers.gradient_bytes
-    assert numbers.optimizer_s == pytest.approx(moved / hardware.bytes_per_s)
-    assert got.step_s == numbers.step_s == pytest.approx(sum(seconds.values()) + moved / hardware.bytes_per_s)
+    updated_s = moved / (update_bytes_per_s or hardware.bytes_per_s)
+    assert numbers.optimizer_s == pytest.approx(updated_s)
+    assert got.step_s == numbers.step_s == pytest.approx(sum(seconds.values()) + updated_s)
     assert (got.unit, got.tokens_per_s) == ("tokens", pytest.approx(2 * 12 / got.step_s))
     done = numbers.forward_flops + numbers.backward_flops
     assert got.mfu == pytest.approx(done / got.step_s / hardware.flops_per_s["float32"])

@@ -1,4 +1,4 @@
-"""Devices that wait for each other: priced where nothing hides it, said in plans, and seen by the clock of a step."""
+"""What descriptions say beyond rooflines and links: that devices wait for each other, and how fast optimizers' steps are."""
 
 from __future__ import annotations
 
@@ -42,12 +42,25 @@ def test_where_waiting_costs_more_than_cutting_saves_nobody_waits() -> None:
     assert whole.figures.forward_flops == pytest.approx(2 * planned(0.0).figures.forward_flops, rel=0.01)
 
 
+def builders(**described: float) -> tuple[Builder, Builder]:
+    """On hardware that does not say so, and on hardware that does."""
+    cost, plain = measure(traced("mlp").program), toy_hardware()
+    one, other = (
+        Builder(cost, Setting(mesh=MeshSpec.of("2"), hardware=hardware)) for hardware in (plain, replace(plain, **described))
+    )
+    return one, other
+
+
+def test_optimizers_steps_have_a_bandwidth_of_their_own() -> None:
+    slow, fast = (b.problem().state for b in builders(update_bytes_per_s=10 * toy_hardware().bytes_per_s))
+    assert any(seconds for group in slow.values() for seconds in group.step_s_at.values())
+    for name, group in slow.items():
+        assert {p: s / 10 for p, s in group.step_s_at.items()} == pytest.approx(fast[name].step_s_at)
+
+
 def test_collectives_inside_a_unit_wait_each() -> None:
     """Of a loss over a sharded vocabulary, say."""
-    free, skewed = (
-        Builder(measure(traced("mlp").program), Setting(mesh=MeshSpec.of("2"), hardware=replace(toy_hardware(), skew_s=skew_s)))
-        for skew_s in (0.0, 1e-3)
-    )
+    free, skewed = builders(skew_s=1e-3)
     inside = [Collective(ALL_REDUCE, "gpu", 1024)] * 3
     assert sum(skewed.links_s(inside)) == pytest.approx(sum(free.links_s(inside)) + 3e-3)
 
