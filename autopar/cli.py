@@ -35,7 +35,7 @@ from autopar.cli_options import (
     read_constraints,
     stages,
 )
-from autopar.cli_plan import plan, show, write_timeline
+from autopar.cli_plan import diff, plan, show, write_timeline
 from autopar.cli_profile import profile
 from autopar.errors import AutoparError
 
@@ -79,6 +79,7 @@ def common(
 
 app.command("plan")(plan)
 app.command("show")(show)
+app.command("diff")(diff)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`autopar plan` and `autopar show`: the best plan of one setting or of many, or step time against memory."""
+"""`autopar plan`, `show` and `diff`: the best plan of one setting or of many, or time against memory; what two differ in."""
 
 from __future__ import annotations
 
@@ -176,6 +176,39 @@ def show(
     print_found(found)
     if output is not None:
         typer.echo(f"wrote {output}", err=True)
+
+
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="PLAN", help="A file that `autopar plan -o` wrote.")],
+    after: Annotated[Path, typer.Argument(metavar="OTHER", help="Another one.")],
+    as_json: Annotated[bool, typer.Option("--json", help="A list of changes, as JSON.")] = False,
+) -> None:
+    """Say what a plan decides and predicts otherwise than another one; exit 1 if anything."""
+    plans = one_plan(before), one_plan(after)
+    from autopar.plan_diff import changes
+
+    found = changes(*plans)
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        typer.echo(json.dumps([asdict(change) for change in found], indent=1))
+    else:
+        from autopar.render_diff import print_changes
+
+        print_changes(found, (str(before), str(after)))
+    if found:
+        raise typer.Exit(1)
+
+
+def one_plan(path: Path) -> Plan:
+    """Raises PlanError, or InputError for a file of several plans."""
+    found = load_any(path)
+    if hasattr(found, "plans"):
+        raise InputError(
+            f"{path} has {len(found.plans)} plans: write one to a file, `autopar show {path} --point 1 -o one.json`"
+        )
+    return found
 
 
 def load_any(path: Path) -> Plan | Pareto:

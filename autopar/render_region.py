@@ -45,6 +45,12 @@ def region_view(plan: Plan, name: str) -> RegionView:
     return _Reader(plan, name).view()
 
 
+def region_rows(plan: Plan, name: str) -> tuple[tuple[str, ...], list[Row]]:
+    """The classes of calls, and every row, none folded; rows below a unit's begin with two spaces."""
+    reader = _Reader(plan, name)
+    return call_ranges([c.calls for c in reader.classes]), reader.rows()
+
+
 class _Reader:
     def __init__(self, plan: Plan, name: str) -> None:
         self.plan, self.name = plan, name
@@ -53,13 +59,16 @@ class _Reader:
         self.classes = merged(self.region.classes)
 
     def view(self) -> RegionView:
-        units = [row for name, unit in self.region.units.items() for row in self.unit_rows(name, unit)]
         return RegionView(
             name=self.name,
             calls=sum(c.calls for c in self.region.classes),
             classes=call_ranges([c.calls for c in self.classes]),
-            rows=tuple(fold([*self.outside_rows(), *units])),
+            rows=tuple(fold(self.rows())),
         )
+
+    def rows(self) -> list[Row]:
+        units = [row for name, unit in self.region.units.items() for row in self.unit_rows(name, unit)]
+        return [*self.outside_rows(), *units]
 
     @cached_property
     def unit_of(self) -> dict[str, str]:

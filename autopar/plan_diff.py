@@ -1,0 +1,121 @@
+"""What two plans say differently: settings, figures, where state rests, and what each unit of each layer type does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from autopar.ir.plan import Plan
+from autopar.render_region import pattern, region_rows
+
+Value = str | int | float
+Part = Literal["setting", "figures", "state at rest", "layers"]
+PARTS: tuple[Part, ...] = ("setting", "figures", "state at rest", "layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One thing that two plans say differently: `name` in `part` of them. None: the plan has nothing of that name.
+
+    `unit` of numbers: "s", "bytes", "flops" or "" (a count). `times`: how many tensors of equal layers changed so.
+    """
+
+    part: Part
+    name: str
+    before: Value | None
+    after: Value | None
+    unit: str = ""
+    times: int = 1
+
+
+def changes(before: Plan, after: Plan) -> list[Change]:
+    """In the order of PARTS; of layers in that of the model. Empty if the plans decide and predict the same."""
+    found: list[Change] = []
+    for part, one, other in (
+        ("setting", settings(before), settings(after)),
+        ("figures", figures(before), figures(after)),
+    ):
+        for name in dict.fromkeys((*one, *other)):
+            a, b = one.get(name), other.get(name)
+            if a != b:
+                unit = next(u for v, u in (a or (None, ""), b or (None, "")) if v is not None)
+                values = {"before": a and a[0], "after": b and b[0]}
+                found.append(Change(part=part, name=name, unit=unit, **values))  # type: ignore[arg-type]
+    return [*found, *resting(before, after), *layers(before, after)]
+
+
+def settings(plan: Plan) -> dict[str, tuple[Value, str]]:
+    """What the search was asked for."""
+    asked: dict[str, Value | None] = {
+        "model": plan.model,
+        "program": plan.fingerprint[:12],
+        "mesh": f"{plan.mesh} ({', '.join(plan.mesh.names)})",
+        "hardware": plan.hardware,
+        "cost model": plan.cost_model,
+        "optimizer": plan.optimizer,
+        "micro-batches": plan.micro_batches,
+        "precision": None if plan.precision is None else str(plan.precision),
+        "constraints": "; ".join(plan.constraints.lines()) or None,
+    }
+    found = {name: (value, "") for name, value in asked.items() if value is not None}
+    return found | ({"budget": (plan.budget_bytes, "bytes")} if plan.budget_bytes is not None else {})
+
+
+def figures(plan: Plan) -> dict[str, tuple[Value, str]]:
+    """What is predicted; per device."""
+    said = plan.figures
+    found: dict[str, tuple[Value, str]] = {
+        "step time": (plan.step_time_s, "s"),
+        **{f"  {name}": (seconds, "s") for name, seconds in said.time_s.items()},
+        "lower bound": (plan.lower_bound_s, "s"),
+        "peak": (plan.peak_bytes, "bytes"),
+        "peak in": (plan.peak_where, ""),
+        "forward FLOPs": (said.forward_flops, "flops"),
+        "backward FLOPs": (said.backward_flops, "flops"),
+        "redone FLOPs": (said.redone_flops, "flops"),
+    }
+    for c in said.collectives:
+        found[f"{c.kind} on {c.axis}, {c.phase}"] = c.bytes, "bytes"
+        found[f"{c.kind} on {c.axis}, {c.phase}, times"] = c.count, ""
+    return found
+
+
+def resting(before: Plan, after: Plan) -> Iterator[Change]:
+    """Tensors of equal layers that change alike are one."""
+    found: Counter[tuple[str, str | None, str | None]] = Counter()
+    for name in dict.fromkeys((*before.state, *after.state)):
+        a, b = (str(p.state[name].placement) if name in p.state else None for p in (before, after))
+        if a != b:
+            found[pattern(name), a, b] += 1
+    for (name, a, b), times in found.items():
+        yield Change(part="state at rest", name=name, before=a, after=b, times=times)
+
+
+def layers(before: Plan, after: Plan) -> Iterator[Change]:
+    """Units, and the tensors below them that are converted or kept, as `autopar show` words them."""
+    for region in dict.fromkeys((*before.regions, *after.regions)):
+        one, other = (said(p, region) if region in p.regions else {} for p in (before, after))
+        for name in dict.fromkeys((*one, *other)):
+            if one.get(name) != other.get(name):
+                yield Change(part="layers", name=f"{region}: {name}", before=one.get(name), after=other.get(name))
+
+
+def said(plan: Plan, region: str) -> Mapping[str, str]:
+    """By unit, or unit and tensor: what it does on each axis, conversions, and what backward keeps or makes again."""
+    found: dict[str, str] = {}
+    classes, rows = region_rows(plan, region)
+    unit = ""
+    for row in rows:
+        below = row.name.startswith("  ")
+        unit = unit if below else row.name
+        marks = [
+            f"{mark}{f' in {calls}' if len(classes) > 1 else ''}"
+            for calls, mark in zip(classes, row.marks, strict=True)
+            if mark
+        ]
+        axes = ", ".join(f"{axis} {text}" for axis, text in zip(plan.mesh.names, row.axes, strict=True) if text)
+        parts = (axes, *row.conversions, *(mark.replace("\n", ", ") for mark in marks))
+        found[f"{unit}{row.name.replace('  ', ' ', 1)}" if below else unit] = "; ".join(filter(None, parts))
+    return found
