@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,9 @@ from autopar.render_region import pattern, region_rows
 
 Value = str | int | float
 Part = Literal["setting", "figures", "state at rest", "layers"]
+Figures = dict[str, tuple[Value, str]]
+"""By name, with the unit."""
+NOTHING_S = 1e-12
 PARTS: tuple[Part, ...] = ("setting", "figures", "state at rest", "layers")
 
 
@@ -33,10 +36,14 @@ class Change:
 def changes(before: Plan, after: Plan) -> list[Change]:
     """In the order of PARTS; of layers in that of the model. Empty if the plans decide and predict the same."""
     found: list[Change] = []
-    for part, one, other in (
-        ("setting", settings(before), settings(after)),
-        ("figures", figures(before), figures(after)),
-    ):
+    groups: tuple[tuple[Part, Callable[[Plan], Figures]], ...] = (
+        ("setting", settings),
+        ("figures", step_time),
+        ("figures", work),
+        ("figures", sent),
+    )
+    for part, group in groups:
+        one, other = group(before), group(after)
         for name in dict.fromkeys((*one, *other)):
             a, b = one.get(name), other.get(name)
             if a != b:
@@ -46,7 +53,7 @@ def changes(before: Plan, after: Plan) -> list[Change]:
     return [*found, *resting(before, after), *layers(before, after)]
 
 
-def settings(plan: Plan) -> dict[str, tuple[Value, str]]:
+def settings(plan: Plan) -> Figures:
     """What the search was asked for."""
     asked: dict[str, Value | None] = {
         "model": plan.model,
@@ -59,24 +66,33 @@ def settings(plan: Plan) -> dict[str, tuple[Value, str]]:
         "precision": None if plan.precision is None else str(plan.precision),
         "constraints": "; ".join(plan.constraints.lines()) or None,
     }
-    found = {name: (value, "") for name, value in asked.items() if value is not None}
+    found: Figures = {name: (value, "") for name, value in asked.items() if value is not None}
     return found | ({"budget": (plan.budget_bytes, "bytes")} if plan.budget_bytes is not None else {})
 
 
-def figures(plan: Plan) -> dict[str, tuple[Value, str]]:
-    """What is predicted; per device."""
-    said = plan.figures
-    found: dict[str, tuple[Value, str]] = {
-        "step time": (plan.step_time_s, "s"),
-        **{f"  {name}": (seconds, "s") for name, seconds in said.time_s.items()},
+def step_time(plan: Plan) -> Figures:
+    """And its parts; those that are nothing but rounding are left out."""
+    parts = {f"  {name}": seconds for name, seconds in plan.figures.time_s.items() if abs(seconds) > NOTHING_S}
+    return {name: (seconds, "s") for name, seconds in ({"step time": plan.step_time_s} | parts).items()}
+
+
+def work(plan: Plan) -> Figures:
+    """Per device."""
+    figures = plan.figures
+    return {
         "lower bound": (plan.lower_bound_s, "s"),
         "peak": (plan.peak_bytes, "bytes"),
         "peak in": (plan.peak_where, ""),
-        "forward FLOPs": (said.forward_flops, "flops"),
-        "backward FLOPs": (said.backward_flops, "flops"),
-        "redone FLOPs": (said.redone_flops, "flops"),
+        "forward FLOPs": (figures.forward_flops, "flops"),
+        "backward FLOPs": (figures.backward_flops, "flops"),
+        "redone FLOPs": (figures.redone_flops, "flops"),
     }
-    for c in said.collectives:
+
+
+def sent(plan: Plan) -> Figures:
+    """Bytes of each collective, and how often it runs."""
+    found: Figures = {}
+    for c in plan.figures.collectives:
         found[f"{c.kind} on {c.axis}, {c.phase}"] = c.bytes, "bytes"
         found[f"{c.kind} on {c.axis}, {c.phase}, times"] = c.count, ""
     return found
