@@ -62,7 +62,8 @@ def all_reduce_together(tensors: Sequence[Tensor], op: str, group: str) -> list[
     wait for one of these is for all. (Of the former, gloo makes that copy and another one back, on a thread of its own.)"""
     whole = torch.cat([t.reshape(-1) for t in tensors])
     c10d.all_reduce_(whole, op, group)
-    return [part.view_as(t) for part, t in zip(whole.split([t.numel() for t in tensors]), tensors, strict=True)]
+    parts = torch.split_with_sizes(whole, [t.numel() for t in tensors])
+    return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
 
 
 def sum_scatter(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
