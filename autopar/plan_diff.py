@@ -45,11 +45,9 @@ def changes(before: Plan, after: Plan) -> list[Change]:
     for part, group in groups:
         one, other = group(before), group(after)
         for name in dict.fromkeys((*one, *other)):
-            a, b = one.get(name), other.get(name)
+            (a, unit), (b, _) = one.get(name) or (None, other[name][1]), other.get(name) or (None, "")
             if a != b:
-                unit = next(u for v, u in (a or (None, ""), b or (None, "")) if v is not None)
-                values = {"before": a and a[0], "after": b and b[0]}
-                found.append(Change(part=part, name=name, unit=unit, **values))  # type: ignore[arg-type]
+                found.append(Change(part=part, name=name, before=a, after=b, unit=unit))
     return [*found, *resting(before, after), *layers(before, after)]
 
 

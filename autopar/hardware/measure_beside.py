@@ -92,21 +92,17 @@ def measure_beside(mesh: DeviceMesh, axis: str, device: torch.device, effort: Ef
     once_s = seconds(partial(compute, 1))
     lengths_s = (seconds(partial(sent, large)), STRETCH_S)
     as_long, stretch = (min(max(round(length_s / once_s), 1), MOST_MATMULS) for length_s in lengths_s)
-    large_s, computed_s, together_s, empty_s, stretch_s, after_s = map(
-        statistics.median,
-        zip(
-            *(
-                (
-                    seconds(partial(sent, large)),
-                    seconds(partial(compute, as_long)),
-                    seconds(partial(both, as_long)),
-                    seconds(partial(sent, empty)),
-                    many_seconds(partial(compute, stretch)),
-                    many_seconds(partial(one_after_the_other, stretch)),
-                )
-                for _ in range(ROUNDS)
-            ),
-            strict=True,
-        ),
-    )
+
+    def times_s() -> tuple[float, ...]:
+        return (
+            seconds(partial(sent, large)),
+            seconds(partial(compute, as_long)),
+            seconds(partial(both, as_long)),
+            seconds(partial(sent, empty)),
+            many_seconds(partial(compute, stretch)),
+            many_seconds(partial(one_after_the_other, stretch)),
+        )
+
+    rounds = zip(*(times_s() for _ in range(ROUNDS)), strict=True)
+    large_s, computed_s, together_s, empty_s, stretch_s, after_s = map(statistics.median, rounds)
     return Beside(overlap=share_hidden(large_s, computed_s, together_s), skew_s=max(after_s - stretch_s - empty_s, 0.0))
