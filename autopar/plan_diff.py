@@ -1,21 +1,21 @@
-"""What two plans say differently: settings, figures, where state rests, and what each unit of each layer type does."""
+"""What two plans say differently: settings, figures, where state and values rest, what each unit of a layer type does."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
 from autopar.render_region import pattern, region_rows
 
 Value = str | int | float
-Part = Literal["setting", "figures", "state at rest", "layers"]
+Part = Literal["setting", "figures", "state at rest", "between layers", "layers"]
 Figures = dict[str, tuple[Value, str]]
 """By name, with the unit."""
 NOTHING_S = 1e-12
-PARTS: tuple[Part, ...] = ("setting", "figures", "state at rest", "layers")
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,9 @@ def changes(before: Plan, after: Plan) -> list[Change]:
             (a, unit), (b, _) = one.get(name) or (None, other[name][1]), other.get(name) or (None, "")
             if a != b:
                 found.append(Change(part=part, name=name, before=a, after=b, unit=unit))
-    return [*found, *resting(before, after), *layers(before, after)]
+    state = moved("state at rest", *({name: t.placement for name, t in p.state.items()} for p in (before, after)))
+    between = moved("between layers", before.boundaries, after.boundaries)
+    return [*found, *state, *between, *layers(before, after)]
 
 
 def settings(plan: Plan) -> Figures:
@@ -57,6 +59,7 @@ def settings(plan: Plan) -> Figures:
         "model": plan.model,
         "program": plan.fingerprint[:12],
         "mesh": f"{plan.mesh} ({', '.join(plan.mesh.names)})",
+        "links": ", ".join(link or "by nodes" for link in plan.mesh.links) or None,
         "hardware": plan.hardware,
         "cost model": plan.cost_model,
         "optimizer": plan.optimizer,
@@ -64,8 +67,9 @@ def settings(plan: Plan) -> Figures:
         "precision": None if plan.precision is None else str(plan.precision),
         "constraints": "; ".join(plan.constraints.lines()) or None,
     }
+    sizes = {"budget": plan.budget_bytes} | {f"buckets on {axis}": size for axis, size in plan.bucket_bytes.items()}
     found: Figures = {name: (value, "") for name, value in asked.items() if value is not None}
-    return found | ({"budget": (plan.budget_bytes, "bytes")} if plan.budget_bytes is not None else {})
+    return found | {name: (size, "bytes") for name, size in sizes.items() if size is not None}
 
 
 def step_time(plan: Plan) -> Figures:
@@ -96,15 +100,15 @@ def sent(plan: Plan) -> Figures:
     return found
 
 
-def resting(before: Plan, after: Plan) -> Iterator[Change]:
-    """Tensors of equal layers that change alike are one."""
-    found: Counter[tuple[str, str | None, str | None]] = Counter()
-    for name in dict.fromkeys((*before.state, *after.state)):
-        a, b = (str(p.state[name].placement) if name in p.state else None for p in (before, after))
+def moved(part: Part, before: Mapping[str, Placement], after: Mapping[str, Placement]) -> Iterator[Change]:
+    """Tensors whose placement differs; those of equal layers that change alike are one."""
+    found: dict[tuple[str, str | None, str | None], list[str]] = {}
+    for name in dict.fromkeys((*before, *after)):
+        a, b = (str(places[name]) if name in places else None for places in (before, after))
         if a != b:
-            found[pattern(name), a, b] += 1
-    for (name, a, b), times in found.items():
-        yield Change(part="state at rest", name=name, before=a, after=b, times=times)
+            found.setdefault((pattern(name), a, b), []).append(name)
+    for (alike, a, b), names in found.items():
+        yield Change(part=part, name=alike if len(names) > 1 else names[0], before=a, after=b, times=len(names))
 
 
 def layers(before: Plan, after: Plan) -> Iterator[Change]:

@@ -64,6 +64,26 @@ def test_a_plan_differs_in_nothing_from_itself(files: tuple[Path, Path]) -> None
             {"part": "state at rest", "name": "wte.weight", "before": "I, S(1)", "after": "I, I"},
         ),
         (
+            ("state", "h.2.ln.weight", "placement"),
+            "S(0), I",
+            {"part": "state at rest", "name": "h.2.ln.weight", "before": "I, I", "after": "S(0), I"},
+        ),
+        (
+            ("boundaries", "wte_embedding"),
+            "I, I",
+            {"part": "between layers", "name": "wte_embedding", "before": "S(0), I", "after": "I, I"},
+        ),
+        (
+            ("bucket_bytes",),
+            {"gpu": 4096},
+            {"part": "setting", "name": "buckets on gpu", "before": None, "after": 4096, "unit": "bytes"},
+        ),
+        (
+            ("mesh", "links"),
+            [None, "nvlink-4"],
+            {"part": "setting", "name": "links", "before": None, "after": "by nodes, nvlink-4"},
+        ),
+        (
             ("regions", "h.*", "units", "add", "factors"),
             ["d0", None],
             {
