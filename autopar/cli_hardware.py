@@ -165,7 +165,11 @@ def figures(found: Hardware) -> Iterator[tuple[str, str, str]]:
     yield "peak memory bandwidth", per_second(found.peak_bytes_per_s, "B"), "peak_bytes_per_s"
     for key, share in found.efficiency.items():
         yield f"efficiency, {key}", f"{share:.0%}", f"efficiency.{key}"
+    if found.update_bytes_per_s is not None:
+        yield "memory bandwidth, optimizer", per_second(found.update_bytes_per_s, "B"), "update_bytes_per_s"
     yield "launch", human_s(found.launch_s), "launch_s"
+    yield "communication hidden", f"{found.overlap:.0%}", "overlap"
+    yield "waiting for each other", human_s(found.skew_s), "skew_s"
     yield "memory", human(found.memory_bytes), "memory_bytes"
     yield "devices per node", str(found.devices_per_node), "devices_per_node"
     for key, link in found.links.items():

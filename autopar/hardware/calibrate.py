@@ -237,7 +237,7 @@ def assemble(
         links=links,
         overlap=(beside or rest).overlap,
         skew_s=(beside or rest).skew_s,
-        update_bytes_per_s=update.bytes / update.seconds if update else None,
+        update_bytes_per_s=update.bytes / update.seconds if update else rest.update_bytes_per_s,
         sources={
             **rate_sources,
             "peak_bytes_per_s": f"measured: copies and additions larger than caches, {where}",

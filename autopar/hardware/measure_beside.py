@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 MATMUL = 512
 MOST_MATMULS = 256
-ROUNDS = 9
+ROUNDS = 3
+"""For each pass of an effort."""
 STRETCH_S = 0.02
 """Of matmuls between two collectives: about that of a few layers."""
 STRETCHES = 10
@@ -64,18 +65,15 @@ def measure_beside(mesh: DeviceMesh, axis: str, device: torch.device, effort: Ef
     factor = torch.rand(MATMUL, MATMUL, device=device)
     product = torch.empty_like(factor)
 
-    def send(message: torch.Tensor) -> torch.Tensor:
-        return ops.all_reduce(message, "sum", group)  # type: ignore[no-any-return]
-
     def sent(message: torch.Tensor) -> None:
-        ops.wait_tensor(send(message))
+        ops.wait_tensor(ops.all_reduce(message, "sum", group))
 
     def compute(times: int) -> None:
         for _ in range(times):
             torch.matmul(factor, factor, out=product)
 
     def both(times: int) -> None:
-        arriving = send(large)
+        arriving = ops.all_reduce(large, "sum", group)
         compute(times)
         ops.wait_tensor(arriving)
 
@@ -103,6 +101,6 @@ def measure_beside(mesh: DeviceMesh, axis: str, device: torch.device, effort: Ef
             many_seconds(partial(one_after_the_other, stretch)),
         )
 
-    rounds = zip(*(times_s() for _ in range(ROUNDS)), strict=True)
+    rounds = zip(*(times_s() for _ in range(ROUNDS * effort.passes)), strict=True)
     large_s, computed_s, together_s, empty_s, stretch_s, after_s = map(statistics.median, rounds)
     return Beside(overlap=share_hidden(large_s, computed_s, together_s), skew_s=max(after_s - stretch_s - empty_s, 0.0))
