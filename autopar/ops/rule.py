@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -67,6 +68,11 @@ class OpRule:
         if self.fit is not None:
             return self.fit(node, operands, results)
         return fit_text(self.text, operands, results, self.sharded, self.invariant)
+
+
+Target = Callable[..., Any] | str
+"""What a node calls."""
+Rows = dict[Target, OpRule]
 
 
 @cache
@@ -169,3 +175,8 @@ def tensor_operands(node: torch.fx.Node) -> list[torch.fx.Node | None]:
     while found and found[-1] is None:
         found.pop()
     return found
+
+
+def given_shapes(operands: Sequence[Shape | None]) -> list[Shape]:
+    """The shapes of the operands that are there."""
+    return [shape for shape in operands if shape is not None]

@@ -1,19 +1,20 @@
-"""Calls of the ops that have matrix products or sums of their own inside: see `examples`."""
-
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from autopar.ir.experts import EXPERTS
+from tests.ops.examples.common import Examples
 from tests.ops.pick import Pick
 from tests.ops.proofs import Call
 
 aten = torch.ops.aten
 
-Example = Callable[[Pick], Call]
+
+def index(p: Pick) -> Call:
+    x, at = p.tensor(4, 6, 2), p.integers(4, 3)
+    return Call(aten.index.Tensor, (x, p.one([at], [None, at], [at, at])))
 
 
 def linear(p: Pick) -> Call:
@@ -85,49 +86,12 @@ def experts(p: Pick) -> Call:
     )
 
 
-def convolution(rank: int) -> Example:
-    def example(p: Pick) -> Call:
-        groups = p.one(1, 2, 4)
-        b, c, o = p.size(), groups * p.size(2, 1, 3), groups * p.size(2, 1, 3)
-        kernel = [p.one(3, 1) for _ in range(rank)]
-        bias = p.tensor(o) if p.one(True, False) else None
-        image = [p.size(6, 4) for _ in range(rank)]
-        stride, padding = [p.one(1, 2)] * rank, [p.one(0, 1)] * rank
-        inputs = p.tensor(b, c, *image), p.tensor(o, c // groups, *kernel), bias
-        return Call({1: aten.conv1d, 2: aten.conv2d}[rank].default, (*inputs, stride, padding, [1] * rank, groups))
-
-    return example
-
-
-def embedding(p: Pick) -> Call:
-    v, h = p.size(4, 6, 12), p.size()
-    options = p.one((), (), (1,), (-1, True))
-    return Call(aten.embedding.default, (p.tensor(v, h), p.integers(v, *p.shape(p.one(2, 1, 3))), *options))
-
-
-def layer_norm(p: Pick) -> Call:
-    rank = p.one(1, 1, 2)
-    shape, normalized = p.shape(p.one(2, 1, 3)), [p.size(4, 6, 2, 12) for _ in range(rank)]
-    weights = p.one(2, 1, 0)
-    given = [p.tensor(*normalized) for _ in range(weights)]
-    eps = p.one((), (1e-3,)) if weights == 2 else ()
-    return Call(aten.layer_norm.default, (p.tensor(*shape, *normalized), normalized, *given, *eps))
-
-
-def rms_norm(p: Pick) -> Call:
-    rank = p.one(1, 1, 2)
-    shape, normalized = p.shape(p.one(2, 1, 3)), [p.size(4, 6, 2, 12) for _ in range(rank)]
-    given = p.one((p.tensor(*normalized),), (p.tensor(*normalized), 1e-3), ())
-    return Call(aten.rms_norm.default, (p.tensor(*shape, *normalized), normalized, *given))
-
-
-def cross_entropy(p: Pick) -> Call:
-    t, v = p.size(4, 6, 12), p.size(4, 6, 12)
-    target = p.integers(v, t)
-    if p.one(False, True):
-        target[1::2] = -100
-    options = p.one(
-        {}, {"reduction": 2}, {"reduction": 0}, {"label_smoothing": 0.1}, {"ignore_index": int(target[1])},
-        {"reduction": 2, "label_smoothing": 0.2}, {"weight": p.positive(v).detach()},
-    )  # fmt: skip
-    return Call(aten.cross_entropy_loss.default, (p.tensor(t, v), target), options)
+EXAMPLES: Examples = {
+    aten.linear.default: linear,
+    aten.addmm.default: addmm,
+    aten.mm.default: mm,
+    aten.bmm.default: bmm,
+    aten.matmul.default: matmul,
+    aten.scaled_dot_product_attention.default: attention,
+    EXPERTS: experts,
+}
