@@ -115,7 +115,7 @@ class Backward:
             if node in self.given.state:
                 self.taken.append(node)
                 self.env[node] = copy_placeholder(self.graph, node)
-            elif node in self.given.kept or is_empty(node):
+            elif node in self.given.kept or (node in self.joint.origin and is_empty(node)):
                 self.saved.append(node)
                 self.env[node] = copy_placeholder(self.graph, node)
             else:
@@ -123,11 +123,11 @@ class Backward:
         return self.env[node]
 
     def make(self, node: torch.fx.Node) -> torch.fx.Node:
-        if node.op == "placeholder" or not (node not in self.joint.origin or is_free(node) or node in self.given.redone):
+        again = node in self.joint.origin
+        if node.op == "placeholder" or not (not again or node in self.given.redone or self.is_incidental(node)):
             raise NotProvided(node)
         for source in node.all_input_nodes:
             self.need(source)
-        again = node in self.joint.origin
         new = copy_node(self.graph, node, self.env, "_again" if again else "")
         new.meta["again"] = again
         return new
@@ -138,8 +138,16 @@ class Backward:
         return [
             n
             for n, new in self.env.items()
-            if n in self.joint.origin and new.op != "placeholder" and new in alive and not is_free(n)
+            if n in self.joint.origin and new.op != "placeholder" and new in alive and not self.is_incidental(n)
         ]
+
+    def is_incidental(self, node: torch.fx.Node) -> bool:
+        """Whether no plan speaks of it: a view, one of several results, or a copy that an op made of what it reads, to have it
+        contiguous (profiles know contiguous operands only)."""
+        if is_free(node):
+            return True
+        made = self.joint.value.get(self.joint.origin[node])
+        return node.target is torch.ops.aten.clone.default and not (isinstance(made, torch.fx.Node) and owner(made) is node)
 
     def finish(self) -> None:
         """Results, and the placeholders in their order: state, saved values, tangents."""

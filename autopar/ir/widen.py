@@ -8,7 +8,6 @@ also what factory ops make without being told a dtype.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -45,12 +44,14 @@ def widen_region(region: Region) -> Region:
         new.meta = dict(old.meta)
         if "val" in old.meta:
             new.meta["val"] = pytree.tree_map_only(torch.Tensor, widen_fake, old.meta["val"])
-        dtype: Any = old.kwargs.get("dtype")
-        if dtype is None and "device" in old.kwargs:
-            dtype = old.meta["val"].dtype
-        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        new.args, new.kwargs = pytree.tree_map_only(torch.dtype, widen_dtype, (new.args, new.kwargs))
+        if old.kwargs.get("dtype") is None and "device" in old.kwargs and old.meta["val"].is_floating_point():
             new.kwargs = {**new.kwargs, "dtype": torch.float64}
     return replace(region, graph=graph)
+
+
+def widen_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype.is_floating_point else dtype
 
 
 def widen_fake(value: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,8 @@ from autopar.ops.rule import INVARIANT, REDUCED, WHOLE, OpRule, Shape, Signature
 from autopar.torch_private import size_of
 
 MERGES_DIMS = frozenset({torch.ops.aten.reshape.default, torch.ops.aten.view.default, torch.ops.aten.contiguous.default})
+FLATTENS = frozenset({torch.ops.aten.linear.default, torch.ops.aten.matmul.default})
+"""Products of more than two dims are made of matrices: operands that do not lie so are copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,11 +346,14 @@ def ends_of(shape: Sequence[int]) -> set[int]:
 
 
 def merges_dims(unit: Unit, operand: torch.fx.Node) -> bool:
-    """Whether a reshape in the unit reads the operand, maybe through other views: it copies unless that is contiguous."""
+    """Whether a reshape or product in the unit reads the operand, maybe through other views: it copies unless that is
+    contiguous."""
     views = {operand}
     for node in unit.nodes:
         if not is_getitem(node) and views & set(node.all_input_nodes):
             if node.target in MERGES_DIMS and not only_splits(node):
+                return True
+            if node.target in FLATTENS and any(len(shapes_of(n)[0]) > 2 for n in views & set(node.all_input_nodes)):
                 return True
             if rule_of(node).kind == "view":
                 views.add(node)
