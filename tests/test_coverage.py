@@ -1,0 +1,37 @@
+"""Models of many kinds, each trained on a mesh under a plan that cuts it: a part of benchmarks/coverage.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.coverage import MODELS, measure
+from benchmarks.coverage_table import cell, document
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_trains_as_the_serial_run_does(model: str) -> None:
+    row = measure(model, "2x2", "")
+    assert row["stage"] == "equal", row
+    assert row["roles"].get("cut"), "a plan that cuts nothing proves nothing"
+
+
+def test_a_pin_forces_or_is_refused() -> None:
+    forced = measure("mlp", "2", "tensor")
+    assert forced["stage"] == "equal"
+    assert forced["roles"]["tensor"]
+    assert forced["pin"]
+    refused = measure("mlp", "2", "sequence")
+    assert refused["stage"] == "refused"
+    assert "sequence" in refused["failure"]
+
+
+def test_page_tells_what_does_not_work() -> None:
+    head = {"model": "mlp", "mesh": "2", "forced": "", "seconds": 1.0}
+    equal = head | {"stage": "equal", "error": 1e-15, "roles": {"units": 4, "cut": 3}, "kept_whole": {"aten.sort.default": 2}}
+    broken = head | {"mesh": "4", "stage": "planned", "failure": "SolverError: no time"}
+    assert (cell(equal), cell(broken), cell(None)) == ("equal 75%", "not planned", "")
+    page = document([equal, broken])
+    assert "| mlp | equal 75% | not planned |" in page
+    assert "- mlp on 4: SolverError: no time" in page
+    assert "| `aten.sort.default` | mlp |" in page
