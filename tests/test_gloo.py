@@ -19,7 +19,7 @@ from autopar.ir.plan import Plan
 from autopar.ir.run import zip_inputs
 from autopar.ir.widen import widened
 from autopar.tracer import trace
-from autopar.verification import LEARNING_RATE, TOLERANCE, compare, run_serial
+from autopar.verification import EPS, LEARNING_RATE, TOLERANCE, compare, run_serial
 from tests.models import gpt2
 from tests.planned import planned, tightest
 from tests.processes import run_processes
@@ -47,7 +47,7 @@ def train_both(rank: int, path: str) -> None:
     state = whole_tensors(parallel.state_dict())
     serial = run_serial(program, {name: state[name] for name in program.state}, dict(zip_inputs(program, (), kwargs)), STEPS)
 
-    optimizer = torch.optim.AdamW(parallel.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(parallel.parameters(), lr=LEARNING_RATE, eps=EPS)
     losses, gradients = [], {}
     for step in range(STEPS):
         loss = parallel(**kwargs).loss

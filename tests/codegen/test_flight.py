@@ -18,7 +18,7 @@ from autopar.ir.run import zip_inputs
 from autopar.ir.widen import widened
 from autopar.ops.flops import collectives_of
 from autopar.torch_private import TorchDispatchMode
-from autopar.verification import LEARNING_RATE, TOLERANCE, compare, run_serial
+from autopar.verification import EPS, LEARNING_RATE, TOLERANCE, compare, run_serial
 from tests.planned import known_way, traced
 
 LAYERS = "transformer.h.*"
@@ -125,6 +125,6 @@ def test_numbers_are_those_of_the_serial_run_when_all_fly(way: str, monkeypatch:
     inputs = dict(zip_inputs(program, (), kwargs))
     serial = run_serial(program, state, inputs, 2)
     with unlimited(emitted, monkeypatch):
-        ours = run_all_ranks(emitted, state, inputs, 2, lambda ps: torch.optim.AdamW(ps, lr=LEARNING_RATE))
+        ours = run_all_ranks(emitted, state, inputs, 2, lambda ps: torch.optim.AdamW(ps, lr=LEARNING_RATE, eps=EPS))
     worst = compare(ours, serial, program)[0]
     assert worst.relative_error <= TOLERANCE, worst

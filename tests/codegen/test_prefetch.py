@@ -24,7 +24,7 @@ from autopar.ir.run import zip_inputs
 from autopar.ir.widen import widened
 from autopar.ops.flops import collective_of, collectives_of
 from autopar.planning.simulate import simulate
-from autopar.verification import LEARNING_RATE, TOLERANCE, compare, run_serial
+from autopar.verification import EPS, LEARNING_RATE, TOLERANCE, compare, run_serial
 from tests.planned import known_way, traced
 
 
@@ -183,6 +183,6 @@ def test_numbers_are_those_of_the_serial_run() -> None:
     state |= {n: s.value for n, s in program.state.items() if s.value is not None}
     inputs = dict(zip_inputs(program, (), kwargs))
     serial = run_serial(program, state, inputs, 2)
-    ours = run_all_ranks(emitted, state, inputs, 2, lambda ps: torch.optim.AdamW(ps, lr=LEARNING_RATE))
+    ours = run_all_ranks(emitted, state, inputs, 2, lambda ps: torch.optim.AdamW(ps, lr=LEARNING_RATE, eps=EPS))
     worst = compare(ours, serial, program)[0]
     assert worst.relative_error <= TOLERANCE, worst
