@@ -21,10 +21,12 @@ def signature(
     results: Sequence[Dims],
     sizes: Mapping[Factor, Size],
     whole: Iterable[Factor] = (),
+    sharded: Mapping[Factor, str] | None = None,
 ) -> Signature:
     produced = {factor for result in results for dim in result for factor in dim}
-    uncut = set(whole)
-    marks = {f: frozenset({WHOLE} if f in uncut else set() if f in produced else {REDUCED}) for f in sizes}
+    uncut, own = set(whole), {f: f"sharded:{name}:{f}" for f, name in (sharded or {}).items()}
+    first = {f: WHOLE if f in uncut else "" if f in produced else REDUCED for f in sizes}
+    marks = {f: frozenset(filter(None, (mark, own.get(f)))) for f, mark in first.items()}
     return Signature(operands=tuple(operands), results=tuple(results), sizes=sizes, marks=marks)
 
 

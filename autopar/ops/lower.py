@@ -20,6 +20,7 @@ from autopar.ops.draws import KEY
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.fits import argument, dim_list
 from autopar.ops.lower_draws import emit_draw, loops_of
+from autopar.ops.lower_norms import NORMS
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import Unit, is_getitem, rule_of, shapes_of
 
@@ -209,5 +210,6 @@ IMPLEMENTATIONS: dict[str, Lowering] = {
     "cross_entropy": _cross_entropy,
     "causal_attention": _causal_attention,
     "experts": _experts,
+    **NORMS,
 }
 """Names in the `sharded` column of the rule table, to what emits them."""

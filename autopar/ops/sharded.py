@@ -247,7 +247,13 @@ def over_batch(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def moments(x: Tensor, dims: tuple[int, ...], eps: float, axes: Axes) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / sqrt(variance + eps) over the dims and all devices.
+    """Mean and 1 / sqrt(variance + eps) over the dims and all devices."""
+    variance, mean = variance_and_mean(x, dims, axes)
+    return mean, (variance + eps).rsqrt()
+
+
+def variance_and_mean(x: Tensor, dims: tuple[int, ...], axes: Axes) -> tuple[Tensor, Tensor]:
+    """Over the dims, kept as dims of size 1, and all devices, of which each has as many elements.
 
     Each device's own moments are gathered and merged (Chan, Golub, LeVeque 1983): one collective per axis, and none of the
     cancellation of E[x^2] - E[x]^2.
@@ -257,7 +263,7 @@ def moments(x: Tensor, dims: tuple[int, ...], eps: float, axes: Axes) -> tuple[T
         means, variances = all_gather(torch.stack([mean, variance]).unsqueeze(0), 0, axis, size).unbind(1)
         between, mean = torch.var_mean(means, 0, correction=0)
         variance = variances.mean(0) + between
-    return mean, (variance + eps).rsqrt()
+    return variance, mean
 
 
 def inverse_rms(x: Tensor, dims: tuple[int, ...], eps: float, axes: Axes) -> Tensor:
@@ -311,19 +317,9 @@ def addmm_row_bias(
     return torch.addmm(bias.masked_fill(not_first(coordinates), 0), x, weight, beta=beta, alpha=alpha)
 
 
-def convolution_row_bias(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    axes: Axes,
-    coordinates: Sequence[Tensor],
-) -> Tensor:
-    """aten.conv1d, conv2d, conv3d (one group) with input channels sharded: x and weight S(1), bias R; the result is P."""
-    convolve = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}[weight.ndim]
-    return convolve(x, weight, bias.masked_fill(not_first(coordinates), 0), stride, padding, dilation)
+def bias_of_first(bias: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
+    """A bias R for an op whose result is P: the first device along the axes adds it, the others add zeros."""
+    return bias.masked_fill(not_first(coordinates), 0)
 
 
 def causal_attention(

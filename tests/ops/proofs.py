@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
-from autopar.ops import sharded
+from autopar.ops import sharded, sharded_norms
 from autopar.ops.drawn import draw_of
 from autopar.ops.draws import KEY, draw_whole, generator_state
 from autopar.ops.lower import emit_unit
@@ -23,7 +23,13 @@ from autopar.torch_private import coordinates, pytree
 from tests.ops.pieces import collect, coordinates_of_ranks, cut, distribute, join
 
 TOLERANCE = 1e-9
-COMMUNICATING = {sharded.cross_entropy, sharded.layer_norm_hidden, sharded.rms_norm_hidden}
+COMMUNICATING = {
+    sharded.cross_entropy,
+    sharded.layer_norm_hidden,
+    sharded.rms_norm_hidden,
+    sharded_norms.batch_norm,
+    sharded_norms.softmax,
+}
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,10 @@ def test_forgotten_gradient_reduction_is_caught() -> None:
 
 def test_attributes_that_tie_dims_keep_them_whole() -> None:
     """Each of these once passed for the usual case: found by running."""
-    grouped = unit_of([Call(aten.conv1d.default, (x(4, 4, 6), x(4, 1, 3), None, [1], [0], [1], 4))])[0]
-    assert grouped.shardable == ("b",)
+    grouped = unit_of([Call(aten.conv1d.default, (x(4, 4, 6), x(4, 2, 3), None, [1], [0], [1], 2))])[0]
+    assert {s.factors for s in strategies(grouped, (2,))} == {(None,), ("b",), ("g",)}
+    overlapping = unit_of([Call(aten.max_pool2d.default, (x(4, 4, 4, 4), [2, 2], [2, 1]))])[0]
+    assert set(overlapping.shardable) == {"d0", "d1", "y0"}
     counted = unit_of([Call(aten.embedding.default, (x(4, 6), torch.tensor([[0, 1], [1, 1]]), -1, True))])[0]
     assert counted.shardable == ("h",)
     shifted = unit_of([Call(aten.constant_pad_nd.default, (x(4, 6), [1, -1]))])[0]

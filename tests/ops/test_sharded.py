@@ -250,21 +250,6 @@ def test_addmm_with_the_contracted_dim_sharded_adds_its_bias_once(mesh: MeshSpec
     )
 
 
-@meshes
-@pytest.mark.parametrize("space", [(6,), (6, 5)])
-def test_convolution_with_input_channels_sharded_adds_its_bias_once(mesh: MeshSpec, space: tuple[int, ...]) -> None:
-    convolve = {1: F.conv1d, 2: F.conv2d}[len(space)]
-    stride, padding = (2,) * len(space), (1,) * len(space)
-    check(
-        mesh,
-        lambda x, weight, bias: convolve(x, weight, bias, stride, padding),
-        lambda x, axes, at: sharded.convolution_row_bias(*x, stride, padding, (1,) * len(space), axes, at),
-        [randn(2, 4, *space), randn(3, 4, *(3,) * len(space)), randn(3)],
-        [on(mesh, 1), on(mesh, 1), on(mesh, "R")],
-        on(mesh, "P"),
-    )
-
-
 GATHER, REDUCE = "all_gather_into_tensor", "all_reduce"
 A, AB = (("a", 2),), (("a", 2), ("b", 2))
 

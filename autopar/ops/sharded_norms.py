@@ -1,0 +1,120 @@
+"""Norms and softmax along dims that are cut: what they need to know of all devices is summed, or is a maximum.
+
+As in `autopar.ops.sharded`: differentiable functions of local tensors, `axes` as (group name, size). Results are S where
+operands are; statistics are I.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from autopar.ops.collectives import all_reduce_max, run
+from autopar.ops.sharded import Axes, normalized, parts, precise, reduce_over, variance_and_mean
+
+
+class BatchNorm(torch.autograd.Function):
+    """y = (x - mean) rstd weight + bias per channel (dim 1), over all other dims and all devices."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, axes: Axes
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The result, the mean and the variance (over the count) per channel."""
+        wide = x.to(precise(x.dtype))
+        over, shape = (0, *range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
+        variance, mean = variance_and_mean(wide, over, axes)
+        rstd = (variance + eps).rsqrt()
+        ctx.axes, ctx.bias_dtype = axes, None if bias is None else bias.dtype
+        ctx.save_for_backward(x, weight, mean, rstd)
+        y = normalized(wide, mean, rstd)
+        y = y if weight is None else y * weight.view(shape)
+        y = y if bias is None else y + bias.view(shape)
+        mean, variance = mean.flatten(), variance.flatten()
+        ctx.mark_non_differentiable(mean, variance)
+        return y.to(x.dtype), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        over, shape = (0, *range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
+        xhat, grad = normalized(x.to(rstd.dtype), mean, rstd), grad.to(rstd.dtype)
+        sums = torch.stack([grad.sum(over), (grad * xhat).sum(over)])
+        bias_grad = None if ctx.bias_dtype is None else sums[0].to(ctx.bias_dtype)
+        weight_grad = None if weight is None else sums[1].to(weight.dtype)
+        shift, along = (reduce_over(sums, ctx.axes) / counted(x, ctx.axes)).unbind(0)
+        scale = rstd if weight is None else rstd * weight.view(shape)
+        x_grad = (grad - shift.view(shape) - xhat * along.view(shape)) * scale
+        return x_grad.to(x.dtype), weight_grad, bias_grad, None, None
+
+
+def counted(x: Tensor, axes: Axes) -> int:
+    """Elements per channel, on all devices."""
+    return math.prod([x.shape[0], *x.shape[2:]]) * parts(axes)
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running: tuple[Tensor, Tensor] | None,
+    momentum: float,
+    eps: float,
+    axes: Axes,
+) -> tuple[Tensor, ...]:
+    """aten._native_batch_norm_legit in training, with batch or space sharded: x and the first result S there, weight and bias
+    R, `running` (mean, variance) I.
+
+    The other results are I: mean and 1 / sqrt(variance + eps), and the new running statistics where there are any; like the
+    serial ones these hold the variance over the count less one. Communicates two numbers per channel and axis, forward
+    (all-gather) and backward (all-reduce). Keeps x and two numbers per channel.
+    """
+    y, mean, variance = cast(tuple[Tensor, Tensor, Tensor], run(BatchNorm, x, weight, bias, eps, tuple(axes)))
+    statistics = y, mean, (variance + eps).rsqrt()
+    if running is None:
+        return statistics
+    count = counted(x, axes)
+    found = mean, variance * (count / (count - 1))
+    moved = (old * (1 - momentum) + new.to(old.dtype) * momentum for old, new in zip(running, found, strict=True))
+    return *statistics, *moved
+
+
+class Softmax(torch.autograd.Function):
+    """exp(x) / sum exp(x) along a dim, or its logarithm, of which the device has one of `parts(axes)` pieces."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, dtype: torch.dtype, logarithm: bool, axes: Axes) -> Tensor:
+        wide = x.to(precise(dtype))
+        maximum = wide.amax(dim, keepdim=True)
+        for axis, _ in axes:
+            maximum = all_reduce_max(maximum, axis)
+        shifted = wide - maximum
+        exponents = shifted.exp()
+        total = reduce_over(exponents.sum(dim, keepdim=True), axes)
+        y = (shifted - total.log() if logarithm else exponents / total).to(dtype)
+        ctx.dim, ctx.logarithm, ctx.axes, ctx.dtype = dim, logarithm, axes, x.dtype
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (y,) = ctx.saved_tensors
+        y, grad = y.to(precise(y.dtype)), grad.to(precise(y.dtype))
+        weighted = grad if ctx.logarithm else grad * y
+        total = reduce_over(weighted.sum(ctx.dim, keepdim=True), ctx.axes)
+        x_grad = grad - y.exp() * total if ctx.logarithm else weighted - y * total
+        return x_grad.to(ctx.dtype), None, None, None, None
+
+
+def softmax(x: Tensor, dim: int, dtype: torch.dtype | None, axes: Axes, *, logarithm: bool = False) -> Tensor:
+    """aten.softmax or log_softmax along a sharded dim, in `dtype` (None: that of x): x and the result are S there.
+
+    Communicates per axis a maximum and a sum for each row, backward a sum. Keeps the result.
+    """
+    return run(Softmax, x, dim, dtype or x.dtype, logarithm, tuple(axes))
