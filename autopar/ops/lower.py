@@ -23,6 +23,7 @@ from autopar.ops.lower_draws import emit_draw, loops_of
 from autopar.ops.lower_norms import NORMS
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import Unit, is_getitem, rule_of, shapes_of
+from autopar.torch_private import OpOverload
 
 Axes = tuple[tuple[str, int], ...]
 
@@ -65,6 +66,26 @@ class LocalCall:
         """None if it is left out."""
         return self.args[position] if position < len(self.args) else None
 
+    def named(self, name: str) -> Any:
+        """What the argument that the op's schema calls so is here; None if it is left out, or there is none of that name."""
+        place = self.place(name)
+        return self.kwargs.get(name) if place is None or place >= len(self.args) else self.args[place]
+
+    def with_arguments(self, **values: Any) -> LocalCall:
+        """With other values for the arguments of these names."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for name, value in values.items():
+            if (place := self.place(name)) is not None and place < len(args):
+                args[place] = value
+            else:
+                kwargs[name] = value
+        return replace(self, args=tuple(args), kwargs=kwargs)
+
+    def place(self, name: str) -> int | None:
+        assert isinstance(self.node.target, OpOverload), f"{self.node.target} has no schema"
+        names = [declared.name for declared in self.node.target._schema.arguments]
+        return names.index(name) if name in names else None
+
 
 Lowering = Callable[[LocalCall, Cuts], torch.fx.Node]
 SQUEEZES = frozenset({torch.ops.aten.squeeze.default, torch.ops.aten.squeeze.dim, torch.ops.aten.squeeze.dims})
@@ -88,6 +109,8 @@ def emit_unit(
         # what draws numbers in the shape of a tensor does not read it
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), env.get if node in unit.sites else env.__getitem__)
         call = LocalCall(graph, unit.name, node, args, kwargs)
+        counts = unit.counts.get(node, {})
+        call = call.with_arguments(**{name: math.prod(sizes[f] for f in factors) for name, factors in counts.items()})
         if node in unit.sites:
             loops = loops_of(unit, node, strategy, mesh, coordinate)
             env[node] = emit_draw(call, unit.sites[node], coordinate(KEY), loops, local_shape(unit.dims[node], sizes))

@@ -48,7 +48,8 @@ class OpRule:
 
     `kind` groups rows for composing and for the baselines: matmul, attention, norm, embedding, loss, reduction, view,
     pointwise, whole. `linear`: partial sums pass through. `random`: two runs differ. `shape_argument`: position of the
-    argument that spells out the result's shape (or its last dims), to be made local. `sharded`: factor -> implementation.
+    argument that spells out the result's shape (or its last dims), to be made local. `counts`: arguments that say how large
+    factors are together ("groups": "g"), to be made local. `sharded`: factor -> implementation.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class OpRule:
     linear: Callable[[torch.fx.Node], bool] | bool = False
     random: bool = False
     shape_argument: int | None = None
+    counts: Mapping[str, str] = field(default_factory=dict)
     sharded: Mapping[Factor, str] = field(default_factory=dict)
     invariant: frozenset[Factor] = frozenset()
 

@@ -45,7 +45,8 @@ class Unit:
     `sharded`: factor -> nodes that need an implementation of their own when it is cut, with that implementation's name and
     the factor's name in its rule. `random`: two runs of it differ; `sites`: nodes that draw random numbers by key instead, and
     the key's row among those of the region. `dense`: results that must leave contiguous, since a reader merges their dims: the
-    copy is made here, once, where the profile sees it, and not again by every reader.
+    copy is made here, once, where the profile sees it, and not again by every reader. `counts`: per node the arguments that say
+    how many there are of these factors.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Unit:
     random: bool
     sites: Mapping[torch.fx.Node, int] = field(default_factory=dict)
     dense: frozenset[torch.fx.Node] = frozenset()
+    counts: Mapping[torch.fx.Node, Mapping[str, tuple[Factor, ...]]] = field(default_factory=dict)
 
     @property
     def shardable(self) -> tuple[Factor, ...]:
@@ -145,6 +147,7 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
     parts: dict[torch.fx.Node, tuple[Dims, ...]] = {}
     operands: list[torch.fx.Node] = []
     reduced: dict[torch.fx.Node, set[Factor]] = defaultdict(set)
+    counts: dict[torch.fx.Node, dict[str, list[Factor]]] = {}
     linear = True
 
     for node in nodes:
@@ -161,6 +164,7 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
                 f"sharded:{node.name}:{m.split(':', 1)[1]}" if m.startswith("sharded:") else m for m in local.marks[factor]
             }
             fresh[factor] = space.new(factor, size, marks)
+        counts[node] = {name: [fresh[f] for f in factors.split() if f in fresh] for name, factors in rule.counts.items()}
         reads = [
             (n, renamed(d, fresh))
             for n, d in zip(tensor_operands(node), local.operands, strict=False)
@@ -206,6 +210,7 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
         linear=linear,
         random=any(is_unknown(n) for n in nodes),
         sites={node: site for site, node in enumerate(n for n in nodes if kind_of(n) is not None)},
+        counts={node: {name: tuple(space.leaves(fs)) for name, fs in found.items() if fs} for node, found in counts.items()},
     )
 
 

@@ -48,8 +48,7 @@ def group_norm(node: torch.fx.Node, operands: Sequence[Shape | None], results: S
     image = (real("b"), real("g", "c"), *(real(f"x{i}") for i in range(len(shape) - 2)))
     ins = [image, *(None if s is None else (real("g", "c"),) for s in operands[1:])]
     outs = [image, *[(real("b"), real("g"))] * (len(results) - 1)]
-    counts = {"b": "native_group_norm", "g": "native_group_norm"} if native else {"g": "group_norm"}
-    return fits.signature(ins, outs, sizes, whole=[f for f in sizes if f not in "bg"], sharded=counts)
+    return fits.signature(ins, outs, sizes, whole=[f for f in sizes if f not in "bg"])
 
 
 def batch_norm(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
@@ -83,8 +82,10 @@ ROWS: Rows = {
     aten.layer_norm.default: OpRule(kind="norm", fit=layer_norm, shape_argument=1),
     aten.rms_norm.default: OpRule(kind="norm", fit=rms_norm, shape_argument=1),
     aten.native_layer_norm.default: OpRule(kind="norm", fit=native_layer_norm),
-    aten.group_norm.default: OpRule(kind="norm", fit=group_norm),
-    aten.native_group_norm.default: OpRule(kind="norm", fit=group_norm),
+    aten.group_norm.default: OpRule(kind="norm", fit=group_norm, counts={"num_groups": "g"}),
+    aten.native_group_norm.default: OpRule(
+        kind="norm", fit=group_norm, counts={"N": "b", "C": "g c", "HxW": "x0 x1 x2 x3", "group": "g"}
+    ),
     aten._native_batch_norm_legit_functional.default: OpRule(kind="norm", fit=batch_norm),
     aten._native_batch_norm_legit.no_stats: OpRule(kind="norm", fit=batch_norm),
     aten._native_batch_norm_legit_no_training.default: OpRule(kind="norm", fit=batch_norm),

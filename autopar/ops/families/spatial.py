@@ -107,7 +107,7 @@ def convolution(node: torch.fx.Node, operands: Sequence[Shape | None], results: 
         (*channels, *(s.kernel for s in space)),
         *([(("g", "o"),)] if len(operands) > 2 else []),
     ]
-    sharded = {"g": "convolution"} | ({"c": "convolution"} if len(operands) > 2 else {})
+    sharded = {"c": "convolution"} if len(operands) > 2 else {}
     made = (*batch, ("g", "o"), *(long if back else short))
     return fitted(ins, [made], sizes, whole=[f for s in space for f in s.whole], sharded=sharded)
 
@@ -196,7 +196,7 @@ def of_space(fit: Callable[[int], Fit], rank: int, *names: str, linear: bool = T
 
 ROWS: Rows = {
     **rows(
-        OpRule(kind="matmul", fit=convolution),
+        OpRule(kind="matmul", fit=convolution, counts={"groups": "g"}),
         *(f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding")),
         "conv_transpose1d.default",
         "conv_transpose2d.input",
