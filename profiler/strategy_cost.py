@@ -35,9 +35,7 @@ from autopar.profiler.unit_cost import (
     unsharded,
 )
 
-ANY_SIZE = frozenset(
-    {"linear", "addmm", "convolution", "embedding", "mean", "cross_entropy", "softmax", "log_softmax"}
-)
+ANY_SIZE = frozenset({"linear", "addmm", "convolution", "embedding", "mean", "cross_entropy", "softmax", "log_softmax"})
 """Implementations whose kernels depend on local sizes and on how many axes cut, but not on the sizes of axes, and into which
 no global size is written. The others are traced for each cut by itself."""
 

@@ -13,7 +13,7 @@ from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ops import sharded, sharded_norms
 from tests.ops.joint import collectives_of, trace_joint
-from tests.ops.test_sharded import A, AB, GATHER, MESHES, REDUCE, check, meshes, on, randn, value_and_gradient
+from tests.ops.test_sharded import AB, GATHER, MESHES, REDUCE, A, check, meshes, on, randn, value_and_gradient
 
 Sent = list[tuple[str, str]]
 

@@ -212,7 +212,9 @@ ROWS: Rows = {
     **of_space(leading, 2, "adaptive_max_pool2d.default", "max_unpool2d.default", linear=False),
     **of_space(leading, 3, "adaptive_max_pool3d.default", "max_unpool3d.default", linear=False),
     **rows(OpRule(kind="reduction", text="b c x! y!, b c s! -> b c p! q!, b c p! q!"), "fractional_max_pool2d.default"),
-    **rows(OpRule(kind="reduction", text="b c x! y! z!, b c s! -> b c p! q! r!, b c p! q! r!"), "fractional_max_pool3d.default"),
+    **rows(
+        OpRule(kind="reduction", text="b c x! y! z!, b c s! -> b c p! q! r!, b c p! q! r!"), "fractional_max_pool3d.default"
+    ),
     **of_space(leading, 1, *RESAMPLED_1D, "reflection_pad1d.default", "replication_pad1d.default"),
     **of_space(leading, 2, *RESAMPLED_2D, "reflection_pad2d.default", "replication_pad2d.default"),
     **of_space(leading, 3, *RESAMPLED_3D, "reflection_pad3d.default", "replication_pad3d.default"),

@@ -68,9 +68,7 @@ def native_group_norm(p: Pick) -> Call:
     batch, channels = p.size(), groups * p.size(2, 1, 3)
     x = p.tensor(batch, channels, *p.one([space], [space, 2], [space, 1]))
     per_channel = x[0, 0].numel()
-    return Call(
-        aten.native_group_norm.default, (x, *affine_weights(p, channels), batch, channels, per_channel, groups, 1e-5)
-    )
+    return Call(aten.native_group_norm.default, (x, *affine_weights(p, channels), batch, channels, per_channel, groups, 1e-5))
 
 
 def batch_norm_operands(p: Pick) -> tuple[Tensor, Sequence[Tensor | None], tuple[Tensor, Tensor]]:

@@ -110,7 +110,7 @@ def fractional(rank: int, target: Any) -> Example:
 
 def resampled(rank: int, target: Any) -> Example:
     """`vec` overloads take sizes or scales, and only some modes know corners."""
-    corners = any("align_corners" == a.name for a in target._schema.arguments)
+    corners = any(a.name == "align_corners" for a in target._schema.arguments)
 
     def example(p: Pick) -> Call:
         image, out = ([p.size(4, 6, 3) for _ in range(rank)] for _ in range(2))
