@@ -113,8 +113,6 @@ def serial_randomness() -> Randomness:
 
 
 def optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """AdamW steps by gradient / (its size + eps): with the usual eps of 1e-8, gradients that are zero but for rounding (those
-    of a bias in front of a batch norm) would be steps that differ from run to run."""
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, eps=EPS, foreach=False)
 
 
