@@ -16,6 +16,7 @@ import torch
 from autopar.ir.conversion import in_mesh_order
 from autopar.ir.placement import INVARIANT, PARTIAL, REPLICATE, Placement, State
 from autopar.ops.factors import Factor
+from autopar.ops.rule import BY_PLACE
 from autopar.ops.rule import INVARIANT as REDUCED_INSIDE
 from autopar.ops.units import Unit, needs_grad
 
@@ -60,7 +61,7 @@ def options(unit: Unit) -> tuple[Factor | None, ...]:
 def strategy(unit: Unit, choice: Sequence[Factor | None], axis_sizes: Sequence[int]) -> Strategy | None:
     """The strategy of this choice; None if it cuts unevenly, or a tensor would have no placement."""
     cut = _Cut.of(unit, tuple(choice), axis_sizes)
-    if cut is None:
+    if cut is None or cut.tears_rows():
         return None
     operands = [cut.placed(node, cut.operand_without) for node in unit.operands]
     results = [cut.placed(node, cut.result_without) for node in unit.results]
@@ -111,6 +112,15 @@ class _Cut:
             return PARTIAL if needs_grad(node) else None
         # the value does not depend on the factor: every device would compute it, and its gradient would be counted often
         return None if needs_grad(node) else INVARIANT
+
+    def tears_rows(self) -> bool:
+        """Whether a device's rows of a dim would not lie together (the inner part of a merged dim is cut), and must."""
+        places = self.unit.sharded
+        torn = {f for f in self.axes if any(implementation in BY_PLACE for _, implementation, _ in places.get(f, ()))}
+        if not torn:
+            return False
+        dims = (dim for dims in self.unit.dims.values() for dim in dims if torn & set(dim))
+        return any(f in torn and any(self.local[outer] > 1 for outer in dim[:i]) for dim in dims for i, f in enumerate(dim))
 
     def placed(self, node: torch.fx.Node, without: Callable[[torch.fx.Node, Factor | None], State | None]) -> Placement | None:
         """The placement of a tensor; None where a dim would be cut by an inner factor only, or `without` has none."""

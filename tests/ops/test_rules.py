@@ -124,6 +124,16 @@ def test_attributes_that_tie_dims_keep_them_whole() -> None:
     assert shifted.shardable == ("d0",)
 
 
+@pytest.mark.parametrize("sizes", [(2,), (2, 2)])
+def test_merged_dims_are_cut_where_rows_stay_together(sizes: tuple[int, ...]) -> None:
+    """What knows its rows by their place cannot be cut along the inner part of a merged dim: the pieces would be scattered."""
+    ids = torch.tensor([0, 5, 7])
+    merged = Call(aten.reshape.default, (x(2, 4, 6), [8, 6]))
+    table, operands = unit_of([merged, lambda rows: Call(aten.embedding.default, (rows, ids))])
+    assert prove(table, operands, sizes) > 0
+    assert {s.factors for s in strategies(table, (2,))} == {(None,), ("i0",), ("d1",)}
+
+
 def described(op: Any) -> str:
     """The rule of the usual case: factors by dim, (several) in one, 1 for none, - for no tensor; then what they are."""
     node = next(n for n in unit_of([ALL[op](Pick())])[0].nodes)
