@@ -1,8 +1,8 @@
 """A program in double precision, casts included: for proofs, where rounding must not hide a wrong plan.
 
 Models cast to float32 on purpose (logits before a loss); a float64 model would still compute there in float32, and sums in
-another order would differ by 1e-7. Here every floating tensor of the program becomes float64,
-also what factory ops make without being told a dtype.
+another order would differ by 1e-7. Here every floating tensor of the program becomes float64, a
+complex one complex128, also what factory ops make without being told a dtype.
 """
 
 from __future__ import annotations
@@ -28,12 +28,17 @@ def widened(program: Program) -> Program:
     )
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """float64 for floating dtypes, complex128 for complex ones, others as they are."""
+    return torch.complex128 if dtype.is_complex else torch.float64 if dtype.is_floating_point else dtype
+
+
 def widen(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+    return tensor.to(wide(tensor.dtype))
 
 
 def widen_spec(spec: TensorSpec) -> TensorSpec:
-    return replace(spec, dtype=torch.float64) if spec.dtype.is_floating_point else spec
+    return replace(spec, dtype=wide(spec.dtype))
 
 
 def widen_region(region: Region) -> Region:
@@ -44,15 +49,11 @@ def widen_region(region: Region) -> Region:
         new.meta = dict(old.meta)
         if "val" in old.meta:
             new.meta["val"] = pytree.tree_map_only(torch.Tensor, widen_fake, old.meta["val"])
-        new.args, new.kwargs = pytree.tree_map_only(torch.dtype, widen_dtype, (new.args, new.kwargs))
-        if old.kwargs.get("dtype") is None and "device" in old.kwargs and old.meta["val"].is_floating_point():
-            new.kwargs = {**new.kwargs, "dtype": torch.float64}
+        new.args, new.kwargs = pytree.tree_map_only(torch.dtype, wide, (new.args, new.kwargs))
+        if old.kwargs.get("dtype") is None and "device" in old.kwargs:
+            new.kwargs = {**new.kwargs, "dtype": wide(old.meta["val"].dtype)}
     return replace(region, graph=graph)
 
 
-def widen_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype.is_floating_point else dtype
-
-
 def widen_fake(value: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(value, dtype=torch.float64) if value.is_floating_point() else value
+    return value if wide(value.dtype) == value.dtype else torch.empty_like(value, dtype=wide(value.dtype))

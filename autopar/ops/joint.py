@@ -11,9 +11,10 @@ import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from autopar.ir.autocast import no_autocast
 from autopar.ops.casts import Wide
@@ -102,14 +103,42 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = torch.fx.node.map_aggregate((args, kwargs or {}), lambda a: self.node(a) if isinstance(a, torch.Tensor) else a)
         if torch.Tag.inplace_view in func.tags:
             self.remember_shape(args[0])
+        if is_write(func) and len(sharing := self.sharing(args[0])) > 1 and sharing[0] is not args[0]:
+            return self.write_part(func, (args, kwargs or {}), given, sharing)
         result = func(*args, **(kwargs or {}))
+        self.call(func, given, result)
+        return result
+
+    def call(self, func: Any, given: Any, result: Any) -> torch.fx.Node:
+        """Append the call of an op: (args, kwargs) in nodes, and what came out."""
         running = running_gradient()
         step = self.current if running is None else self.gradients.get(running)
         name = called(step, func.overloadpacket.__name__)
         node = self.graph.create_node("call_function", func, *given, name=name if self.current else f"grad_{name}")
         node.meta["step"] = step
-        self.write(result, node)
-        return result
+        return self.write(result, node)
+
+    def sharing(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors so far that share memory with this one, the one that made it first."""
+        memory = StorageWeakRef(tensor.untyped_storage())
+        return [t for t in self.alive if StorageWeakRef(t.untyped_storage()) == memory]
+
+    def write_part(self, func: Any, real: Any, given: Any, sharing: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A write into a view, as some backward formulas do. A graph has no memory for the other views to see it in: the part
+        is made anew, put into a copy of the whole, and the other views are taken from that."""
+        (part, *_), whole = real[0], sharing[0]
+        plain = getattr(getattr(aten, func.overloadpacket.__name__.removesuffix("_")), func._overloadname)
+        node = self.call(plain, given, plain(*real[0], **real[1]))
+        self.written[id(part)] = node
+        self.put(whole, aten.as_strided_scatter.default, (self.written[id(whole)], node, *place_of(part)))
+        for other in sharing[1:]:
+            if other is not part:
+                self.put(other, aten.as_strided.default, (self.written[id(whole)], *place_of(other)))
+        return cast(torch.Tensor, part)
+
+    def put(self, tensor: torch.Tensor, func: Any, given: tuple[Any, ...]) -> None:
+        """What stands for a tensor from here on."""
+        self.written[id(tensor)] = self.call(func, (given, {}), torch.empty_like(tensor))
 
     def remember_gradients(self, value: Any, step: str) -> None:
         """Which of autograd's nodes the step has made for its result."""
@@ -139,6 +168,16 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.written[id(result)] = node
             self.alive.append(result)
         return node
+
+
+def is_write(func: Any) -> bool:
+    """Whether an op writes into its first argument."""
+    arguments = func._schema.arguments
+    return bool(arguments) and arguments[0].alias_info is not None and arguments[0].alias_info.is_write
+
+
+def place_of(tensor: torch.Tensor) -> tuple[list[int], list[int], int]:
+    return list(tensor.shape), list(tensor.stride()), int(tensor.storage_offset())
 
 
 @no_autocast()

@@ -116,6 +116,8 @@ KEEP = frozenset(
         "replication_pad3d",
         "im2col",
         "col2im",
+        "index_add",
+        "roll",
     ]
 )
 

@@ -49,11 +49,15 @@ def whole_dropout(graph: Graph) -> None:
 def canonical_names(graph: Graph) -> None:
     """`view`s become `reshape`s, copies into contiguous memory `contiguous`, and what is copied over a tensor stands for it.
 
+    Conjugates are computed at once: one that is a mark on a tensor could not be sent.
+
     Memory that holds anything may as well hold zeros (random numbers are written into it, and a graph has no writes).
     """
     for node in list(graph.nodes):
         if node.target in VIEWS:
             node.target = aten.reshape.default
+        elif node.target is aten._conj.default:
+            node.target = aten._conj_physical.default
         elif node.target is aten.clone.default and node.kwargs.get("memory_format") is torch.contiguous_format:
             node.target, node.kwargs = aten.contiguous.default, {}
         elif node.target in EMPTY:

@@ -18,6 +18,13 @@ from autopar.torch_private import pytree
 aten = torch.ops.aten
 STOPS = (aten.detach.default, aten.detach_.default)
 STOP = aten.detach_copy.default
+SHAPE_ONLY = frozenset(
+    [
+        *(aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default),
+        *(aten.rand_like.default, aten.randn_like.default),
+    ]
+)
+"""Ops that read no values: no gradient passes them."""
 
 
 def mark_gradient_stops(module: GraphModule) -> None:
@@ -103,10 +110,15 @@ def _reached(graph: Graph) -> set[Node]:
     """The nodes that a trainable leaf leads to, past no stop."""
     found = {node for node in graph.find_nodes(op="placeholder") if node.meta.get("needs_grad")}
     for node in graph.nodes:
-        passes = node.op == "call_function" and node.target is not STOP and _carries(node.meta["val"])
-        if passes and any(source in found for source in node.all_input_nodes):
+        if _passes(node) and any(source in found for source in node.all_input_nodes):
             found.add(node)
     return found
+
+
+def _passes(node: Node) -> bool:
+    return (
+        node.op == "call_function" and node.target is not STOP and node.target not in SHAPE_ONLY and _carries(node.meta["val"])
+    )
 
 
 def _settle(graph: Graph, stop: Node, *, needed: bool) -> None:
@@ -123,7 +135,7 @@ def _reaching(outputs: list[Any]) -> set[Node]:
     seen = set(todo)
     while todo:
         node = todo.pop()
-        if node.target is STOP or not _carries(node.meta["val"]):
+        if not (node.op == "placeholder" or _passes(node)):
             continue
         for source in node.all_input_nodes:
             if source not in seen:
