@@ -6,13 +6,14 @@ Each function fits one node and returns its Signature. Factors of a result are n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from autopar.ir.program import Size
 from autopar.ops.factors import CannotUnify, Dims, Factor, Space
-from autopar.ops.rule import REDUCED, WHOLE, Fit, Shape, Signature
+from autopar.ops.rule import INVARIANT, REDUCED, WHOLE, Fit, Shape, Signature
 from autopar.torch_private import OpOverload
 
 
@@ -152,9 +153,24 @@ def reduction(node: torch.fx.Node, operands: Sequence[Shape | None], results: Se
 
 
 def mean(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
-    base = reduction(node, operands, results)
+    return averaged(reduction(node, operands, results))
+
+
+def averaged(base: Signature) -> Signature:
+    """Of a mean in place of a sum: a device's own mean is divided by the number of devices."""
     marks = {f: m | {f"sharded:mean:{f}"} if REDUCED in m else m for f, m in base.marks.items()}
-    return Signature(operands=base.operands, results=base.results, sizes=base.sizes, marks=marks)
+    return replace(base, marks=marks)
+
+
+def reduced_inside(name: str) -> Fit:
+    """Reductions whose parts are no sums, by an implementation that reduces them itself (maxima, variances, norms)."""
+
+    def fit(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+        base = reduction(node, operands, [results[0]])
+        inside = {f: frozenset({INVARIANT, f"sharded:{name}:{f}"}) if REDUCED in m else m for f, m in base.marks.items()}
+        return replace(base, results=base.results * len(results), marks=inside)
+
+    return fit
 
 
 def reduction_whole(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
@@ -215,21 +231,19 @@ def factory(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequ
 
 
 def matmul(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
-    """aten.matmul with broadcast batch dims; vectors stay whole."""
+    """aten.matmul with broadcast batch dims; a vector has the summed dim alone."""
     a, b = operands[0] or (), operands[1] or ()
-    if len(a) < 2 or len(b) < 2:
-        return all_whole(node, operands, results)
+    rows, columns = len(a) > 1, len(b) > 1
     out, sizes = named(results[0])
-    rank = len(results[0])
-    sizes["k"] = a[-1]
+    batch_rank = len(out) - rows - columns
 
     def batch(shape: Shape) -> list[tuple[Factor, ...]]:
-        return [out[rank - len(shape) + i] if n != 1 else () for i, n in enumerate(shape[:-2])]
+        return [out[batch_rank - len(shape[:-2]) + i] if n != 1 else () for i, n in enumerate(shape[:-2])]
 
     k = ("k",) if a[-1] != 1 else ()
-    left = (*batch(a), out[-2], k)
-    right = (*batch(b), k, out[-1])
-    return signature([left, right], [out], {f: n for f, n in sizes.items() if n != 1})
+    left = (*batch(a), out[batch_rank], k) if rows else (k,)
+    right = (*batch(b), k, out[-1]) if columns else (k,)
+    return signature([left, right], [out], sizes | ({"k": a[-1]} if k else {}))
 
 
 def all_whole(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:

@@ -15,7 +15,7 @@ import torch
 
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Size
-from autopar.ops import sharded
+from autopar.ops import lower_indexing, lower_reductions, sharded
 from autopar.ops.draws import KEY
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.fits import argument, dim_list
@@ -57,19 +57,25 @@ class LocalCall:
         new.meta = {"unit": self.unit, "origin": self.node.name}
         return new
 
+    @property
+    def target(self) -> Callable[..., Any]:
+        assert callable(self.node.target)
+        return self.node.target
+
     def again(self) -> torch.fx.Node:
         """Append the same op on the local arguments."""
-        assert callable(self.node.target)
-        return self.emit(self.node.target, self.args, self.kwargs)
+        return self.emit(self.target, self.args, self.kwargs)
 
     def argument(self, position: int) -> Any:
         """None if it is left out."""
         return self.args[position] if position < len(self.args) else None
 
     def named(self, name: str) -> Any:
-        """What the argument that the op's schema calls so is here; None if it is left out, or there is none of that name."""
+        """What the argument that the op's schema calls so is here, or its default; None if there is none of that name."""
         place = self.place(name)
-        return self.kwargs.get(name) if place is None or place >= len(self.args) else self.args[place]
+        if place is not None and place < len(self.args):
+            return self.args[place]
+        return self.kwargs.get(name, argument(self.node, name))
 
     def with_arguments(self, **values: Any) -> LocalCall:
         """With other values for the arguments of these names."""
@@ -182,11 +188,6 @@ def _addmm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     return call.emit(sharded.addmm_row_bias, (*call.args, cuts["k"].axes, cuts["k"].coordinates), call.kwargs)
 
 
-def _mean(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    parts = math.prod(size for cut in cuts.values() for _, size in cut.axes)
-    return call.emit(torch.ops.aten.div.Tensor, (call.again(), parts))
-
-
 def _layer_norm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     x, normalized_shape = call.args[:2]
     eps = argument(call.node, "eps", 1e-5)
@@ -198,19 +199,6 @@ def _rms_norm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     x, normalized_shape = call.args[:2]
     eps = argument(call.node, "eps")
     return call.emit(sharded.rms_norm_hidden, (x, math.prod(normalized_shape), call.argument(2), eps, cuts["h"].axes))
-
-
-def _cross_entropy(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    vocab, tokens = cuts.get("v", NOT_CUT), cuts.get("t", NOT_CUT)
-    options = {
-        "reduction": argument(call.node, "reduction", 1),
-        "ignore_index": argument(call.node, "ignore_index", -100),
-        "label_smoothing": argument(call.node, "label_smoothing", 0.0),
-        "vocab_axes": vocab.axes,
-        "vocab_coordinates": vocab.coordinates,
-        "token_axes": tokens.axes,
-    }
-    return call.emit(sharded.cross_entropy, call.args[:2], options)
 
 
 def _causal_attention(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
@@ -227,12 +215,12 @@ IMPLEMENTATIONS: dict[str, Lowering] = {
     "embedding": _embedding,
     "linear": _linear,
     "addmm": _addmm,
-    "mean": _mean,
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
-    "cross_entropy": _cross_entropy,
     "causal_attention": _causal_attention,
     "experts": _experts,
     **NORMS,
+    **lower_reductions.IMPLEMENTATIONS,
+    **lower_indexing.IMPLEMENTATIONS,
 }
 """Names in the `sharded` column of the rule table, to what emits them."""

@@ -24,7 +24,13 @@ from autopar.ops.factors import Dims, Factor
 from autopar.torch_private import OpOverload
 
 WHOLE, REDUCED, INVARIANT = "whole", "reduced", "invariant"
-BY_PLACE = frozenset({"embedding", "causal_attention", "experts", "index", "gather", "scatter", "index_put", "place"})
+BY_PLACE = frozenset(
+    [
+        *("embedding", "embedding_bag", "causal_attention", "experts", "index", "index_select", "gather"),
+        *("scatter", "index_put"),
+        *("max_at", "min_at", "argmax", "argmin"),
+    ]
+)
 """Sharded implementations that know a device's rows by which piece it has: pieces must lie one after another."""
 
 Shape = tuple[Size, ...]

@@ -159,7 +159,8 @@ class CrossEntropy(torch.autograd.Function):
             grad = grad.sub_(smooth_grad.unsqueeze(1))
             at_target = at_target - smooth_grad
         elif smoothing:
-            grad = grad.addcmul_(smooth_grad.unsqueeze(1).to(grad.dtype), weight.to(grad.dtype).unsqueeze(0), value=-1)
+            by_class = weight.to(grad.dtype).view(-1, *(1,) * (grad.ndim - 2))
+            grad = grad.addcmul_(smooth_grad.unsqueeze(1).to(grad.dtype), by_class, value=-1)
             at_target = at_target - smooth_grad * token_weight
         # The target's own entry is near 0 once learnt, a difference of two numbers near 1: never taken in half precision.
         index, here = local_index(target, rows, vocab_axes, coordinates)
@@ -176,7 +177,8 @@ def smoothing_sums(logits: Tensor, maximum: Tensor, weight: Tensor | None) -> li
         count = logits.shape[1]
         return [logits.sum(1, dtype=maximum.dtype) - maximum * count, torch.full_like(maximum, count)]
     total = weight.to(maximum.dtype).sum()
-    return [(logits @ weight).to(maximum.dtype) - maximum * total, total.expand_as(maximum)]
+    weighted = torch.tensordot(logits, weight.to(logits.dtype), ([1], [0]))
+    return [weighted.to(maximum.dtype) - maximum * total, total.expand_as(maximum)]
 
 
 def cross_entropy(
@@ -191,10 +193,10 @@ def cross_entropy(
     vocab_coordinates: Sequence[Tensor] = (),
     token_axes: Axes = (),
 ) -> Tensor:
-    """aten.cross_entropy_loss for class indices, logits [tokens, vocab] sharded over tokens, vocab, both or neither.
+    """aten.cross_entropy_loss for class indices, logits [tokens, vocab, ...] sharded over vocab, other dims, both or neither.
 
     Over `vocab_axes` logits and weight are S(vocab), target I; the result and the logits' gradient need nothing further
-    (I). Over `token_axes` logits and target are S(tokens); the result is P, or S(tokens) with reduction NONE. The mean is
+    (I). Over `token_axes` logits and target are S in a dim of tokens; the result is P, or S with reduction NONE. The mean is
     over all tokens that are not ignored, wherever they are. Communicates per vocab axis a maximum and one sum of 2 to 5
     numbers per token, per token axis one number; backward nothing. Keeps the logits and a few numbers per token, and
     backward makes one buffer of the logits' size, the gradient.
@@ -248,12 +250,12 @@ def over_batch(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 def moments(x: Tensor, dims: tuple[int, ...], eps: float, axes: Axes) -> tuple[Tensor, Tensor]:
     """Mean and 1 / sqrt(variance + eps) over the dims and all devices."""
-    variance, mean = variance_and_mean(x, dims, axes)
+    mean, variance = mean_and_variance(x, dims, axes)
     return mean, (variance + eps).rsqrt()
 
 
-def variance_and_mean(x: Tensor, dims: tuple[int, ...], axes: Axes) -> tuple[Tensor, Tensor]:
-    """Over the dims, kept as dims of size 1, and all devices, of which each has as many elements.
+def mean_and_variance(x: Tensor, dims: tuple[int, ...], axes: Axes) -> tuple[Tensor, Tensor]:
+    """Mean and variance (of all, uncorrected) over the dims and all devices.
 
     Each device's own moments are gathered and merged (Chan, Golub, LeVeque 1983): one collective per axis, and none of the
     cancellation of E[x^2] - E[x]^2.
@@ -263,7 +265,7 @@ def variance_and_mean(x: Tensor, dims: tuple[int, ...], axes: Axes) -> tuple[Ten
         means, variances = all_gather(torch.stack([mean, variance]).unsqueeze(0), 0, axis, size).unbind(1)
         between, mean = torch.var_mean(means, 0, correction=0)
         variance = variances.mean(0) + between
-    return variance, mean
+    return mean, variance
 
 
 def inverse_rms(x: Tensor, dims: tuple[int, ...], eps: float, axes: Axes) -> Tensor:
@@ -296,6 +298,11 @@ def rms_norm_hidden(x: Tensor, normalized_numel: int, weight: Tensor | None, eps
     dims = trailing_dims(x.shape, normalized_numel // parts(axes))
     eps = torch.finfo(precise(x.dtype)).eps if eps is None else eps
     return run(NormHidden, x, weight, None, dims, eps, tuple(axes), False)
+
+
+def once(x: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
+    """The summand of a reduced loop that does not have this loop: x on the first device, 0 on the others."""
+    return x.masked_fill(not_first(coordinates), 0)
 
 
 def linear_row_bias(x: Tensor, weight: Tensor, bias: Tensor, axes: Axes, coordinates: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from autopar.ops.collectives import all_reduce_max, run
-from autopar.ops.sharded import Axes, normalized, parts, precise, reduce_over, variance_and_mean
+from autopar.ops.sharded import Axes, mean_and_variance, normalized, parts, precise, reduce_over
 
 
 class BatchNorm(torch.autograd.Function):
@@ -27,7 +27,7 @@ class BatchNorm(torch.autograd.Function):
         """The result, the mean and the variance (over the count) per channel."""
         wide = x.to(precise(x.dtype))
         over, shape = (0, *range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
-        variance, mean = variance_and_mean(wide, over, axes)
+        mean, variance = mean_and_variance(wide, over, axes)
         rstd = (variance + eps).rsqrt()
         ctx.axes, ctx.bias_dtype = axes, None if bias is None else bias.dtype
         ctx.save_for_backward(x, weight, mean, rstd)

@@ -24,7 +24,9 @@ from autopar.ops.families import (
     normalization,
     random,
     reductions,
+    scatters,
     spatial,
+    spectral,
 )
 from autopar.ops.rule import OpRule, Rows, Target, parse
 from autopar.torch_private import OpOverload
@@ -33,7 +35,20 @@ logger = logging.getLogger("autopar")
 
 Op = TypeVar("Op", bound=Callable[..., object])
 
-FAMILIES = (matrices, spatial, normalization, losses, reductions, indexing, movement, elementwise, random, creation)
+FAMILIES = (
+    matrices,
+    spatial,
+    normalization,
+    losses,
+    reductions,
+    indexing,
+    scatters,
+    movement,
+    elementwise,
+    spectral,
+    random,
+    creation,
+)
 TABLE: Rows = {target: rule for family in FAMILIES for target, rule in family.ROWS.items()}
 
 POINTWISE = OpRule(kind="pointwise", fit=fits.elementwise)

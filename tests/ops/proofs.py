@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
-from autopar.ops import sharded, sharded_norms
+from autopar.ops import sharded, sharded_indexing
 from autopar.ops.drawn import draw_of
 from autopar.ops.draws import KEY, draw_whole, generator_state
 from autopar.ops.lower import emit_unit
@@ -23,22 +23,24 @@ from autopar.torch_private import coordinates, pytree
 from tests.ops.pieces import collect, coordinates_of_ranks, cut, distribute, join
 
 TOLERANCE = 1e-9
-COMMUNICATING = {
-    sharded.cross_entropy,
-    sharded.layer_norm_hidden,
-    sharded.rms_norm_hidden,
-    sharded_norms.batch_norm,
-    sharded_norms.softmax,
+SILENT = {
+    *(sharded.embedding_vocab, sharded.linear_row_bias, sharded.addmm_row_bias, sharded.convolution_row_bias),
+    *(sharded.causal_attention, sharded.experts_of_axes),
+    *(f for f in vars(sharded_indexing).values() if callable(f)),
 }
+"""Sharded implementations that do not communicate: ranks may run one after another."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One op with real arguments. A tensor that occurs twice is one operand that is read twice."""
+    """One op with real arguments. A tensor that occurs twice is one operand that is read twice.
+
+    `read`: how many of its results are read, the first ones; None for all."""
 
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
+    read: int | None = None
 
 
 class WrongRule(AssertionError):
@@ -76,8 +78,8 @@ def unit_of(calls: Sequence[Call | Callable[[Tensor], Call]]) -> tuple[Unit, lis
         made[id(previous)] = node
         results = [node]
         if isinstance(previous, tuple | list):
-            results = [graph.call_function(getitem, (node, i)) for i in range(len(values))]
-            for result, value in zip(results, values, strict=True):
+            results = [graph.call_function(getitem, (node, i)) for i in range(len(values))[: call.read]]
+            for result, value in zip(results, values, strict=False):
                 result.meta = {"val": value, "needs_grad": value.requires_grad}
             nodes += results
     graph.output(tuple(results))
@@ -158,14 +160,19 @@ def prove(unit: Unit, operands: Sequence[Tensor], sizes: tuple[int, ...], chosen
     whole = Whole([x.detach() for x in operands], results, cotangents, grads)
     for strategy in found:
         try:
-            talks = any(n.target in COMMUNICATING for n in local_graph(unit, strategy, MeshSpec(sizes)).nodes)
-            (prove_together if talks else prove_apart)(unit, strategy, sizes, whole)
+            (prove_together if may_talk(unit, strategy, MeshSpec(sizes)) else prove_apart)(unit, strategy, sizes, whole)
         except Exception as error:
             placed = f"{[str(p) for p in strategy.operands]} -> {[str(p) for p in strategy.results]}"
             what = ", ".join(n.format_node() or "" for n in unit.nodes)
             shapes = [tuple(x.shape) for x in operands]
             raise WrongRule(f"{what} on {shapes}, mesh {sizes}, factors {strategy.factors}, {placed}: {error}") from error
     return len(found)
+
+
+def may_talk(unit: Unit, strategy: Strategy, mesh: MeshSpec) -> bool:
+    """Whether some node is told of a mesh axis, and not known to do without collectives."""
+    nodes = [n for n in local_graph(unit, strategy, mesh).nodes if n.target not in SILENT]
+    return any(leaf in mesh.names for node in nodes for leaf in pytree.tree_leaves((node.args, node.kwargs)))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pointwise ops that let partial sums pass; the others need no row: torch's tag makes their rule."""
+"""Pointwise ops that let partial sums pass, or lack torch's tag; the others need no row: the tag makes their rule."""
 
 from __future__ import annotations
 
@@ -35,4 +35,7 @@ ROWS: Rows = {
     aten.neg.default: OpRule(kind="pointwise", fit=fits.elementwise, linear=True),
     aten.mul.Tensor: OpRule(kind="pointwise", fit=fits.elementwise, linear=by_number),
     aten.div.Tensor: OpRule(kind="pointwise", fit=fits.elementwise, linear=by_number),
+    aten.mul.Scalar: OpRule(kind="pointwise", fit=fits.elementwise, linear=True),
+    aten.hardswish.default: OpRule(kind="pointwise", fit=fits.elementwise),
+    aten.log_sigmoid.default: OpRule(kind="pointwise", fit=fits.elementwise),
 }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from autopar.ir.experts import EXPERTS
+from autopar.ir.program import Size
 from autopar.ops import fits
+from autopar.ops.factors import Dims, Factor
 from autopar.ops.fits import argument
-from autopar.ops.rule import OpRule, Rows, Shape, Signature, fit_text, given_shapes
+from autopar.ops.rule import Fit, OpRule, Rows, Shape, Signature, fit_text, given_shapes
 
 aten = torch.ops.aten
 
@@ -40,6 +43,45 @@ def addmm(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequen
     return fit_text(f"{bias}, t k, k n -> t n", operands, results, {"k": "addmm"})
 
 
+def added(text: str, *summed: str) -> Fit:
+    """A tensor that broadcasts against the result, and a product that is added to it: summands have the former once."""
+
+    def fit(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+        base = fit_text(text, operands[1:], results, dict.fromkeys(summed, "once"))
+        shape, (result,) = operands[0] or (), results
+        aligned = zip(shape, base.results[0][len(result) - len(shape) :], strict=True)
+        first = tuple(dim if n != 1 else () for n, dim in aligned)
+        return replace(base, operands=(first, *base.operands))
+
+    return fit
+
+
+def trilinear(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+    """A sum of products of three tensors, each given further dims of size one (nn.Bilinear)."""
+    further = [argument(node, f"expand{i}") for i in (1, 2, 3)]
+    summed = argument(node, "sumdim")
+    rank = len(operands[0] or ()) + len(further[0])
+    sizes: dict[Factor, Size] = {}
+    ins: list[Dims] = []
+    for shape, missing in zip(given_shapes(operands), further, strict=True):
+        at = [d for d in range(rank) if d not in missing]
+        ins.append(tuple((f"d{d}",) if n != 1 else () for d, n in zip(at, shape, strict=True)))
+        sizes |= {f"d{d}": n for d, n in zip(at, shape, strict=True) if n != 1}
+    out = tuple((f"d{d}",) if f"d{d}" in sizes else () for d in range(rank) if d not in summed)
+    return fits.signature(ins, [out], sizes)
+
+
+def of_matrices(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+    """Decompositions, inverses, determinants: of each matrix by itself, if it is one; no broadcasting."""
+    batch = (operands[0] or ())[:-2]
+    if any(shape[: len(batch)] != batch for shape in (*given_shapes(operands), *results)):
+        return fits.all_whole(node, operands, results)
+    whole = fits.all_whole(node, [None if s is None else s[len(batch) :] for s in operands], [s[len(batch) :] for s in results])
+    outer, sizes = fits.named(batch, "b")
+    ins = [None if dims is None else (*outer, *dims) for dims in whole.operands]
+    return fits.signature(ins, [(*outer, *dims) for dims in whole.results], {**sizes, **whole.sizes}, whole=whole.sizes)
+
+
 def experts(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
     """A mixture of experts: tokens are alike, experts and their hidden dim are summed over."""
     up = "e g! n i!" if len(operands[3] or ()) == 4 else "e n i!"
@@ -51,7 +93,19 @@ ROWS: Rows = {
     aten.addmm.default: OpRule(kind="matmul", fit=addmm),
     aten.mm.default: OpRule(kind="matmul", text="m k, k n -> m n"),
     aten.bmm.default: OpRule(kind="matmul", text="b m k, b k n -> b m n"),
+    aten.baddbmm.default: OpRule(kind="matmul", fit=added("b m k, b k n -> b m n", "k")),
+    aten.addbmm.default: OpRule(kind="matmul", fit=added("b m k, b k n -> m n", "b", "k")),
+    aten.addmv.default: OpRule(kind="matmul", fit=added("m k, k -> m", "k")),
     aten.matmul.default: OpRule(kind="matmul", fit=fits.matmul),
+    aten._trilinear.default: OpRule(kind="matmul", fit=trilinear),
+    aten._cdist_forward.default: OpRule(kind="matmul", text="b* m d!, b* n d! -> b* m n"),
+    **dict.fromkeys(
+        [
+            *(aten.linalg_qr.default, aten._linalg_svd.default, aten._linalg_eigh.default, aten._linalg_det.default),
+            *(aten._linalg_slogdet.default, aten.linalg_inv_ex.default, aten.linalg_cholesky_ex.default),
+        ],
+        OpRule(kind="matmul", fit=of_matrices),
+    ),
     aten.scaled_dot_product_attention.default: OpRule(kind="attention", fit=sdpa),
     EXPERTS: OpRule(kind="matmul", fit=experts),
 }

@@ -16,11 +16,26 @@ from tests.ops.examples import (
     pointwise,
     random,
     reductions,
+    scatters,
     spatial,
+    spectral,
 )
 from tests.ops.examples.common import Examples
 
-FAMILIES = (matrices, spatial, normalization, losses, reductions, indexing, movement, elementwise, random, creation)
+FAMILIES = (
+    matrices,
+    spatial,
+    normalization,
+    losses,
+    reductions,
+    indexing,
+    scatters,
+    movement,
+    elementwise,
+    spectral,
+    random,
+    creation,
+)
 EXAMPLES: Examples = {op: example for family in FAMILIES for op, example in family.EXAMPLES.items()}
 """One per row of the table."""
 POINTWISE = pointwise.EXAMPLES

@@ -19,6 +19,8 @@ EXAMPLES: Examples = {
     aten.arange.start_step: arange(aten.arange.start_step, 0, 12, 2),
     aten.arange.start: arange(aten.arange.start, 2, 6),
     aten.arange.default: arange(aten.arange.default, 6),
+    aten.tril_indices.default: arange(aten.tril_indices.default, 4, 6),
+    aten.triu_indices.default: arange(aten.triu_indices.default, 4, 6),
     aten.full.default: factory(aten.full.default, 2.5),
     aten.zeros.default: factory(aten.zeros.default),
     aten.ones.default: factory(aten.ones.default),
@@ -26,4 +28,6 @@ EXAMPLES: Examples = {
         aten.scalar_tensor.default, (2.5,), {"dtype": DTYPE, "device": torch.device("cpu")}
     ),
     aten.full_like.default: unary(aten.full_like.default, 2.5),
+    aten.zeros_like.default: unary(aten.zeros_like.default),
+    aten.ones_like.default: unary(aten.ones_like.default),
 }

@@ -21,4 +21,7 @@ EXAMPLES: Examples = {
     aten.neg.default: unary(aten.neg.default),
     aten.mul.Tensor: binary(aten.mul.Tensor, numbers=(0.5,)),
     aten.div.Tensor: binary(aten.div.Tensor, "positive", numbers=(3.0,)),
+    aten.mul.Scalar: unary(aten.mul.Scalar, 2.0),
+    aten.hardswish.default: unary(aten.hardswish.default),
+    aten.log_sigmoid.default: unary(aten.log_sigmoid.default),
 }

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from autopar.ir.experts import EXPERTS
-from tests.ops.examples.common import Examples
+from tests.ops.examples.common import Example, Examples
 from tests.ops.pick import Pick
 from tests.ops.proofs import Call
 
@@ -42,9 +42,9 @@ def bmm(p: Pick) -> Call:
 
 def matmul(p: Pick) -> Call:
     batch, (m, k, n) = p.shape(p.one(2, 1, 0)), p.shape(3)
-    vector = p.one("no", "left", "right")
-    left = [k] if vector == "left" else [*p.one(batch, p.against(batch)), m, k]
-    right = [k] if vector == "right" else [*p.one(batch, p.against(batch)), k, n]
+    vector = p.one("no", "left", "right", "both")
+    left = [k] if vector in ("left", "both") else [*p.one(batch, p.against(batch)), m, k]
+    right = [k] if vector in ("right", "both") else [*p.one(batch, p.against(batch)), k, n]
     return Call(aten.matmul.default, (p.tensor(*left), p.tensor(*right)))
 
 
@@ -66,6 +66,42 @@ def attention(p: Pick) -> Call:
         kept[..., 0] = True
         arguments.append(kept if mask == "kept" else p.tensor(*shape, grad=p.one(False, True)))
     return Call(aten.scaled_dot_product_attention.default, tuple(arguments), options)
+
+
+def added(target: Any, *texts: str) -> Example:
+    """Ops of (what is added, left, right); texts give the dims of left, right and result in letters."""
+
+    def example(p: Pick) -> Call:
+        sizes = {letter: p.size() for letter in "bmkn"}
+        left, right, out = ([sizes[letter] for letter in text] for text in texts)
+        scales = p.one({}, {"beta": 2}, {"alpha": 0.5}, {"beta": 3, "alpha": 2})
+        return Call(target, (p.tensor(*p.one(out, p.against(out))), p.tensor(*left), p.tensor(*right)), scales)
+
+    return example
+
+
+def bilinear(p: Pick) -> Call:
+    t, i, j, o = p.shape(4)
+    given = p.tensor(t, i), p.tensor(o, i, j), p.tensor(t, j)
+    return Call(aten._trilinear.default, (*given, [1, 3], [0], [1, 2], [2, 3]))
+
+
+def cdist(p: Pick) -> Call:
+    batch, (m, n, d) = p.shape(p.one(1, 0, 2)), p.shape(3)
+    return Call(aten._cdist_forward.default, (p.tensor(*batch, m, d), p.tensor(*batch, n, d), p.one(2.0, 1.0), None))
+
+
+def of_matrices(target: Any, *options: Any) -> Example:
+    """Of well-conditioned symmetric matrices with different eigenvalues."""
+
+    def example(p: Pick) -> Call:
+        batch, n = p.shape(p.one(1, 2, 0)), p.size(3, 2)
+        x = p.tensor(*batch, n, n, grad=False)
+        given = 0.1 * (x + x.mT) + torch.diag(torch.arange(1.0, n + 1, dtype=x.dtype))
+        read = 1 if len(target._schema.returns) > 1 else None
+        return Call(target, (given.requires_grad_(), *options), read=read)
+
+    return example
 
 
 def experts(p: Pick) -> Call:
@@ -91,7 +127,19 @@ EXAMPLES: Examples = {
     aten.addmm.default: addmm,
     aten.mm.default: mm,
     aten.bmm.default: bmm,
+    aten.baddbmm.default: added(aten.baddbmm.default, "bmk", "bkn", "bmn"),
+    aten.addbmm.default: added(aten.addbmm.default, "bmk", "bkn", "mn"),
+    aten.addmv.default: added(aten.addmv.default, "mk", "k", "m"),
     aten.matmul.default: matmul,
+    aten._trilinear.default: bilinear,
+    aten._cdist_forward.default: cdist,
+    aten.linalg_qr.default: of_matrices(aten.linalg_qr.default),
+    aten._linalg_svd.default: of_matrices(aten._linalg_svd.default),
+    aten._linalg_eigh.default: of_matrices(aten._linalg_eigh.default),
+    aten._linalg_det.default: of_matrices(aten._linalg_det.default),
+    aten._linalg_slogdet.default: of_matrices(aten._linalg_slogdet.default),
+    aten.linalg_inv_ex.default: of_matrices(aten.linalg_inv_ex.default),
+    aten.linalg_cholesky_ex.default: of_matrices(aten.linalg_cholesky_ex.default),
     aten.scaled_dot_product_attention.default: attention,
     EXPERTS: experts,
 }

@@ -96,6 +96,48 @@ def pad(p: Pick) -> Call:
     return Call(aten.constant_pad_nd.default, (p.tensor(*shape), p.one([0, 1], [1, -1], [0, 0, 2, 1][: 2 * len(shape)]), 0.5))
 
 
+def roll(p: Pick) -> Call:
+    rank = p.one(3, 2, 1)
+    dims = p.one(p.dims(rank), p.dims(rank), [])
+    return Call(aten.roll.default, (p.tensor(*p.shape(rank)), [p.one(1, -1, 2) for _ in dims or [0]], dims))
+
+
+def repeat(p: Pick) -> Call:
+    shape = p.shape(p.one(3, 2, 1, 0))
+    counts = [p.one(1, 2, 4, 3) if n == 1 else p.one(1, 2) for n in shape]
+    return Call(aten.repeat.default, (p.tensor(*shape), [*(p.one(4, 1) for _ in range(p.one(1, 0, 2))), *counts]))
+
+
+def copy(p: Pick) -> Call:
+    shape = p.shape(3)
+    return Call(aten.copy.default, (p.tensor(*shape, grad=False), p.tensor(*p.against(shape), grad=False)))
+
+
+def diagonal(p: Pick) -> Call:
+    rank = p.one(3, 2, 4)
+    dims = p.one([-2, -1], [0, 1], [1, 0], [0, -1])
+    return Call(aten.diagonal.default, (p.tensor(*p.shape(rank)), p.one(0, 1 if rank == 3 else 0), *dims))
+
+
+def diagonal_scatter(p: Pick) -> Call:
+    call = diagonal(p)
+    x, offset, *dims = call.args
+    return Call(aten.diagonal_scatter.default, (x, p.tensor(*x.diagonal(offset, *dims).shape), offset, *dims))
+
+
+def windows(p: Pick) -> Call:
+    shape = [p.size(4, 6, 12) for _ in range(p.one(3, 2, 1))]
+    return Call(aten.unfold.default, (p.tensor(*shape), p.dim(len(shape)), p.one(2, 4, 1), p.one(2, 1)))
+
+
+def as_strided(p: Pick) -> Call:
+    return Call(aten.as_strided.default, (p.tensor(4, 6), [3, 4], [6, 1], 1))
+
+
+def repeated_rows(p: Pick) -> Call:
+    return Call(aten.repeat_interleave.Tensor, (torch.tensor([2, 0, 1, 3]),), {"output_size": 6})
+
+
 EXAMPLES: Examples = {
     aten.flip.default: along_some(aten.flip.default),
     aten.reshape.default: reshape(aten.reshape.default),
@@ -119,5 +161,13 @@ EXAMPLES: Examples = {
     aten.chunk.default: split(aten.chunk.default),
     aten.unbind.int: along_one(aten.unbind.int),
     aten.cat.default: cat,
+    aten.roll.default: roll,
+    aten.repeat.default: repeat,
+    aten.copy.default: copy,
+    aten.diagonal.default: diagonal,
+    aten.diagonal_scatter.default: diagonal_scatter,
+    aten.unfold.default: windows,
+    aten.as_strided.default: as_strided,
+    aten.repeat_interleave.Tensor: repeated_rows,
     aten.constant_pad_nd.default: pad,
 }

@@ -1,0 +1,103 @@
+"""How reading and writing by position goes into a local graph where the positions' dim is cut: see `autopar.ops.lower`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from autopar.ops import sharded, sharded_indexing
+from autopar.ops.fits import argument, dim_list
+from autopar.ops.lower_reductions import Places, axes_of, cut_of
+from autopar.ops.units import shapes_of
+
+if TYPE_CHECKING:
+    from autopar.ops.lower import Axes, Cuts, LocalCall, Lowering
+
+aten = torch.ops.aten
+
+
+def rows_and_sums(cuts: Cuts) -> tuple[Axes, Places, Places]:
+    """What cuts the rows that are written ("i0", "i1", ...: axes and coordinates), and what cuts summands: coordinates."""
+    rows = next((factor for factor in cuts if factor.startswith("i")), "")
+    return *cut_of(cuts, rows), axes_of(cuts, rows)[1]
+
+
+def rank_of_first(call: LocalCall) -> int:
+    first = call.node.args[0]
+    assert isinstance(first, torch.fx.Node)
+    return len(shapes_of(first)[0])
+
+
+def only_index(indices: Any) -> tuple[int, torch.fx.Node]:
+    """The indexed dim, and what it is indexed with."""
+    ((dim, at),) = [(dim, at) for dim, at in enumerate(indices) if at is not None]
+    return dim, at
+
+
+def index(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    dim, at = only_index(call.args[1])
+    return call.emit(sharded_indexing.index, (call.args[0], at, dim, *axes_of(cuts)))
+
+
+def index_select(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    (dim,) = dim_list(call.args[1], rank_of_first(call))
+    at = call.emit(aten.reshape.default, (call.args[2], [-1]))  # one position is a list of one
+    return call.emit(sharded_indexing.index, (call.args[0], at, dim, *axes_of(cuts)))
+
+
+def gather(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    (dim,) = dim_list(call.args[1], rank_of_first(call))
+    return call.emit(sharded_indexing.gather, (call.args[0], dim, call.args[2], *axes_of(cuts)))
+
+
+def scatter(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    axes, coordinates, summing = rows_and_sums(cuts)
+    base, dim, at, *rest = call.args
+    if not axes:
+        first = call.emit(sharded.once, (base, summing))
+        return call.emit(call.target, (first, dim, at, *rest), call.kwargs)
+    (dim,) = dim_list(dim, rank_of_first(call))
+    given = str(call.node.target), base, dim, at, tuple(rest), dict(call.kwargs)
+    return call.emit(sharded_indexing.scatter, (*given, axes, coordinates, summing))
+
+
+def index_put(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    axes, coordinates, summing = rows_and_sums(cuts)
+    base, indices, values = call.args[:3]
+    if not axes:
+        first = call.emit(sharded.once, (base, summing))
+        return call.emit(call.target, (first, *call.args[1:]), call.kwargs)
+    dim, at = only_index(indices)
+    accumulate = bool(argument(call.node, "accumulate"))
+    return call.emit(sharded_indexing.index_put, (base, at, dim, values, accumulate, axes, coordinates, summing))
+
+
+def embedding_bag(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    weight, ids, offsets = call.args[:3]
+    if "b" in cuts:  # bags of one length: those of a device begin where its ids do
+        offsets = call.emit(aten.sub.Tensor, (offsets, call.emit(aten.slice.Tensor, (offsets, 0, 0, 1))))
+    if "v" not in cuts:
+        return call.emit(call.target, (weight, ids, offsets, *call.args[3:]), call.kwargs)
+    options = (call.named(name) for name in ("mode", "per_sample_weights", "include_last_offset"))
+    return call.emit(sharded_indexing.embedding_bag, (weight, ids, offsets, *options, *cut_of(cuts, "v")))
+
+
+def repeat(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    """A dim of one element that is repeated: less often on each device."""
+    counts = list(call.args[1])
+    for factor, cut in cuts.items():
+        for _, size in cut.axes:
+            counts[int(factor.removeprefix("d"))] //= size
+    return call.emit(call.target, (call.args[0], counts))
+
+
+IMPLEMENTATIONS: dict[str, Lowering] = {
+    "index": index,
+    "index_select": index_select,
+    "gather": gather,
+    "scatter": scatter,
+    "index_put": index_put,
+    "embedding_bag": embedding_bag,
+    "repeat": repeat,
+}
