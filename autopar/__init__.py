@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autopar.api import pareto as pareto
     from autopar.api import plan as plan
     from autopar.api import profile as profile
+    from autopar.ir.assumed import assume as assume
     from autopar.ir.constraints import Constraints as Constraints
     from autopar.ir.mesh import MeshSpec as MeshSpec
     from autopar.ir.pareto import Pareto as Pareto
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "assume": "autopar.ir.assumed",
     "compile": "autopar.api",
     "pareto": "autopar.api",
     "plan": "autopar.api",
@@ -53,6 +55,7 @@ __all__ = [
     "Pareto",
     "Plan",
     "__version__",
+    "assume",
     "compile",
     "errors",
     "op_rule",

@@ -15,6 +15,7 @@ PUBLIC = (
     "Pareto",
     "Plan",
     "__version__",
+    "assume",
     "compile",
     "errors",
     "op_rule",

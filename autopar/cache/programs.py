@@ -14,7 +14,7 @@ from autopar.ir.precision import Precision
 from autopar.ir.program import Call, Program, Region, State, TensorSpec
 from autopar.torch_private import fake_mode, pytree
 
-VERSION = 1
+VERSION = 2
 CONSTANTS = (type(None), bool, int, float, str)
 """Leaves of inputs and outputs that are no tensors."""
 
@@ -40,6 +40,7 @@ def program_text(program: Program) -> str:
         "mutations": dict(program.mutations),
         "fingerprint": program.fingerprint,
         "precision": None if program.precision is None else dataclasses.asdict(program.precision),
+        "assumptions": program.assumptions,
     }
     return json.dumps(content)
 
@@ -70,6 +71,7 @@ def program_of(text: str) -> Program:
         mutations=content["mutations"],
         fingerprint=content["fingerprint"],
         precision=None if content["precision"] is None else Precision(**content["precision"]),
+        assumptions=tuple(content["assumptions"]),
     )
 
 

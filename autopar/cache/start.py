@@ -28,6 +28,7 @@ from autopar.cache.ran import Classes, Ran, Watch
 from autopar.cache.store import Store, cache_folder
 from autopar.cache.tables import NotStorable
 from autopar.cache.values import Unclear
+from autopar.ir.assumed import ASSUMED
 from autopar.ir.autocast import autocast_dtypes
 from autopar.ir.precision import Precision, PrecisionLike
 from autopar.ir.program import Program
@@ -109,6 +110,7 @@ def surroundings() -> dict[str, Any]:
         "kernels": [*kernels, torch.get_float32_matmul_precision()],
         "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith(PREFIXES)},
         "optimized": sys.flags.optimize,
+        "assumed": [repr(said) for said in ASSUMED],
     }
 
 

@@ -94,7 +94,8 @@ class Program:
     inputs become (None: that leaf is no tensor, its traced value stands in `constants` at the same position). `outputs`
     names the flattened outputs likewise. `mutations` maps a buffer to the value that replaces its content. `loss` is the
     scalar that training differentiates, if there is one. `symbols` maps the names of dynamic dims to their symbols.
-    `precision`: what it was traced in, if not its own; casts of values are nodes of the graphs.
+    `precision`: what it was traced in, if not its own; casts of values are nodes of the graphs. `assumptions`: what its code
+    asked of data and was answered without, a sentence each.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Program:
     fingerprint: str
     symbols: Mapping[str, sympy.Symbol] = field(default_factory=dict)
     precision: Precision | None = None
+    assumptions: tuple[str, ...] = ()
 
     def calls_of(self, region: str) -> tuple[int, ...]:
         """Indices of the calls of a region, in order."""

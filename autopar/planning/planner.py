@@ -255,7 +255,8 @@ class Planner:
     def finished(self, found: Found, budget_bytes: float | None, notes: tuple[str, ...]) -> Found:
         """Under the budget that was asked for, whatever it was tightened to, and with the constraints."""
         budget = None if budget_bytes is None else int(budget_bytes)
-        changes = {"budget_bytes": budget, "notes": found.plan.notes + notes, "constraints": self.aims.constraints}
+        notes = (*found.plan.notes, *notes, *self.program.assumptions)
+        changes = {"budget_bytes": budget, "notes": notes, "constraints": self.aims.constraints}
         plan = found.plan.model_copy(update=changes)
         return replace(found, plan=plan, emitted=replace(found.emitted, plan=plan))
 

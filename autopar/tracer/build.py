@@ -71,6 +71,7 @@ def build(name: str, captured: Captured, parts: Sequence[Part], symbols: Mapping
         fingerprint=fingerprint(parts, captured),
         symbols=symbols,
         precision=captured.precision,
+        assumptions=captured.assumptions,
     )
     return program
 

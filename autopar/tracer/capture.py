@@ -7,11 +7,14 @@ graph holds shapes only, and the user's model is neither moved nor changed.
 from __future__ import annotations
 
 import inspect
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,9 +22,11 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from autopar.errors import TraceError
+from autopar.ir.assumed import Place
 from autopar.ir.precision import Precision
 from autopar.ir.program import State, TensorSpec
 from autopar.torch_private import pytree
+from autopar.tracer.answers import Answers
 from autopar.tracer.checkpoints import CheckpointMarks
 from autopar.tracer.dynamic import Dynamic
 from autopar.tracer.expand import check_writes, expand
@@ -127,7 +132,8 @@ class Captured:
     """A flat graph whose placeholders are state or user inputs; passes edit it in place.
 
     `state_of` maps a placeholder's name to the model's canonical name of that tensor. The output node holds the new
-    content of `mutated` buffers first, then the flattened outputs. `inputs` are the names of the placeholders of the
+    content of `mutated` buffers first, then the flattened outputs. `assumptions`: what of the data was taken for granted;
+    `made`: symbols that stand for data, and the code that they are from. `inputs` are the names of the placeholders of the
     flattened user inputs, None (with its constant) for a leaf that is no tensor.
     """
 
@@ -140,6 +146,8 @@ class Captured:
     mutated: list[str]
     out_spec: pytree.TreeSpec
     precision: Precision | None = None
+    assumptions: tuple[str, ...] = ()
+    made: dict[str, Place] = field(default_factory=dict)
 
     @property
     def results(self) -> tuple[list[Any], list[Any]]:
@@ -170,16 +178,33 @@ def capture(
     with _quiet():
         if blocks_once and (captured := _captured_once(model, args, kwargs, shapes, progress, around)):
             return captured
+        answers = Answers()
         try:
-            exported = _export(model, args, kwargs, shapes, around)
+            exported = _export(model, args, kwargs, shapes, around, answers)
             exported = exported.run_decompositions(decompositions())
         except Exception as error:
-            raise explain(error, dynamic) from error
-    return read(model, exported, pytree.tree_leaves((args, kwargs)))
+            raise explain(error, dynamic, answers) from error
+        captured = read(model, exported, pytree.tree_leaves((args, kwargs)))
+        take(captured, answers)
+    return captured
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, around: Around) -> ExportedProgram:
-    with CheckpointMarks(), around():
+def take(captured: Captured, answers: Answers) -> None:
+    """Keep what was assumed, and say it once."""
+    captured.assumptions, captured.made = tuple(answers.assumptions), answers.sizes | answers.reads
+    for text in captured.assumptions:
+        warn_assumed(text)
+
+
+@cache
+def warn_assumed(text: str) -> None:
+    logger.warning("assumed: %s (docs/errors.md)", text)
+
+
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, around: Around, answers: Answers
+) -> ExportedProgram:
+    with CheckpointMarks(), answers, around():
         exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
     mark_gradient_stops(exported.graph_module)
     return exported
@@ -197,9 +222,10 @@ def _captured_once(
     opened: set[str] = set()
     refused: set[Hashable] = set()
     for attempt in range(RETRIES):
+        answers = Answers()
         try:
             once = Once(model, progress, opened, refused, sealing=attempt < RETRIES - 1 and "" not in opened)
-            exported = _export(once.model, args, kwargs, shapes, around)
+            exported = _export(once.model, args, kwargs, shapes, around, answers)
             if once.seal.broken:
                 raise once.seal.broken
             check_writes(exported.graph, once)
@@ -209,6 +235,7 @@ def _captured_once(
             captured = read(model, exported, pytree.tree_leaves((args, kwargs)))
             check_constants(exported, model)
             expand(captured, once, steps, state_of(model)[1])
+            take(captured, answers)
         except Unsealed as missing:
             logger.debug("%s: %s", type(model).__name__, missing)
             opened.add(missing.path)
@@ -246,15 +273,35 @@ def check_constants(exported: ExportedProgram, model: nn.Module) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's own remarks on the way: what matters of them is in the errors."""
-    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    logs = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(WithoutGraphs(sys.stderr)):
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
+class WithoutGraphs(io.TextIOBase):
+    """Passes text on, but for the graph that torch prints where it fails."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.dropped = stream, False
+
+    def write(self, text: str) -> int:
+        end_of_it = self.dropped and text == "\n"
+        self.dropped = "torch.ops." in text and "def forward(" in text
+        return len(text) if self.dropped or end_of_it else int(self.stream.write(text))
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return bool(self.stream.isatty())
 
 
 def decompositions() -> dict[Any, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import linecache
 import re
 import traceback
-from pathlib import Path, PurePath
+from collections.abc import Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,24 +14,24 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from autopar.errors import TraceError
+from autopar.ir.assumed import Place
+from autopar.tracer.answers import OURS, TORCH, Answers
 
 if TYPE_CHECKING:
     from autopar.tracer.dynamic import Dynamic
 
-TORCH = str(Path(torch.__file__).parent)
-OURS = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "cache"))
-
 DATA_TYPES = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 DATA_DEPENDENT = re.compile(r"data-dependent|data dependent|unbacked|Tensor\.item\(\)|_local_scalar_dense|DynamicOutputShape")
 DATA_FIXES = (
-    "the code asks for the value of a tensor, which is known only when the model runs. Usual fixes: torch.where instead of "
-    "`if`, torch.cond for two branches, a mask instead of an index of unknown length, or a plain Python number or flag "
-    "instead of a tensor"
+    "a tensor's value is known only when the model runs. Usual fixes: torch.where instead of `if`, torch.cond for two "
+    "branches, a mask instead of an index of unknown length, a plain Python number instead of a tensor. For code that you "
+    "cannot edit: "
 )
+WHOLE = "`autopar.op_rule` on its function or module, which is then kept whole (docs/errors.md)"
 
 
-def explain(error: Exception, dynamic: Dynamic) -> TraceError:
-    """The TraceError to raise in the place of what `torch.export` raised."""
+def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> TraceError:
+    """The TraceError to raise in the place of what `torch.export` raised; `answers` say where symbols in it are from."""
     if isinstance(error, TraceError):
         return error
     text = str(error)
@@ -43,9 +44,10 @@ def explain(error: Exception, dynamic: Dynamic) -> TraceError:
             f"dim {dim} of input {name!r} cannot be dynamic{marked}: the model's code fixes it to {size}; "
             "leave it out of `dynamic`, or make the code work for any size"
         )
-    where = _place(error)
+    place = _place(error)
+    where = f" at {place.quoted}" if place else ""
     if DATA_DEPENDENT.search(f"{type(error).__name__} {text}"):
-        return TraceError(f"the model branches or sizes a tensor on data{where}: {DATA_FIXES}")
+        return TraceError(f"the model branches or sizes a tensor on data{where}{_read_at(text, place, answers)}")
     if re.search(r"\w*Cache\b.*not a known type|not a known type.*Cache\b|(Dynamic|Static)Cache", text):
         return TraceError(
             "the model returns a key-value cache, which training does not need: set model.config.use_cache = False, or pass "
@@ -55,8 +57,11 @@ def explain(error: Exception, dynamic: Dynamic) -> TraceError:
     return TraceError(f"torch.export cannot trace the model{where}: {type(error).__name__}: {reason}")
 
 
-def check_no_data_dependent_sizes(graph: Graph) -> None:
-    """Raise TraceError at the first value whose size, or which itself, is read from a tensor's data when the model runs."""
+def check_no_data_dependent_sizes(graph: Graph, made: Mapping[str, Place]) -> None:
+    """Raise TraceError at the first value whose size, or which itself, is read from a tensor's data when the model runs.
+
+    `made`: symbols, and the code that they are from.
+    """
     fine: set[int] = set()
     for node in graph.nodes:
         val = node.meta.get("val")
@@ -64,9 +69,10 @@ def check_no_data_dependent_sizes(graph: Graph) -> None:
             continue
         fine.add(id(val))
         vals = val if isinstance(val, tuple | list) else [val]
-        if any(isinstance(v, DATA_TYPES) and free_unbacked_symbols(v) for v in vals):
-            place = source_of(node)
-            raise TraceError(f"the model branches or sizes a tensor on data{f' at {place}' if place else ''}: {DATA_FIXES}")
+        found = {str(symbol) for v in vals if isinstance(v, DATA_TYPES) for symbol in free_unbacked_symbols(v)}
+        if found:
+            place = next((made[symbol].quoted for symbol in sorted(found & made.keys())), source_of(node))
+            raise TraceError(f"the model sizes a tensor on data{f' at {place}' if place else ''}: {DATA_FIXES}{WHOLE}")
 
 
 def source_of(node: Node) -> str:
@@ -83,10 +89,21 @@ def _dim_name(dynamic: Dynamic, name: str, dim: int) -> str:
     return ""
 
 
-def _place(error: BaseException) -> str:
-    """ " at file.py:12 (`code`)" of the innermost frame that belongs to neither torch nor us; "" if there is none."""
+def _read_at(text: str, place: Place | None, answers: Answers) -> str:
+    """Where the number that the code asks about was read from a tensor, or a size made, if elsewhere; and what to do."""
+    symbols = re.findall(r"\bz?[uf]+\d+\b", text)
+    sized = next((answers.sizes[symbol] for symbol in symbols if symbol in answers.sizes), None)
+    read = next((answers.reads[symbol] for symbol in symbols if symbol in answers.reads), None)
+    origin = sized or read or place
+    elsewhere = "" if origin is None or origin == place else f", with a value that is read at {origin.quoted}"
+    assume = f'`autopar.assume("{origin or "file.py:12"}", value)` if it is always the same, or ' if sized is None else ""
+    return f"{elsewhere}: {DATA_FIXES}{assume}{WHOLE}"
+
+
+def _place(error: BaseException) -> Place | None:
+    """Of the innermost frame that belongs to neither torch nor us."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = frame.f_code.co_filename
         if not file.startswith((TORCH, *OURS, "<")):
-            return f" at {Path(file).name}:{line} (`{linecache.getline(file, line).strip()}`)"
-    return ""
+            return Place(file=file, line=line, code=linecache.getline(file, line).strip())
+    return None

@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import has_side_effect
 
 from autopar.torch_private import OpOverload, is_grad_switch, storage_key
+from autopar.tracer.answers import was_asked
 
 
 @cache
@@ -79,6 +80,8 @@ def unrepeatable(enter: Node, leave: Node) -> str:
             return f"{node.target} is no plain op"
         if _unbacked(node):
             return f"a size of {node.name} is read from data"
+        if any(was_asked(source) for source in (node, *node.all_input_nodes)):
+            return f"what it does depends on the values of {node.name}"
         if is_number(node):
             continue
         used = _nodes(node.args[0]) if node.target is marks.again else node.all_input_nodes
