@@ -57,6 +57,8 @@ class Answers(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # a branch of torch.cond
+            return func(*args, **(kwargs or {}))
         if func not in KINDS or (graph := graph_if_traced()) is None:
             result = func(*args, **(kwargs or {}))
             if isinstance(result, Tensor) and (unknown := unbacked_sizes(result)) and (place := _place_of(sys._getframe(1))):

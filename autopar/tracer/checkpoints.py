@@ -38,6 +38,8 @@ class CheckpointMarks(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_dynamo_compiling():  # a branch of torch.cond
+            return func(*args, **kwargs)
         graph = graph_if_traced()
         if graph is None:
             return func(*args, **kwargs)

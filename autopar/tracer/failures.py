@@ -78,6 +78,7 @@ def check_no_data_dependent_sizes(graph: Graph, made: Mapping[str, Place]) -> No
 def source_of(node: Node) -> str:
     """ "file.py:12" of the model's own innermost line (not torch's) that made the node, or ""."""
     found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    found = [place for place in found if not place[0].startswith("<")]
     found = [place for place in found if "torch" not in PurePath(place[0]).parts] or found
     return f"{PurePath(found[-1][0]).name}:{found[-1][1]}" if found else ""
 

@@ -13,18 +13,13 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from autopar.torch_private import pytree
+from autopar.torch_private import OpOverload, pytree
 
 aten = torch.ops.aten
 STOPS = (aten.detach.default, aten.detach_.default)
 STOP = aten.detach_copy.default
-SHAPE_ONLY = frozenset(
-    [
-        *(aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.empty_like.default),
-        *(aten.rand_like.default, aten.randn_like.default),
-    ]
-)
-"""Ops that read no values: no gradient passes them."""
+LIKE = ("full_like", "ones_like", "zeros_like", "empty_like", "rand_like", "randn_like", "randint_like", "new_")
+"""Ops that take only shape and dtype from a tensor."""
 
 
 def mark_gradient_stops(module: GraphModule) -> None:
@@ -116,9 +111,7 @@ def _reached(graph: Graph) -> set[Node]:
 
 
 def _passes(node: Node) -> bool:
-    return (
-        node.op == "call_function" and node.target is not STOP and node.target not in SHAPE_ONLY and _carries(node.meta["val"])
-    )
+    return node.op == "call_function" and not _stops(node) and _carries(node.meta["val"])
 
 
 def _settle(graph: Graph, stop: Node, *, needed: bool) -> None:
@@ -142,6 +135,11 @@ def _reaching(outputs: list[Any]) -> set[Node]:
                 seen.add(source)
                 todo.append(source)
     return seen
+
+
+def _stops(node: Node) -> bool:
+    """Whether no gradient goes to what the node was made from."""
+    return node.target is STOP or (isinstance(node.target, OpOverload) and node.target.name().startswith(LIKE, len("aten::")))
 
 
 def _floating(val: Any) -> bool:

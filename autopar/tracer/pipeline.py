@@ -15,6 +15,7 @@ from torch.fx import Node
 from autopar.ir.autocast import no_autocast
 from autopar.ir.precision import Precision, PrecisionLike
 from autopar.ir.program import Program
+from autopar.tracer.branches import drop_idle_choices
 from autopar.tracer.build import build
 from autopar.tracer.capture import Captured, capture
 from autopar.tracer.clean import clean, drop_dead
@@ -86,6 +87,7 @@ def finished(captured: Captured, name: str, symbols: Mapping[str, sympy.Symbol])
     drop_dead(captured.graph)
     check_no_data_dependent_sizes(captured.graph, captured.made)
     propagate(captured.graph, captured.results[1], captured.out_spec)
+    drop_idle_choices(captured.graph)
     drop_dead(captured.graph)
     own_results(captured)
     return build(name, captured, fold(captured), symbols)
