@@ -60,6 +60,6 @@ def refuse(frame: FrameType | None) -> None:
     place = Place(file=file, line=line, code=linecache.getline(file, line).strip())
     raise TraceError(
         f"{kind.__name__} at {place.quoted} is an autograd.Function, whose backward is not seen in a trace of forward: the "
-        "gradient would be that of the ops in it. Write it with ops that have the right gradient (x + (f(x) - x).detach() if it "
-        "is straight through), or as a torch.library.custom_op with register_autograd and a rule (docs/rules.md)"
+        "gradient would be that of the ops in it. Write it with ops that have the right gradient (x + (f(x) - x).detach() if "
+        "it is straight through), or as a torch.library.custom_op with register_autograd and a rule (docs/rules.md)"
     )

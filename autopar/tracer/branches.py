@@ -36,7 +36,7 @@ def inline_branches(module: GraphModule) -> None:
         elif is_control_flow(node) and str(node.target) not in INLINED:
             raise TraceError(
                 f"the model uses {node.target}{_at(node)}, which cannot be traced: use a Python loop over a fixed number of "
-                "steps, torch.cond, or ops of whole tensors; or a function that is kept whole (`autopar.op_rule`, docs/rules.md)"
+                "steps, torch.cond, or ops of whole tensors; or keep a function whole (`autopar.op_rule`, docs/rules.md)"
             )
     module.graph.lint()
     module.recompile()
@@ -115,9 +115,8 @@ def _made(
     """A node that the call made, as its meta says; called after it, since a graph's own names may be taken unknown to it."""
     label = f"{call.name}_{name or target.name().partition('::')[2].partition('.')[0]}"
     node = call.graph.create_node("call_function", target, args, kwargs or {}, name=label)
-    node.meta = {name: call.meta[name] for name in ("stack_trace", "nn_module_stack", "custom") if name in call.meta} | {
-        "val": val
-    }
+    kept = ("stack_trace", "nn_module_stack", "custom")
+    node.meta = {key: call.meta[key] for key in kept if key in call.meta} | {"val": val}
     return node
 
 
