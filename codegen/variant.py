@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
@@ -91,7 +92,14 @@ class Variant:
             )
         if isinstance(tensor, DTensor):
             return tensor.redistribute(self.mesh, as_dtensor(planned.placement)).to_local().contiguous()
-        return piece(tensor, planned.placement, self.place, self.plan.mesh.sizes).to(self.mesh.device_type).contiguous()
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return _Piece.apply(tensor, self, name)  # type: ignore[no-any-return]
+        return self.piece(name, tensor)
+
+    def piece(self, name: str, tensor: Tensor) -> Tensor:
+        """This device's piece of an input that is whole here."""
+        placement = self.plan.inputs[name].placement
+        return piece(tensor, placement, self.place, self.plan.mesh.sizes).to(self.mesh.device_type).contiguous()
 
     def whole(self, name: str, local: Tensor) -> DTensor:
         """An input as a DTensor, from this device's piece."""
@@ -123,6 +131,20 @@ class Variant:
         if not spec.shape:
             return tensor
         return as_global(tensor, placement, tuple(int(n) for n in spec.shape), self.mesh)
+
+
+class _Piece(torch.autograd.Function):
+    """This device's piece of an input that is whole on every device: so is its gradient, put together from all pieces."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, variant: Variant, name: str) -> Tensor:
+        ctx.variant, ctx.name, ctx.device = variant, name, tensor.device
+        return variant.piece(name, tensor).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.variant.whole(ctx.name, gradient).full_tensor().to(ctx.device), None, None
 
 
 def described(tensor: Tensor) -> str:
