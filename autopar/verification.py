@@ -22,7 +22,7 @@ from autopar.ir.plan import Plan
 from autopar.ir.precision import PrecisionLike
 from autopar.ir.program import Program
 from autopar.ir.run import run_values, zip_inputs
-from autopar.ir.widen import widen, widened
+from autopar.ir.widen import wide, widen, widened
 from autopar.tracer import trace
 
 TOLERANCE = 1e-9
@@ -163,10 +163,11 @@ def run_serial(program: Program, state: Mapping[str, Tensor], inputs: Mapping[st
     trained = [n for n, s in program.state.items() if s.kind == "parameter" and s.spec.needs_grad]
     for name in trained:
         local[name].requires_grad_()
+    given = {n: t.detach().clone().requires_grad_(program.values[n].needs_grad) for n, t in inputs.items()}
     stepper = optimizer([local[name] for name in trained])
     losses, outputs, gradients = [], {}, {}
     for step in range(steps):
-        values = run_values(program, local, values=dict(inputs))
+        values = run_values(program, local, values=dict(given))
         assert program.loss is not None
         loss = values[program.loss]
         losses.append(float(loss.detach()))
@@ -174,7 +175,7 @@ def run_serial(program: Program, state: Mapping[str, Tensor], inputs: Mapping[st
         loss.backward()  # type: ignore[no-untyped-call]
         if step == 0:
             outputs = {v: values[v].detach() for v in program.outputs if v}
-            gradients = {n: g.clone() for n in trained if (g := local[n].grad) is not None}
+            gradients = {n: t.grad.clone() for n, t in (local | given).items() if t.grad is not None}
         stepper.step()
         local |= {buffer: values[value].detach() for buffer, value in program.mutations.items()}
     weights = {name: tensor.detach() for name, tensor in local.items()}
@@ -202,11 +203,16 @@ def compare(parallel: Trajectory, serial: Trajectory, program: Program) -> tuple
 
 
 def relative(ours: Tensor, theirs: Tensor, floor: float) -> float:
-    """Largest difference over the largest entry of the serial tensor, or over `floor` if that is larger."""
+    """Largest difference over the largest entry of the serial tensor, or over `floor` if that is larger.
+
+    What is nan has to be nan in both."""
     if ours.shape != theirs.shape:
         return float("inf")
     if not theirs.numel():
         return 0.0
-    a, b = ours.double(), theirs.double()
+    a, b = (t.to(wide(t.dtype) if t.is_complex() else torch.float64) for t in (ours, theirs))
+    if not torch.equal(a.isnan(), b.isnan()):
+        return float("inf")
+    a, b = a.nan_to_num(0.0), b.nan_to_num(0.0)
     difference = float((a - b).abs().max())
     return difference / max(float(b.abs().max()), floor, 1e-300) if difference else 0.0

@@ -25,8 +25,8 @@ OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """`outputs` (of the first step) and `gradients` (of the first step) by name, `losses` of all steps, `weights` after
-    them, mutated `buffers`; whole tensors. `replica_difference`: how far copies that must be equal were apart."""
+    """`outputs` (of the first step) and `gradients` (of the first step, also those of inputs) by name, `losses` of all steps,
+    `weights` after them, mutated `buffers`; whole tensors. `replica_difference`: how far apart equal copies were."""
 
     losses: list[float]
     outputs: dict[str, Tensor]
@@ -69,7 +69,7 @@ def run_all_ranks(
         trained = [n for n, s in program.state.items() if s.kind == "parameter" and s.spec.needs_grad]
         stepper = optimizer([local[name] for name in trained])
         for step in range(steps):
-            values = {name: scatter(tensor, plan.inputs[name].placement) for name, tensor in inputs.items()}
+            values = {name: scatter(tensor.detach(), plan.inputs[name].placement) for name, tensor in inputs.items()}
             tape = executor.forward(values, local, keys=keys[step])
             assert program.loss is not None
             losses.append(float(gather(values[program.loss], plan.boundaries[program.loss])))
@@ -78,9 +78,10 @@ def run_all_ranks(
             tangent = torch.ones_like(values[program.loss])
             mutated = {buffer: values[v] for buffer, v in program.mutations.items()}
             del values
-            _, found = executor.backward(tape, {program.loss: tangent}, local)
+            into, found = executor.backward(tape, {program.loss: tangent}, local)
             if step == 0:
                 gradients = {name: gather(g, plan.state[name].placement) for name, g in found.items()}
+                gradients |= {name: gather(g, plan.inputs[name].placement) for name, g in into.items()}
             local |= mutated
             for name in trained:
                 local[name].grad = found.get(name)

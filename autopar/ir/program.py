@@ -29,6 +29,11 @@ class TensorSpec:
     needs_grad: bool
 
     @property
+    def is_loss(self) -> bool:
+        """Whether training could differentiate it: a real scalar with a gradient."""
+        return self.shape == () and self.needs_grad and self.dtype.is_floating_point
+
+    @property
     def bytes(self) -> Size:
         return sympy.prod(self.shape) * self.dtype.itemsize if self.shape else self.dtype.itemsize
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from autopar.ir.autocast import no_autocast
 from autopar.ops.casts import Wide
-from autopar.torch_private import TorchDispatchMode, fake_mode, gradient_numbers, running_gradient
+from autopar.torch_private import TorchDispatchMode, fake_mode, gradient_numbers, running_gradient, storage_key
 
 aten = torch.ops.aten
 ALIASES = frozenset(
@@ -120,8 +119,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def sharing(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The tensors so far that share memory with this one, the one that made it first."""
-        memory = StorageWeakRef(tensor.untyped_storage())
-        return [t for t in self.alive if StorageWeakRef(t.untyped_storage()) == memory]
+        memory = storage_key(tensor)
+        return [t for t in self.alive if storage_key(t) == memory]
 
     def write_part(self, func: Any, real: Any, given: Any, sharing: Sequence[torch.Tensor]) -> torch.Tensor:
         """A write into a view, as some backward formulas do. A graph has no memory for the other views to see it in: the part

@@ -66,7 +66,7 @@ def build(name: str, captured: Captured, parts: Sequence[Part], symbols: Mapping
         outputs=outputs,
         output_constants=tuple(None if isinstance(r, Node) else r for r in results),
         out_spec=captured.out_spec,
-        loss=loss_of(outputs, lambda v: specs[v].shape == () and specs[v].needs_grad, captured.out_spec),
+        loss=loss_of(outputs, lambda v: specs[v].is_loss, captured.out_spec),
         mutations={fqn: values[r] for fqn, r in zip(captured.mutated, mutations, strict=True)},
         fingerprint=fingerprint(parts, captured),
         symbols=symbols,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterator
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from autopar.errors import TraceError
+from autopar.errors import InputError, TraceError
 from autopar.ir.assumed import Place
 from autopar.ir.precision import Precision
 from autopar.ir.program import State, TensorSpec
@@ -338,13 +339,25 @@ def on_device_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             return leaf
         target = device or torch.device("cpu")
         if target.type == "meta" or leaf.device.type == "meta" or _is_fake(leaf):
-            moved = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=target)
+            moved = _stand_in(leaf, target)
         else:
             moved = leaf.detach().to(target)
         return moved.requires_grad_(leaf.requires_grad)
 
     moved: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(move, (args, kwargs))
     return moved
+
+
+def _stand_in(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Without content; raises InputError if there is not even room for that."""
+    try:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    except RuntimeError as error:
+        size = math.prod(tensor.shape) * tensor.dtype.itemsize
+        raise InputError(
+            f"an input of {size} bytes, {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}, does not fit {device}: "
+            "build the model on the meta device, too, or take a smaller batch"
+        ) from error
 
 
 def _is_fake(tensor: torch.Tensor) -> bool:

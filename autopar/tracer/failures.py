@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from autopar.errors import TraceError
+from autopar.errors import AutoparError, TraceError
 from autopar.ir.assumed import Place
 from autopar.tracer.answers import OURS, TORCH, Answers
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DATA_TYPES = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 DATA_DEPENDENT = re.compile(r"data-dependent|data dependent|unbacked|Tensor\.item\(\)|_local_scalar_dense|DynamicOutputShape")
+UNKNOWN_TYPE = re.compile(r"Found <class '([\w.<>]+)'> in output|[Uu]nsupported input type <class '([\w.]+)'>")
 DATA_FIXES = (
     "a tensor's value is known only when the model runs. Usual fixes: torch.where instead of `if`, torch.cond for two "
     "branches, a mask instead of an index of unknown length, a plain Python number instead of a tensor. For code that you "
@@ -30,9 +31,9 @@ DATA_FIXES = (
 WHOLE = "`autopar.op_rule` on its function or module, which is then kept whole (docs/errors.md)"
 
 
-def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> TraceError:
-    """The TraceError to raise in the place of what `torch.export` raised; `answers` say where symbols in it are from."""
-    if isinstance(error, TraceError):
+def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> AutoparError:
+    """The error to raise in the place of what `torch.export` raised; `answers` say where symbols in it are from."""
+    if isinstance(error, AutoparError):
         return error
     text = str(error)
     if violated := re.search(
@@ -52,6 +53,13 @@ def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> TraceError:
         return TraceError(
             "the model returns a key-value cache, which training does not need: set model.config.use_cache = False, or pass "
             "use_cache=False among the inputs"
+        )
+    if unknown := UNKNOWN_TYPE.search(text):
+        made, taken = unknown.groups()
+        name = (made or taken).rpartition(".")[2]
+        return TraceError(
+            f"the model {'returns' if made else 'takes'} an object of type {name}: tensors, numbers, text, None, and tuples, "
+            f"lists and dicts of them can be traced; and a dataclass after torch.export.register_dataclass({name})"
         )
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return TraceError(f"torch.export cannot trace the model{where}: {type(error).__name__}: {reason}")

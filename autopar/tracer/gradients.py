@@ -73,7 +73,7 @@ def propagate(graph: Graph, outputs: list[Any], out_spec: pytree.TreeSpec) -> No
     become `aten.detach`.
     """
     reached_nodes = _reached(graph)
-    loss = loss_of(outputs, lambda node: node in reached_nodes and tuple(node.meta["val"].shape) == (), out_spec)
+    loss = loss_of(outputs, lambda node: node in reached_nodes and _is_real_scalar(node.meta["val"]), out_spec)
     wanted = _reaching(outputs if loss is None else [loss])
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -140,6 +140,10 @@ def _reaching(outputs: list[Any]) -> set[Node]:
 def _stops(node: Node) -> bool:
     """Whether no gradient goes to what the node was made from."""
     return node.target is STOP or (isinstance(node.target, OpOverload) and node.target.name().startswith(LIKE, len("aten::")))
+
+
+def _is_real_scalar(val: torch.Tensor) -> bool:
+    return tuple(val.shape) == () and val.dtype.is_floating_point
 
 
 def _floating(val: Any) -> bool:

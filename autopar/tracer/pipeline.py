@@ -15,6 +15,7 @@ from torch.fx import Node
 from autopar.ir.autocast import no_autocast
 from autopar.ir.precision import Precision, PrecisionLike
 from autopar.ir.program import Program
+from autopar.torch_private import OpOverload
 from autopar.tracer.branches import drop_idle_choices
 from autopar.tracer.build import build
 from autopar.tracer.capture import Captured, capture
@@ -96,15 +97,16 @@ def finished(captured: Captured, name: str, symbols: Mapping[str, sympy.Symbol])
 def own_results(captured: Captured) -> None:
     """Results that are something else, too, become values of their own.
 
-    An output or new buffer content that is itself a state tensor is cloned. An output beside the loss, with which the loss was
-    computed, is detached: no gradient comes back for it, so what converts it to where it is returned has no backward.
+    An output or new buffer content that is itself a state tensor, or a view of one, is cloned. An output beside the loss, with
+    which the loss was computed, is detached: no gradient comes back for it, so what converts it to where it is returned has no
+    backward.
     """
     graph = captured.graph
     output = graph.output_node()
     _, outputs = captured.results
     loss = loss_of(outputs, is_differentiable_scalar, captured.out_spec)
     for node in output.all_input_nodes:
-        if node.name in captured.state_of:
+        if _viewed(node).name in captured.state_of:
             own, needs_grad = torch.ops.aten.clone.default, node.meta["needs_grad"]
         elif loss not in (None, node) and node.meta["needs_grad"]:
             own, needs_grad = torch.ops.aten.detach.default, False
@@ -116,8 +118,17 @@ def own_results(captured: Captured) -> None:
         output.replace_input_with(node, copy)
 
 
+def _viewed(node: Node) -> Node:
+    """What a view shows in the end; the node itself if it is none."""
+    while isinstance(node.target, OpOverload) and (returns := node.target._schema.returns) and returns[0].alias_info:
+        (node, *_) = node.all_input_nodes
+    return node
+
+
 def is_differentiable_scalar(result: object) -> bool:
-    return isinstance(result, Node) and result.meta["needs_grad"] and tuple(result.meta["val"].shape) == ()
+    if not isinstance(result, Node) or not isinstance(val := result.meta["val"], torch.Tensor):
+        return False
+    return bool(result.meta["needs_grad"]) and tuple(val.shape) == () and val.dtype.is_floating_point
 
 
 __all__ = ["trace"]
