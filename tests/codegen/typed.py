@@ -177,11 +177,12 @@ class TypedRun:
             self.checked += 1
 
 
-def cross_entropy(run: TypedRun, logits: Tensor, target: Tensor, **options: Any) -> Any:
+def cross_entropy(run: TypedRun, logits: Tensor, target: Tensor, weight: Tensor | None, **options: Any) -> Any:
     """Types of the loss over local classes and tokens, then of the sum over the vocabulary."""
     vocab = [run.group[name] for name, _ in options["vocab_axes"]]
     for group in (*vocab, *(run.group[name] for name, _ in options["token_axes"])):
         spmd.assert_type(logits, {group: spmd.V})
+    assert weight is None, "the types of class weights are not looked at"
     loss = F.cross_entropy(logits, torch.zeros_like(target))
     for group in vocab:
         loss = spmd.all_reduce(loss, group, src=spmd.P, dst=spmd.I)
