@@ -16,6 +16,7 @@ __all__ = [
     "PeerError",
     "PlanError",
     "RankError",
+    "RuleError",
     "SolverError",
     "TraceError",
     "UnshardableError",
@@ -87,6 +88,29 @@ def _budget_error(
     message: str, smallest_bytes: int, binding: tuple[tuple[str, int], ...], remedies: tuple[tuple[str, int], ...]
 ) -> BudgetError:
     return BudgetError(message, smallest_bytes=smallest_bytes, binding=binding, remedies=remedies)
+
+
+class RuleError(AutoparError, ValueError):
+    """A row of the rule table is malformed, does not fit the shapes of a call, or is wrong.
+
+    Of a wrong row the counterexample: `op`, the `shapes` of its operands, the sizes of the `mesh`, the `factors` that its
+    axes cut, and the placements of `operands` and `results` as text.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        op: str = "",
+        shapes: tuple[tuple[int, ...], ...] = (),
+        mesh: tuple[int, ...] = (),
+        factors: tuple[str | None, ...] = (),
+        operands: tuple[str, ...] = (),
+        results: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.op, self.shapes, self.mesh, self.factors = op, shapes, mesh, factors
+        self.operands, self.results = operands, results
 
 
 class RankError(AutoparError):

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from autopar.errors import RuleError
 from autopar.ir.program import Size
 from autopar.ops.factors import Dims, Factor
 from autopar.torch_private import OpOverload
@@ -87,29 +88,49 @@ Rows = dict[Target, OpRule]
 
 @cache
 def parse(text: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...], frozenset[str]]:
-    """Operand tokens, result tokens, whole factors. Raises ValueError on a malformed row."""
-    left, arrow, right = text.partition("->")
-    if not arrow:
-        raise ValueError(f"rule {text!r} has no '->'")
+    """Operand tokens, result tokens, whole factors. Raises RuleError on a malformed row, with a mark under the character."""
+    arrows = [m.start() for m in re.finditer("->", text)]
+    if len(arrows) != 1:
+        raise malformed(
+            text, arrows[1] if arrows else len(text), "more than one '->'" if arrows else "no '->' before the results"
+        )
     whole: set[str] = set()
-
-    def side(part: str) -> tuple[tuple[str, ...], ...]:
+    sides: list[tuple[tuple[str, ...], ...]] = []
+    for start, end in ((0, arrows[0]), (arrows[0] + 2, len(text))):
         tensors = []
-        for tensor in part.split(","):
-            words = tensor.split()
-            for word in words:
-                if not re.fullmatch(r"[a-z]+[*]?!?|1", word):
-                    raise ValueError(f"rule {text!r}: {word!r} is no factor")
-                if word.endswith("!"):
-                    whole.add(word[:-1])
-            tensors.append(tuple(word.rstrip("!") for word in words))
-        return tuple(tensors)
+        for part in re.finditer(r"[^,]*(?:,|$)", text[start:end]):
+            if part.group() or part.start() == 0:
+                tensors.append(tokens(text, start + part.start(), part.group().rstrip(","), whole))
+            elif text[start:end].endswith(","):
+                tensors.append(())
+        sides.append(tuple(tensors))
+    return sides[0], sides[1], frozenset(whole)
 
-    operands, results = side(left), side(right)
-    for tensor in (*operands, *results):
-        if len(set(tensor)) != len(tensor) or sum(word.endswith("*") for word in tensor) > 1:
-            raise ValueError(f"rule {text!r}: a tensor names each factor once and one variadic factor at most")
-    return operands, results, frozenset(whole)
+
+def tokens(text: str, start: int, tensor: str, whole: set[str]) -> tuple[str, ...]:
+    """The dims of one tensor, which is written in the row from `start` on; what is marked whole is added there."""
+    found: list[str] = []
+    for word in re.finditer(r"\S+", tensor):
+        at = start + word.start()
+        good = re.match(r"(?:[a-z]+[*]?!?|1)?", word.group())
+        assert good is not None
+        if good.end() < len(word.group()):
+            raise malformed(text, at + good.end(), f"{word.group()!r} is no factor, which is small letters, then * for any number of "
+                            "dims, then ! for whole; or 1 for a dim without one")  # fmt: skip
+        if word.group().endswith("!"):
+            whole.add(word.group()[:-1])
+        name = word.group().rstrip("!")
+        if name in found and name != "1":
+            raise malformed(text, at, f"a tensor names each factor once, this one {name} twice")
+        if name.endswith("*") and any(other.endswith("*") for other in found):
+            raise malformed(text, at, "a tensor has one factor with * at most")
+        found.append(name)
+    return tuple(found)
+
+
+def malformed(text: str, at: int, what: str) -> RuleError:
+    """The error that shows the row with a caret under a character."""
+    return RuleError(f"rule {text!r}: {what}\n    {text}\n    {' ' * at}^")
 
 
 def fit_text(
