@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from autopar.ir.mesh import MeshSpec as MeshSpec
     from autopar.ir.pareto import Pareto as Pareto
     from autopar.ir.plan import Plan as Plan
-    from autopar.ops.tables import op_rule as op_rule
+    from autopar.ops.user_rules import op_rule as op_rule
     from autopar.runtime.checkpoint import Checkpoints as Checkpoints
     from autopar.runtime.loader import own_slice as own_slice
     from autopar.runtime.loader import shard_loader as shard_loader
@@ -43,7 +43,7 @@ _HOMES = {
     "MeshSpec": "autopar.ir.mesh",
     "Pareto": "autopar.ir.pareto",
     "Plan": "autopar.ir.plan",
-    "op_rule": "autopar.ops.tables",
+    "op_rule": "autopar.ops.user_rules",
     "own_slice": "autopar.runtime.loader",
     "shard_loader": "autopar.runtime.loader",
 }

@@ -114,7 +114,8 @@ def size_of(size: int | torch.SymInt) -> int | sympy.Expr:
 
 
 def in_python_dispatcher() -> contextlib.AbstractContextManager[object]:
-    """Inside it, ops written in C++ that read sizes as numbers give way to their Python equals (as in `symbolic_mode`)."""
+    """Inside it, ops written in C++ that read sizes as numbers, as constant_pad_nd's, give way to their Python equals
+    (`torch._dispatch.python.enable_python_dispatcher`: torch 2.11 to 2.13)."""
     from torch._dispatch.python import enable_python_dispatcher
 
     return enable_python_dispatcher()
@@ -122,11 +123,7 @@ def in_python_dispatcher() -> contextlib.AbstractContextManager[object]:
 
 @contextmanager
 def symbolic_mode(mode: Any) -> Iterator[None]:
-    """Inside it, tensors are fake tensors of `mode`, and ops run on symbolic sizes without fixing them.
-
-    `torch._dispatch.python.enable_python_dispatcher` (torch 2.11 to 2.13): kernels in C++ that read sizes as numbers, such
-    as constant_pad_nd's, give way to their Python equals.
-    """
+    """Inside it, tensors are fake tensors of `mode`, and ops run on symbolic sizes without fixing them."""
     with mode, in_python_dispatcher():
         yield
 
@@ -278,10 +275,8 @@ def correct_aliasing(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
 
 @contextmanager
 def symbolic_mode_alone(mode: Any) -> Iterator[None]:
-    """As `symbolic_mode`, with all other dispatch modes off (`_disable_current_modes`: torch 2.11 to 2.13)."""
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    with _disable_current_modes(), symbolic_mode(mode):
+    """As `symbolic_mode`, with all other dispatch modes off."""
+    with without_modes(), symbolic_mode(mode):
         yield
 
 
@@ -335,10 +330,8 @@ def default_store() -> Any:
     return _get_default_store()
 
 
-def running_gradient() -> int | None:
-    """Number of the autograd node whose backward runs; None outside (`_current_autograd_node`: torch 2.11 to 2.13)."""
-    node = torch._C._current_autograd_node()
-    return None if node is None else node._sequence_nr()
+running_gradient = running_sequence_number
+"""Number of the autograd node whose backward runs; None outside."""
 
 
 def gradient_numbers(tensor: Tensor, known: Container[int]) -> Iterator[int]:
@@ -445,6 +438,12 @@ def global_module_hooks() -> bool:
 
 def without_modes() -> contextlib.AbstractContextManager[object]:
     """Inside it, ops on tensors with data run, whatever is being traced (`_disable_current_modes`: torch 2.11 to 2.13)."""
-    from torch.utils._python_dispatch import _disable_current_modes
+    return cast(contextlib.AbstractContextManager[object], _python_dispatch._disable_current_modes())
 
-    return _disable_current_modes()
+
+def autograd_inside_op() -> contextlib.AbstractContextManager[object]:
+    """Inside the code of an op, where autograd is off: on again (`_ForceDispatchKeyGuard`: torch 2.11 to 2.13)."""
+    keys, off = torch._C.DispatchKey, torch._C._dispatch_tls_local_exclude_set()
+    for name in ("ADInplaceOrView", *(n for n in dir(keys) if n.startswith("Autograd"))):
+        off = off.remove(getattr(keys, name))
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), off)

@@ -47,6 +47,7 @@ class ShapeTensor(Tensor):
 
     fake: Tensor
     known: Known | None
+    without_data = True
     __torch_function__ = no_torch_function  # type: ignore[assignment]
 
     @staticmethod

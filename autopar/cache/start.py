@@ -33,6 +33,7 @@ from autopar.ir.autocast import autocast_dtypes
 from autopar.ir.precision import Precision, PrecisionLike
 from autopar.ir.program import Program
 from autopar.ops.joint import Joint, TensorLike, trace_joint
+from autopar.ops.tables import user_rules
 from autopar.planning.key import code, versions
 from autopar.torch_private import active_modes, global_module_hooks
 
@@ -111,6 +112,7 @@ def surroundings() -> dict[str, Any]:
         "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith(PREFIXES)},
         "optimized": sys.flags.optimize,
         "assumed": [repr(said) for said in ASSUMED],
+        "rules": user_rules(),
     }
 
 

@@ -15,7 +15,7 @@ import torch
 
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Size
-from autopar.ops import lower_indexing, lower_reductions, sharded
+from autopar.ops import lower_indexing, lower_reductions, sharded, tables
 from autopar.ops.draws import KEY
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.fits import argument, dim_list
@@ -122,7 +122,8 @@ def emit_unit(
             env[node] = emit_draw(call, unit.sites[node], coordinate(KEY), loops, local_shape(unit.dims[node], sizes))
         elif node in cuts:
             implementation, by_factor = cuts[node]
-            env[node] = IMPLEMENTATIONS[implementation](call, by_factor)
+            lowering = IMPLEMENTATIONS.get(implementation)
+            env[node] = lowering(call, by_factor) if lowering else _of_user(call, by_factor, implementation)
         else:
             env[node] = emit_same(call, local_shape(unit.dims[node], sizes), device)
     for node in unit.results:
@@ -170,6 +171,15 @@ def cuts_of(
             before = by_factor.get(local_name, NOT_CUT)
             by_factor[local_name] = Cut(before.axes + cut.axes, before.coordinates + cut.coordinates)
     return found
+
+
+def _of_user(call: LocalCall, cuts: Cuts, name: str) -> torch.fx.Node:
+    """A function that came with a rule, on all arguments of the op, defaults included."""
+    (cut,) = cuts.values()
+    declared = getattr(call.node.target, "_schema").arguments  # noqa: B009 - any op has one
+    kwargs = {**call.kwargs, "axes": list(cut.axes), "coordinates": list(cut.coordinates)}
+    rest = [kwargs.pop(a.name, a.default_value) for a in declared[len(call.args) :] if not a.kwarg_only]
+    return call.emit(tables.IMPLEMENTATIONS[name], (*call.args, *rest), kwargs)
 
 
 def _embedding(call: LocalCall, cuts: Cuts) -> torch.fx.Node:

@@ -59,6 +59,7 @@ class OpRule:
     pointwise, whole. `linear`: partial sums pass through. `random`: two runs differ. `shape_argument`: position of the
     argument that spells out the result's shape (or its last dims), to be made local. `counts`: arguments that say how large
     factors are together ("groups": "g"), to be made local. `sharded`: factor -> implementation.
+    `version` is another one when code behind a user's row is.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class OpRule:
     counts: Mapping[str, str] = field(default_factory=dict)
     sharded: Mapping[Factor, str] = field(default_factory=dict)
     invariant: frozenset[Factor] = frozenset()
+    version: str = ""
 
     def is_linear(self, node: torch.fx.Node) -> bool:
         return self.linear(node) if callable(self.linear) else self.linear
@@ -86,6 +88,9 @@ Target = Callable[..., Any] | str
 Rows = dict[Target, OpRule]
 
 
+NOTATION = "small letters, then * for any number of dims, then ! for whole; or 1 for a dim without a factor"
+
+
 @cache
 def parse(text: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...], frozenset[str]]:
     """Operand tokens, result tokens, whole factors. Raises RuleError on a malformed row, with a mark under the character."""
@@ -96,13 +101,11 @@ def parse(text: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...]
         )
     whole: set[str] = set()
     sides: list[tuple[tuple[str, ...], ...]] = []
-    for start, end in ((0, arrows[0]), (arrows[0] + 2, len(text))):
+    for position, side in ((0, text[: arrows[0]]), (arrows[0] + 2, text[arrows[0] + 2 :])):
         tensors = []
-        for part in re.finditer(r"[^,]*(?:,|$)", text[start:end]):
-            if part.group() or part.start() == 0:
-                tensors.append(tokens(text, start + part.start(), part.group().rstrip(","), whole))
-            elif text[start:end].endswith(","):
-                tensors.append(())
+        for tensor in side.split(","):
+            tensors.append(tokens(text, position, tensor, whole))
+            position += len(tensor) + 1
         sides.append(tuple(tensors))
     return sides[0], sides[1], frozenset(whole)
 
@@ -115,8 +118,7 @@ def tokens(text: str, start: int, tensor: str, whole: set[str]) -> tuple[str, ..
         good = re.match(r"(?:[a-z]+[*]?!?|1)?", word.group())
         assert good is not None
         if good.end() < len(word.group()):
-            raise malformed(text, at + good.end(), f"{word.group()!r} is no factor, which is small letters, then * for any number of "
-                            "dims, then ! for whole; or 1 for a dim without one")  # fmt: skip
+            raise malformed(text, at + good.end(), f"{word.group()!r} is no factor ({NOTATION})")
         if word.group().endswith("!"):
             whole.add(word.group()[:-1])
         name = word.group().rstrip("!")
@@ -140,18 +142,22 @@ def fit_text(
     sharded: Mapping[Factor, str] | None = None,
     invariant: frozenset[Factor] = frozenset(),
 ) -> Signature:
+    """Raises RuleError where the shapes do not fit the row: which tensor, or which factor of two sizes."""
     operand_words, result_words, whole = parse(text)
     if len(operands) > len(operand_words) or len(results) != len(result_words):
-        raise ValueError(f"rule {text!r} does not fit {len(operands)} operands and {len(results)} results")
-    sizes: dict[Factor, Size] = {}
+        raise RuleError(
+            f"rule {text!r} is of {len(operand_words)} operands and {len(result_words)} results, and does not fit "
+            f"{len(operands)} operands and {len(results)} results"
+        )
+    called = [f"operand {i}" for i in range(len(operand_words))] + [f"result {i}" for i in range(len(results))]
     pairs = [
         (w, s) for w, s in zip((*operand_words, *result_words), (*pad(operands, len(operand_words)), *results), strict=True)
     ]
-    named = [None if shape is None else name_dims(words, shape, text) for words, shape in pairs]
-    for names, (_, shape) in zip(named, pairs, strict=True):
-        for name, size in zip(names or (), shape or (), strict=True):
-            if name is not None and size != 1 and sizes.setdefault(name, size) != size:
-                raise ValueError(f"rule {text!r}: factor {name} is {sizes[name]} and {size}")
+    named = [
+        None if shape is None else name_dims(words, shape, text, what)
+        for (words, shape), what in zip(pairs, called, strict=True)
+    ]
+    sizes = sizes_of(text, named, [shape for _, shape in pairs], called)
     dims = [
         None if names is None else tuple((n,) if n and s != 1 else () for n, s in zip(names, shape or (), strict=True))
         for names, (_, shape) in zip(named, pairs, strict=True)
@@ -171,16 +177,40 @@ def fit_text(
     return Signature(operands=ins, results=outs, sizes=sizes, marks=marks)
 
 
+def sizes_of(
+    text: str, named: Sequence[list[str | None] | None], shapes: Sequence[Shape | None], called: Sequence[str]
+) -> dict[Factor, Size]:
+    """The size of each factor, of those that are not 1 everywhere; raises RuleError if two dims of one factor differ."""
+    sizes: dict[Factor, Size] = {}
+    first: dict[Factor, tuple[Size, int, int]] = {}
+
+    def told(size: Size, dim: int, tensor: int) -> str:
+        return f"{size} in dim {dim} of {called[tensor]} {shape_text(shapes[tensor] or ())}"
+
+    for i, (names, shape) in enumerate(zip(named, shapes, strict=True)):
+        for dim, (name, size) in enumerate(zip(names or (), shape or (), strict=True)):
+            if name is not None and size != 1 and sizes.setdefault(name, size) != size:
+                raise RuleError(f"rule {text!r}: factor {name} is {told(*first[name])}, but {told(size, dim, i)}")
+            if name is not None and size != 1:
+                first.setdefault(name, (size, dim, i))
+    return sizes
+
+
+def shape_text(shape: Shape) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
 def pad(operands: Sequence[Shape | None], count: int) -> list[Shape | None]:
     return [*operands, *[None] * (count - len(operands))]
 
 
-def name_dims(words: tuple[str, ...], shape: Shape, text: str) -> list[str | None]:
+def name_dims(words: tuple[str, ...], shape: Shape, text: str, what: str = "a tensor") -> list[str | None]:
     """Factor names of a tensor's dims; `b*` becomes b0, b1, ..., counted from the left."""
     fixed = sum(not word.endswith("*") for word in words)
     extra = len(shape) - fixed
     if extra < 0 or (extra and fixed == len(words)):
-        raise ValueError(f"rule {text!r} does not fit shape {list(map(str, shape))}")
+        wanted = " ".join(words) or "no dims"
+        raise RuleError(f"rule {text!r} does not fit {what} of shape {shape_text(shape)}: it has {wanted} there")
     names: list[str | None] = []
     for word in words:
         if word.endswith("*"):

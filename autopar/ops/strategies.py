@@ -59,9 +59,9 @@ def options(unit: Unit) -> tuple[Factor | None, ...]:
 
 
 def strategy(unit: Unit, choice: Sequence[Factor | None], axis_sizes: Sequence[int]) -> Strategy | None:
-    """The strategy of this choice; None if it cuts unevenly, or a tensor would have no placement."""
+    """The strategy of this choice; None if it cuts unevenly, or a tensor would have no placement, or a node several codes."""
     cut = _Cut.of(unit, tuple(choice), axis_sizes)
-    if cut is None or cut.tears_rows():
+    if cut is None or cut.tears_rows() or cut.wants_two_implementations():
         return None
     operands = [cut.placed(node, cut.operand_without) for node in unit.operands]
     results = [cut.placed(node, cut.result_without) for node in unit.results]
@@ -93,6 +93,12 @@ class _Cut:
             local[factor] //= axis_sizes[axis]
             cut.setdefault(factor, []).append(axis)
         return _Cut(unit, choice, cut, local)
+
+    def wants_two_implementations(self) -> bool:
+        """Whether factors are cut for which different code would have to run in the place of one node."""
+        wanted: dict[str, str] = {}
+        places = (place for factor in self.axes for place in self.unit.sharded.get(factor, ()))
+        return any(wanted.setdefault(node, implementation) != implementation for node, implementation, _ in places)
 
     def operand_without(self, node: torch.fx.Node, factor: Factor | None) -> State | None:
         """On an axis that cuts a factor which this operand does not have."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import TypeVar
+from typing import Any
 
 import torch
 
+from autopar.ir.opaque import CLASSES
 from autopar.ops import fits
-from autopar.ops.factors import Factor
 from autopar.ops.families import (
     creation,
     elementwise,
@@ -28,12 +28,10 @@ from autopar.ops.families import (
     spatial,
     spectral,
 )
-from autopar.ops.rule import OpRule, Rows, Target, parse
+from autopar.ops.rule import OpRule, Rows, Target
 from autopar.torch_private import OpOverload
 
 logger = logging.getLogger("autopar")
-
-Op = TypeVar("Op", bound=Callable[..., object])
 
 FAMILIES = (
     matrices,
@@ -56,28 +54,18 @@ KEPT_WHOLE = OpRule(kind="whole", fit=fits.all_whole)
 USER_RULES: dict[Target, OpRule] = {}
 
 
-def op_rule(text: str, *, kind: str = "matmul", sharded: dict[Factor, str] | None = None) -> Callable[[Op], Op]:
-    """Decorator: give a custom op (a `torch.library.custom_op`, or an OpOverload such as `torch.ops.mine.experts.default`)
-    a row of the rule table, in the notation of `autopar.ops.rule`; it replaces the row that the op had, if any.
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
+"""What users gave for factors of their rules, by the names in the `sharded` column: functions of local tensors."""
 
-    `kind` groups the op with others for composing and for the known plans; `sharded` names, per factor, the implementation
-    that runs where it is cut. Returns the op unchanged; raises ValueError if the row is malformed.
 
-    >>> @torch.library.custom_op("docs::experts", mutates_args=())
-    ... def experts(tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    ...     return torch.einsum("tk,ekn->tn", tokens, weight)
-    >>> _ = op_rule("t k, e k n -> t n")(experts)
-    >>> rule_for(torch.ops.docs.experts.default).text
-    't k, e k n -> t n'
+def user_rules() -> list[str]:
+    """The rules that users gave, as text that is another one when a row or the code behind it is.
+
+    Ops of classes are made when a model is traced; their rows are said by the classes, which are there from the start.
     """
-    parse(text)
-    rule = OpRule(kind=kind, text=text, sharded=sharded or {})
-
-    def register(op: Op) -> Op:
-        USER_RULES[getattr(op, "_opoverload", op)] = rule
-        return op
-
-    return register
+    classes = [f"{kind.__module__}.{kind.__qualname__}: {opaque.rule} {opaque.state}" for kind, opaque in CLASSES.items()]
+    of_classes = {id(opaque.rule) for opaque in CLASSES.values()}
+    return sorted([*(f"{t}: {rule}" for t, rule in USER_RULES.items() if id(rule) not in of_classes), *classes])
 
 
 def rule_for(target: Target) -> OpRule | None:

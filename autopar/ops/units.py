@@ -24,6 +24,7 @@ from functools import cached_property
 import networkx as nx
 import torch
 
+from autopar.errors import RuleError
 from autopar.ir.program import Program, Region, Size
 from autopar.ops import tables
 from autopar.ops.drawn import is_unknown, kind_of, sites_of
@@ -113,12 +114,17 @@ def shapes_of(node: torch.fx.Node) -> tuple[Shape, ...]:
 
 
 def fitted(node: torch.fx.Node) -> Signature:
-    """The node's rule fitted to its shapes; whole if they do not fit the row."""
+    """The node's rule fitted to its shapes; whole if they do not fit the row. Raises RuleError for a row of a user's."""
     operands = [None if n is None else shapes_of(n)[0] for n in tensor_operands(node)]
     results = shapes_of(node)
     try:
         return rule_of(node).signature(node, operands, results)
-    except ValueError:
+    except ValueError as error:
+        if node.target in tables.USER_RULES:
+            place = " ".join(
+                filter(None, (node.meta.get("path") or node.name, f"({at})" if (at := node.meta.get("source")) else ""))
+            )
+            raise RuleError(f"{error}. This is {node.target} at {place}") from error
         tables.warn_kept_whole(f"{node.target} with shapes {operands}")
         return all_whole(node, operands, results)
 

@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Program
-from autopar.ops.tables import USER_RULES
+from autopar.ops.tables import user_rules
 from autopar.planning.planner import Planner
 
 NOT_PLANNED = ("val", "source", "stack_trace", "nn_module_stack")
@@ -38,7 +38,7 @@ def key_of(planner: Planner, mesh: MeshSpec, budget_bytes: int | None) -> str:
         "budget": budget_bytes,
         "micro_batches": planner.micro_batches,
         "aims": repr(planner.aims),
-        "rules": sorted(f"{target}: {rule}" for target, rule in USER_RULES.items()),
+        "rules": user_rules(),
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -12,6 +12,7 @@ import torch
 from torch.fx import Graph, Node
 
 from autopar.errors import TraceError
+from autopar.ir.own_ops import NAMESPACE
 from autopar.ir.program import Call, Program, Region, TensorSpec
 from autopar.torch_private import size_of
 from autopar.tracer.capture import Captured
@@ -126,7 +127,7 @@ class Writer:
     def _label(self, node: Node, path: str) -> str:
         if node.target is operator.getitem:
             return f"{self.copies[node.args[0]].name}_{node.args[1]}"  # type: ignore[index]
-        op = str(node.target).removeprefix("aten.").split(".")[0].strip("_")
+        op = str(node.target).removeprefix("aten.").removeprefix(f"{NAMESPACE}.").split(".")[0].strip("_")
         return _identifier("_".join([*path.split(".")[-2:], op]))
 
     def _argument(self, arg: Any) -> Any:

@@ -36,6 +36,7 @@ from autopar.tracer.expand import check_writes, expand
 from autopar.tracer.failures import explain
 from autopar.tracer.gradients import mark_gradient_stops
 from autopar.tracer.once import Once, Unrepeatable
+from autopar.tracer.opaque import with_ops
 from autopar.tracer.runs import contract
 from autopar.tracer.sealed import Unsealed
 
@@ -178,6 +179,7 @@ def capture(
     check_signature(model, args, kwargs)
     args, kwargs = on_device_of(model, args, kwargs)
     shapes = dynamic.shapes(model, args, kwargs)
+    model = with_ops(model)
     with _quiet():
         if blocks_once and (captured := _captured_once(model, args, kwargs, shapes, progress, around)):
             return captured

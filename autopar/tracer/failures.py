@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from autopar.errors import AutoparError, TraceError
+from autopar.errors import AutoparError, RuleError, TraceError
 from autopar.ir.assumed import Place
 from autopar.tracer.answers import OURS, TORCH, Answers
 
@@ -32,7 +32,10 @@ WHOLE = "`autopar.op_rule` on its function or module, which is then kept whole (
 
 
 def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> AutoparError:
-    """The error to raise in the place of what `torch.export` raised; `answers` say where symbols in it are from."""
+    """The error to raise in the place of what `torch.export` raised, a TraceError if it is not one of ours; `answers` say where
+    symbols in it are from."""
+    if isinstance(error, RuleError):
+        return RuleError(f"{error}{_place(error)}")
     if isinstance(error, AutoparError):
         return error
     text = str(error)

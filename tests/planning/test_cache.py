@@ -19,7 +19,8 @@ from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
-from autopar.ops.tables import USER_RULES, op_rule
+from autopar.ops.tables import USER_RULES
+from autopar.ops.user_rules import op_rule
 from autopar.planning.cache import PlanCache, remembered
 from autopar.planning.key import code, key_of
 from autopar.planning.planner import Aims, Planner
