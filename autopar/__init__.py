@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autopar import errors as errors
+    from autopar import ops as ops
     from autopar.api import compile as compile
     from autopar.api import pareto as pareto
     from autopar.api import plan as plan
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from autopar.ir.mesh import MeshSpec as MeshSpec
     from autopar.ir.pareto import Pareto as Pareto
     from autopar.ir.plan import Plan as Plan
+    from autopar.ops.check import check_rule as check_rule
     from autopar.ops.user_rules import op_rule as op_rule
     from autopar.runtime.checkpoint import Checkpoints as Checkpoints
     from autopar.runtime.loader import own_slice as own_slice
@@ -43,6 +45,7 @@ _HOMES = {
     "MeshSpec": "autopar.ir.mesh",
     "Pareto": "autopar.ir.pareto",
     "Plan": "autopar.ir.plan",
+    "check_rule": "autopar.ops.check",
     "op_rule": "autopar.ops.user_rules",
     "own_slice": "autopar.runtime.loader",
     "shard_loader": "autopar.runtime.loader",
@@ -56,9 +59,11 @@ __all__ = [
     "Plan",
     "__version__",
     "assume",
+    "check_rule",
     "compile",
     "errors",
     "op_rule",
+    "ops",
     "own_slice",
     "pareto",
     "plan",
@@ -72,8 +77,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Public names are loaded when first used, so that `import autopar` and the CLI's help stay fast."""
-    if name == "errors":
-        return import_module("autopar.errors")
+    if name in ("errors", "ops"):
+        return import_module(f"autopar.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'autopar' has no attribute {name!r}")

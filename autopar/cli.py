@@ -144,6 +144,17 @@ def verify(
 app.command("profile")(profile)
 
 
+@app.command()
+def rules(
+    name: Annotated[str | None, typer.Argument(metavar="[OP]", help="As aten.linear; all rows if left out.")] = None,
+    mesh: Annotated[str, typer.Option("--mesh", help="Whose strategies to show.")] = "2x2",
+) -> None:
+    """The rule of an op: its factors, its strategies on a mesh and their conversions; or all rows of the table."""
+    import autopar
+
+    typer.echo(autopar.ops.explain(name, mesh))
+
+
 @app.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}, add_help_option=False
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,5 +22,9 @@ def local_ranks(mesh: MeshLike) -> Iterator[DeviceMesh]:
     before are plain and mix freely as values that all ranks share.
     """
     spec = MeshSpec.of(mesh)
-    with ranks_in_one_process(spec.sizes, spec.names) as devices:
-        yield devices
+    hook = sys.excepthook  # every process group of torch puts one of its own around it
+    try:
+        with ranks_in_one_process(spec.sizes, spec.names) as devices:
+            yield devices
+    finally:
+        sys.excepthook = hook

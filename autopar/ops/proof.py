@@ -20,7 +20,7 @@ from autopar.ops.draws import KEY, draw_whole, generator_state
 from autopar.ops.lower import emit_unit
 from autopar.ops.pieces import collect, coordinates_of_ranks, cut, difference, distribute, join
 from autopar.ops.strategies import Strategy, strategies
-from autopar.ops.units import Unit, compose, is_getitem
+from autopar.ops.units import Unit, compose, is_getitem, rule_of
 from autopar.torch_private import coordinates, pytree
 
 TOLERANCE = 1e-9
@@ -179,9 +179,11 @@ def counterexample(unit: Unit, strategy: Strategy, sizes: tuple[int, ...], whole
     shapes = tuple(tuple(x.shape) for x in whole.operands)
     cuts = ", ".join(f"{f or 'nothing'} on axis {axis} of {sizes[axis]}" for axis, f in enumerate(strategy.factors))
     what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    rows = [f"  rule     {row}" for node in unit.nodes if not is_getitem(node) and (row := rule_of(node).text)]
     lines = [
         f"{ops} is not what its rule says. {what}",
         f"  cut      {cuts}",
+        *rows,
         *(
             f"  operand  {i}: {list(s)} as {p}, gradient as {p.gradient()}"
             for i, (s, p) in enumerate(zip(shapes, strategy.operands, strict=True))
@@ -191,6 +193,10 @@ def counterexample(unit: Unit, strategy: Strategy, sizes: tuple[int, ...], whole
             for i, (r, p) in enumerate(zip(whole.results, strategy.results, strict=True))
         ),
     ]
+    if culprits := [f for f in dict.fromkeys(strategy.factors) if f is not None]:
+        names = " and ".join(culprits)
+        mend = f"mark it whole ({culprits[0]}!), or say in `sharded` what is to run where it is cut"
+        lines.append(f"  {names} cannot be cut like this: {mend}")
     place = {"op": ops, "shapes": shapes, "mesh": sizes, "factors": strategy.factors}
     return RuleError("\n".join(lines), **place, operands=operands, results=results)  # type: ignore[arg-type]
 

@@ -91,7 +91,7 @@ def op_rule(
     def register(given: Any) -> Any:
         rule = row(text, kind, sharded or {}, given)
         if isinstance(given, type) and issubclass(given, nn.Module):
-            register_class(given, rule, said)
+            opaque.CLASSES[given] = class_with(given, rule, said)
             return given
         op = overload_of(given)
         if op is not None:
@@ -188,7 +188,8 @@ def has_no_data(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_meta or is_fake(value) or getattr(type(value), "without_data", False))
 
 
-def register_class(kind: type[nn.Module], rule: OpRule, said: Said) -> None:
+def class_with(kind: type[nn.Module], rule: OpRule, said: Said) -> opaque.Opaque:
+    """A module class and its row; its ops are made when it is known how many tensors an instance has."""
     what = name_of(kind)
     forward = annotated(functools.partial(kind.forward, None), what)
     signature = inspect.signature(functools.partial(kind.forward, None))
@@ -212,7 +213,7 @@ def register_class(kind: type[nn.Module], rule: OpRule, said: Said) -> None:
             )
         return tuple(bound.arguments[name] for name in arguments)
 
-    opaque.CLASSES[kind] = opaque.Opaque(kind=kind, state=said.params, op=op, bind=bind, rule=rule)
+    return opaque.Opaque(kind=kind, state=said.params, op=op, bind=bind, rule=rule)
 
 
 def require_operands(rule: OpRule, count: int, what: str) -> None:

@@ -35,7 +35,8 @@ def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> AutoparErro
     """The error to raise in the place of what `torch.export` raised, a TraceError if it is not one of ours; `answers` say where
     symbols in it are from."""
     if isinstance(error, RuleError):
-        return RuleError(f"{error}{_place(error)}")
+        place = _place(error)
+        return RuleError(f"{error}{f' at {place}' if place else ''}")
     if isinstance(error, AutoparError):
         return error
     text = str(error)
