@@ -21,7 +21,7 @@ from autopar.solver.choices import Choices, choices, places
 from autopar.solver.problem import Problem, Strategy
 from autopar.solver.restriction import Restriction
 from autopar.solver.roles import BATCH, TENSOR_KINDS
-from autopar.solver.selection import Key, Modules, Picked, pick_state, pick_units
+from autopar.solver.selection import Key, Modules, Picked, kept_whole, pick_state, pick_units
 from autopar.solver.space import narrow
 
 
@@ -153,7 +153,7 @@ class Translation:
             raise ConstraintError(f"{wish} cannot hold: {self.places(picked.groups[0], said)}")
 
     def choices(self, keys: Sequence[Key], said: Statement) -> str:
-        return choices(self.units, keys, said, self.named(said))
+        return choices(self.units, keys, said, self.named(said)) + kept_whole(self.modules, self.units, keys)
 
     def places(self, group: str, said: Statement) -> str:
         shape = [int(n) for n in self.program.state[group].spec.shape]

@@ -14,6 +14,7 @@ from autopar.ir.constraints import Rule, suggest
 from autopar.ir.program import Program
 from autopar.ops.units import Unit, is_getitem
 from autopar.profiler.model_cost import Measured
+from autopar.solver.problem import Unit as Choice
 
 Key = tuple[str, str]
 """(region, unit)."""
@@ -95,6 +96,17 @@ def pick_units(modules: Modules, rule: Rule) -> Picked:
     if not counts:
         raise ConstraintError(f"{rule} matches nothing: {_missing(modules, rule)}")
     return Picked(keys=tuple(counts), notes=tuple(_shared(rule, {region: c for (region, _), c in counts.items()})))
+
+
+def kept_whole(modules: Modules, choices: Mapping[Key, Choice], keys: Sequence[Key]) -> str:
+    """Where no strategy cuts any of these units: which op is to blame, where it is, and what helps; else ""."""
+    if any(any(s.factors) for key in keys for s in choices[key].strategies):
+        return ""
+    region, name = keys[0]
+    node = next(ops(modules.units[region, name]))
+    path = joined(modules.calls(region)[0], node) or node.name
+    place = f"{path} ({node.meta['source']})" if node.meta.get("source") else path
+    return f". {node.target} at {place} is whole on every device, no rule cuts it: give it one with @autopar.op_rule"
 
 
 def _shared(rule: Rule, counts: Mapping[str, tuple[int, int]]) -> Iterator[str]:

@@ -52,7 +52,7 @@ def explain(
     """The rule of an op, its strategies on a mesh, and the conversions that lead to its operands and from its results.
 
     `op`: a name such as "aten.linear", an overload, or a function or op of yours; without one, all rows by family. Dims are
-    shown on a typical call, or on the one that is given (`args`, `kwargs`; tensors may be on the meta device). Raises InputError
+    shown on a typical call, or on the one that is given (`args`, `kwargs`; meta tensors will do). Raises InputError
     for an unknown name, and for an op of which no typical call is known.
 
     >>> print(explain("aten.mm", "2").text.splitlines()[0])
