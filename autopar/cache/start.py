@@ -30,10 +30,10 @@ from autopar.cache.tables import NotStorable
 from autopar.cache.values import Unclear
 from autopar.ir.assumed import ASSUMED
 from autopar.ir.autocast import autocast_dtypes
+from autopar.ir.opaque import opaque_of
 from autopar.ir.precision import Precision, PrecisionLike
 from autopar.ir.program import Program
 from autopar.ops.joint import Joint, TensorLike, trace_joint
-from autopar.ops.tables import user_rules
 from autopar.planning.key import code, versions
 from autopar.torch_private import active_modes, global_module_hooks
 
@@ -88,6 +88,8 @@ def start_key(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], precision: PrecisionLike | None
 ) -> tuple[str, Classes]:
     """A hex digest of the model, its inputs and the state of torch; and the classes of all objects. Raises Unclear."""
+    if ruled := [opaque.kind.__name__ for opaque in map(opaque_of, model.modules()) if opaque is not None]:
+        raise Unclear(f"{ruled[0]} has a rule, and is not looked into")
     classes = Classes()
     asked = None if precision is None else str(Precision.of(precision))
     parts = [surroundings(), asked, classes.digest((model, args, dict(kwargs)))]
@@ -112,7 +114,6 @@ def surroundings() -> dict[str, Any]:
         "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith(PREFIXES)},
         "optimized": sys.flags.optimize,
         "assumed": [repr(said) for said in ASSUMED],
-        "rules": user_rules(),
     }
 
 

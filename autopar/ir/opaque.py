@@ -33,7 +33,6 @@ class Opaque:
     state: tuple[str, ...] | None
     op: Callable[[tuple[str, ...]], Any]
     bind: Callable[..., tuple[Any, ...]]
-    rule: object
 
 
 CLASSES: dict[type, Opaque] = {}

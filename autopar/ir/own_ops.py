@@ -66,8 +66,9 @@ def free_name(name: str) -> str:
     return found
 
 
-def annotated(function: Callable[..., Any], what: str) -> dict[str, inspect.Parameter]:
-    """The parameters of a function, all with types: of the default where nothing is written, else a tensor.
+def annotated(function: Callable[..., Any], what: str, *, method: bool = False) -> dict[str, inspect.Parameter]:
+    """The parameters of a function, or of a method without `self`, all with types: where nothing is written, of the default
+    if there is one, else a tensor.
 
     Raises RuleError for what no op can take: a list of tensors, any number of arguments.
     """
@@ -76,7 +77,7 @@ def annotated(function: Callable[..., Any], what: str) -> dict[str, inspect.Para
     except Exception:  # names that exist only for type checkers
         hints = {}
     found = {}
-    for name, given in inspect.signature(function).parameters.items():
+    for name, given in list(inspect.signature(function).parameters.items())[method:]:
         if given.kind in (given.VAR_KEYWORD, given.VAR_POSITIONAL):
             if given.kind is given.VAR_POSITIONAL:
                 raise RuleError(f"{what} takes any number of arguments (*{name}): give each one a name")

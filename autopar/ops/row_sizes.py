@@ -16,25 +16,24 @@ from autopar.ops.rule import malformed, name_dims, parse, sizes_of
 
 def product_flops(text: str, shapes: Sequence[Sequence[Size] | None]) -> Any:
     """Of the operands multiplied one after the other, as in an einsum; a factor is summed over as soon as no later operand
-    and no result has it.
+    and no result has it. Costs are products of sizes: the products of most factors count, all like the first of them.
 
-    >>> product_flops("b k, n k, m n -> b m", [(2, 3), (5, 3), (7, 5)]) == 2 * (2 * 3 * 5) + 2 * (2 * 5 * 7)
+    >>> product_flops("b k, n k, m n -> b m", [(2, 3), (5, 3), (3, 5)]) == 2 * (2 * 3 * 5) + 2 * (2 * 5 * 3)
     True
     """
-    sizes = factor_sizes(text, shapes)
     operands, results, _ = parse(text)
-
-    def factors(words: tuple[str, ...]) -> set[Factor]:
-        numbered = {word[:-1] for word in words if word.endswith("*")}
-        return {name for name in sizes if name in words or name.rstrip("0123456789") in numbered}
-
-    there = [factors(words) for words, shape in zip(operands, shapes, strict=False) if shape is not None]
-    total: Any = 0
-    left = there[0] if there else set()
+    there = [set(words) - {"1"} for words, shape in zip(operands, shapes, strict=False) if shape is not None]
+    left, products = there[0] if there else set(), []
     for i, operand in enumerate(there[1:], 1):
-        total = total + 2 * math.prod(sizes[name] for name in sorted(left | operand))  # type: ignore[misc]
-        left = (left | operand) & set().union(*there[i + 1 :], *map(factors, results))
-    return total
+        products.append(left | operand)
+        left = (left | operand) & set().union(*there[i + 1 :], *results)
+    most = max(map(len, products), default=0)
+    largest = [factors for factors in products if len(factors) == most]
+    if not largest:
+        return 0
+    sizes = factor_sizes(text, shapes)
+    bases = {word.rstrip("*") if word.endswith("*") else word for word in largest[0]}
+    return 2 * len(largest) * math.prod(n for name, n in sizes.items() if name in bases or name.rstrip("0123456789") in bases)
 
 
 def factor_sizes(text: str, shapes: Sequence[Sequence[Size] | None]) -> dict[Factor, Size]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from autopar.ir.opaque import CLASSES
 from autopar.ops import fits
 from autopar.ops.families import (
     creation,
@@ -56,16 +55,6 @@ USER_RULES: dict[Target, OpRule] = {}
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 """What users gave for factors of their rules, by the names in the `sharded` column: functions of local tensors."""
-
-
-def user_rules() -> list[str]:
-    """The rules that users gave, as text that is another one when a row or the code behind it is.
-
-    Ops of classes are made when a model is traced; their rows are said by the classes, which are there from the start.
-    """
-    classes = [f"{kind.__module__}.{kind.__qualname__}: {opaque.rule} {opaque.state}" for kind, opaque in CLASSES.items()]
-    of_classes = {id(opaque.rule) for opaque in CLASSES.values()}
-    return sorted([*(f"{t}: {rule}" for t, rule in USER_RULES.items() if id(rule) not in of_classes), *classes])
 
 
 def rule_for(target: Target) -> OpRule | None:

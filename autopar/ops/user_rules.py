@@ -29,7 +29,6 @@ from autopar.ops.rule import OpRule, parse
 from autopar.torch_private import OpOverload, OpOverloadPacket, graph_if_traced, is_fake
 
 T = TypeVar("T")
-Asked = Callable[..., Any] | None
 Sharded = Mapping[Factor, str | Callable[..., Any]]
 KINDS = ("matmul", "attention", "norm", "embedding", "loss", "reduction", "view", "pointwise", "whole")
 PRODUCTS = ("matmul", "attention")
@@ -43,17 +42,13 @@ POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 class Said:
     """What `op_rule` is told beside the row."""
 
-    shape: Asked = None
-    flops: Asked = None
+    shape: Callable[..., Any] | None = None
     params: tuple[str, ...] | None = None
 
     def without_key(self) -> Said:
         """For the op of a class, whose first argument, the key of an instance, is not for users."""
-
-        def rest(function: Asked) -> Asked:
-            return function and (lambda _, *given: function(*given))
-
-        return replace(self, shape=rest(self.shape), flops=rest(self.flops))
+        shape = self.shape
+        return self if shape is None else replace(self, shape=lambda _, *given: shape(*given))
 
 
 def op_rule(
@@ -63,15 +58,13 @@ def op_rule(
     sharded: Sharded | None = None,
     shape: Callable[..., Any] | None = None,
     params: Sequence[str] | None = None,
-    flops: Callable[..., Any] | None = None,
 ) -> Callable[[T], T]:
     """Decorator: give an op, a function of tensors or a module class a row of the rule table (docs/rules.md).
 
     An op is what `torch.library.custom_op` returns, or an OpOverload; the row replaces the one that it had. A function or a
     class is not traced into: it may contain anything, is one op of a plan, and its backward is autograd's, of the code run
     again. Operands are its tensors in the order of its arguments, then, of a class, parameters and buffers: all in torch's
-    order, or as named in `params`. `shape` gives the shapes of results from the arguments where the row does not tell them,
-    `flops` what forward computes from the arguments' shapes; without it, a matmul's operands are multiplied one by one.
+    order, or as named in `params`. `shape` gives the shapes of results from the arguments where the row does not tell them.
 
     `kind` groups the op with others for composing and for the known plans. `sharded` says, per factor, what runs where it is
     cut: a function `f(*local arguments, axes=[(group name, size), ...], coordinates=[...])`, or the name of an implementation
@@ -84,7 +77,7 @@ def op_rule(
     't k, k n -> t n'
     """
     parse(text)
-    said = Said(shape=shape, flops=flops, params=None if params is None else tuple(params))
+    said = Said(shape=shape, params=None if params is None else tuple(params))
     if kind not in KINDS:
         raise RuleError(f"kind {kind!r} of rule {text!r} is none of {', '.join(KINDS)}")
 
@@ -132,10 +125,15 @@ def row(text: str, kind: str, sharded: Sharded, given: Any) -> OpRule:
                 )
             names[factor] = implementation
         else:
-            names[factor] = f"{name_of(given)}.{factor}.{len(tables.IMPLEMENTATIONS)}"
+            names[factor] = free_implementation(f"{name_of(given)}.{factor}")
             tables.IMPLEMENTATIONS[names[factor]] = of_instance(implementation) if isinstance(given, type) else implementation
     code = [c for c in (given, *sharded.values()) if not isinstance(c, str)]
     return OpRule(kind=kind, text=text, sharded=names, version=version_of(code))
+
+
+def free_implementation(name: str) -> str:
+    count = sum(known.rpartition("#")[0] == name for known in tables.IMPLEMENTATIONS)
+    return f"{name}#{count}"
 
 
 def of_instance(implementation: Callable[..., Any]) -> Callable[..., Any]:
@@ -176,12 +174,18 @@ def own_function(function: Callable[..., Any], rule: OpRule, said: Said) -> Call
     def call(*args: Any, **kwargs: Any) -> Any:
         if not any(map(has_no_data, (*args, *kwargs.values()))) and graph_if_traced() is None:
             return function(*args, **kwargs)
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return op(*(bound.arguments[name] for name in parameters))
+        return op(*in_order(what, signature.bind(*args, **kwargs), parameters))
 
     OPS[call] = op
     return call
+
+
+def in_order(what: str, bound: inspect.BoundArguments, parameters: Mapping[str, inspect.Parameter]) -> tuple[Any, ...]:
+    """All arguments, defaults included; raises RuleError for those that have no name in the signature."""
+    bound.apply_defaults()
+    if extra := [value for name, value in bound.arguments.items() if name not in parameters and value]:
+        raise RuleError(f"{what} is called with {extra[0]!r}, which it gives no name: an op takes named arguments only")
+    return tuple(bound.arguments[name] for name in parameters)
 
 
 def has_no_data(value: Any) -> bool:
@@ -191,7 +195,7 @@ def has_no_data(value: Any) -> bool:
 def class_with(kind: type[nn.Module], rule: OpRule, said: Said) -> opaque.Opaque:
     """A module class and its row; its ops are made when it is known how many tensors an instance has."""
     what = name_of(kind)
-    forward = annotated(functools.partial(kind.forward, None), what)
+    forward = annotated(kind.forward, what, method=True)
     signature = inspect.signature(functools.partial(kind.forward, None))
     arguments = tuple(forward)
 
@@ -205,15 +209,9 @@ def class_with(kind: type[nn.Module], rule: OpRule, said: Said) -> opaque.Opaque
         return own_op(what, code, rule, parameters, said.without_key())
 
     def bind(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        if extra := [n for n, v in bound.arguments.items() if n not in forward and v]:
-            raise RuleError(
-                f"{what} is called with {extra[0]!r}, which its forward does not name: an op takes named arguments only"
-            )
-        return tuple(bound.arguments[name] for name in arguments)
+        return in_order(what, signature.bind(*args, **kwargs), forward)
 
-    return opaque.Opaque(kind=kind, state=said.params, op=op, bind=bind, rule=rule)
+    return opaque.Opaque(kind=kind, state=said.params, op=op, bind=bind)
 
 
 def require_operands(rule: OpRule, count: int, what: str) -> None:
@@ -238,17 +236,15 @@ def own_op(
     fake = functools.partial(empty_results, rule.text, tensors, said.shape)
     overload: OpOverload = define(what, code, parameters, len(parse(rule.text)[1]), fake)._opoverload
     tables.USER_RULES[overload] = rule
-    if rule.kind in PRODUCTS or said.flops is not None:
-        count_flops(overload, rule.text, tensors, said.flops)
+    if rule.kind in PRODUCTS:
+        count_flops(overload, rule.text, tensors)
     return overload
 
 
-def count_flops(op: OpOverload, text: str, tensors: Sequence[int], flops: Callable[..., Any] | None) -> None:
+def count_flops(op: OpOverload, text: str, tensors: Sequence[int]) -> None:
     """Tell torch, which has a table of formulas; backward is three times forward: run again, and two products for each."""
 
     def forward(*given: Any, out_shape: Any = None) -> Any:
-        if flops is not None:
-            return flops(*given)
         return product_flops(text, [given[i] if i < len(given) else None for i in tensors])
 
     def backward(gradients: Any, wanted: Any, *given: Any, out_shape: Any = None) -> Any:

@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Program
-from autopar.ops.tables import user_rules
+from autopar.ops.tables import USER_RULES
 from autopar.planning.planner import Planner
 
 NOT_PLANNED = ("val", "source", "stack_trace", "nn_module_stack")
@@ -38,9 +38,15 @@ def key_of(planner: Planner, mesh: MeshSpec, budget_bytes: int | None) -> str:
         "budget": budget_bytes,
         "micro_batches": planner.micro_batches,
         "aims": repr(planner.aims),
-        "rules": user_rules(),
+        "rules": sorted(rules_of_users(planner.program)),
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def rules_of_users(program: Program) -> set[str]:
+    """Those of its ops, as text that is another one when a row or the code behind it is."""
+    targets = {node.target for region in program.regions.values() for node in region.graph.nodes}
+    return {f"{target}: {USER_RULES[target]}" for target in targets if target in USER_RULES}
 
 
 def versions() -> dict[str, str | None]:

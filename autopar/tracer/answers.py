@@ -28,7 +28,7 @@ from autopar.tracer.constants import Constants
 from autopar.tracer.traced import node_if_traced
 
 TORCH = str(Path(torch.__file__).parent)
-OURS = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "cache"))
+OURS = tuple(str(Path(__file__).parents[1] / part) for part in ("tracer", "cache", "ops", "ir"))
 ASKED = "autopar_asked"
 
 KINDS: dict[Any, Callable[[Any], Any]] = {

@@ -28,7 +28,7 @@ DATA_FIXES = (
     "branches, a mask instead of an index of unknown length, a plain Python number instead of a tensor. For code that you "
     "cannot edit: "
 )
-WHOLE = "`autopar.op_rule` on its function or module, which is then kept whole (docs/errors.md)"
+WHOLE = "`@autopar.op_rule` on its function, or on the class of its module, which is then not traced into (docs/rules.md)"
 
 
 def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> AutoparError:
