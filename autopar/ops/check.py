@@ -156,7 +156,7 @@ def proved(call: Call, meshes: Sequence[Mesh], shapes: int) -> RuleReport:
     for mesh in meshes:
         done += run_all(unit, operands, mesh)
         for trial in range(shapes):
-            other = rescaled(call, unit, signature, math.prod(mesh), random.Random(trial))
+            other = rescaled(call, unit, signature, math.prod(mesh), trial)
             try:
                 larger = unit_of([other])
             except Exception as error:
@@ -223,13 +223,15 @@ def row_text(unit: Unit) -> str:
     return rule.text or f"by shapes and attributes ({getattr(rule.fit, '__name__', 'fit')})"
 
 
-def rescaled(call: Call, unit: Unit, signature: Signature, devices: int, dice: random.Random) -> Call:
-    """The call on tensors of other sizes: each factor that may be cut is made larger, most so that the devices divide it."""
+def rescaled(call: Call, unit: Unit, signature: Signature, devices: int, trial: int) -> Call:
+    """The call on tensors of other sizes: each factor that may be cut is made larger, in the first trial so that the devices
+    divide all of them, later most."""
+    dice = random.Random(trial)
     sizes = {f: int(n) for f, n in signature.sizes.items()}
     for factor, size in sizes.items():
         if WHOLE not in signature.marks[factor]:
             even = size * devices // math.gcd(size, devices)
-            sizes[factor] = dice.choice([even, even, 2 * even, size])
+            sizes[factor] = dice.choice([even, even, 2 * even, size]) if trial else even
     wanted = {
         id(node.meta["val"]): [
             math.prod(sizes[f] for f in dim) if dim else n for dim, n in zip(dims, shapes_of(node)[0], strict=True)

@@ -53,7 +53,7 @@ def explain(
 
     `op`: a name such as "aten.linear", an overload, or a function or op of yours; without one, all rows by family. Dims are
     shown on a typical call, or on the one that is given (`args`, `kwargs`; meta tensors will do). Raises InputError
-    for an unknown name, and for an op of which no typical call is known.
+    for an unknown name, and for a call that the op does not take.
 
     >>> print(explain("aten.mm", "2").text.splitlines()[0])
     aten.mm.default, matmul
@@ -66,8 +66,11 @@ def explain(
         return Explanation(
             f"{target} has no rule: every device computes all of it. Give it one with @autopar.op_rule (docs/rules.md)"
         )
-    given, named = typical(target) if args is None else (args, dict(kwargs or {}))
-    unit = unit_on(target, given, named)
+    found = typical(target) if args is None else (args, dict(kwargs or {}))
+    if found is None:
+        ask = "no typical call of it is known: give one, as explain(op, args=(tensor, ...)), to see its strategies"
+        return Explanation(f"{target}, {rule.kind}\n  {rule.text or 'dims follow from shapes and attributes'}; {ask}")
+    unit = unit_on(target, *found)
     parts = [heading(target, rule, unit), factors_table(unit), strategies_table(unit, spec), conversions_table(unit, spec)]
     return Explanation("\n\n".join(parts))
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autopar.errors import InputError
 from autopar.ops import tables
 from autopar.ops.rule import parse
 from autopar.torch_private import OpOverload
@@ -69,15 +68,15 @@ VALUES: Mapping[str, Any] = {
 INTEGERS = ("indices", "ids", "index", "target")
 
 
-def typical(op: OpOverload) -> Arguments:
-    """Raises InputError where none are known: then the caller has to give them."""
+def typical(op: OpOverload) -> Arguments | None:
+    """None where none are known."""
     for args, kwargs in candidates(op):
         try:
             op(*args, **kwargs)
         except Exception:  # not a call of this op: the next
             continue
         return args, kwargs
-    raise InputError(f"autopar knows no typical call of {op}: give one, as explain(op, args=(tensor, ...), kwargs={{...}})")
+    return None
 
 
 def candidates(op: OpOverload) -> Iterator[Arguments]:
