@@ -25,7 +25,7 @@ def op_named(given: Any) -> OpOverload:
         if len(words) in (2, 3) and (packet := packet_at(words)) is not None:
             if len(words) == 2:
                 return with_row(packet)
-            if words[2] in packet.overloads():
+            if words[2] in packet.overloads():  # type: ignore[no-untyped-call]
                 return getattr(packet, words[2])  # type: ignore[no-any-return]
     raise InputError(f"there is no op {given!r}{closest(given)}")
 
@@ -40,7 +40,7 @@ def packet_at(words: list[str]) -> OpOverloadPacket | None:
 
 
 def with_row(packet: OpOverloadPacket) -> OpOverload:
-    overloads = [getattr(packet, name) for name in packet.overloads()]
+    overloads = [getattr(packet, name) for name in packet.overloads()]  # type: ignore[no-untyped-call]
     rows = [op for op in overloads if op in tables.USER_RULES or op in tables.TABLE]
     named = [op for op in overloads if op._overloadname in ("default", "Tensor")]
     return next(iter([*rows, *named, *overloads]))

@@ -143,7 +143,8 @@ def local_graph(unit: Unit, strategy: Strategy, mesh: MeshSpec) -> fx.Graph:
 
 
 def run_graph(graph: fx.Graph, given: Sequence[Any]) -> tuple[Tensor, ...]:
-    inputs, done = iter(given), {}
+    inputs = iter(given)
+    done: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), done.__getitem__)
         if node.op == "output":
@@ -221,14 +222,14 @@ def prove_apart(unit: Unit, strategy: Strategy, sizes: tuple[int, ...], whole: W
         mine = [of[rank].requires_grad_(g is not None) for of, g in zip(pieces, whole.gradients, strict=True)]
         outputs = run_graph(graph, [*mine, *map(torch.tensor, place), *keys])
         runs.append((outputs, gradients(outputs, [of[rank] for of in upstream], mine)))
-    outputs = [
+    results = [
         join([run[0][i].detach() for run in runs], p, sizes, tolerance=TOLERANCE) for i, p in enumerate(strategy.results)
     ]
     grads = [
         None if g is None else join([run[1][i] for run in runs], p.gradient(), sizes, tolerance=TOLERANCE)  # type: ignore[misc]
         for i, (g, p) in enumerate(zip(whole.gradients, strategy.operands, strict=True))
     ]
-    compare(outputs, grads, whole)
+    compare(results, grads, whole)
 
 
 def prove_together(unit: Unit, strategy: Strategy, sizes: tuple[int, ...], whole: Whole) -> None:
@@ -240,12 +241,12 @@ def prove_together(unit: Unit, strategy: Strategy, sizes: tuple[int, ...], whole
         upstream = [distribute(c, p.gradient(), sizes, 9) for c, p in zip(whole.cotangents, strategy.results, strict=True)]
         outputs = run_graph(local_graph(unit, strategy, mesh), [*pieces, *coordinates(devices), *serial_keys(unit)])
         found = gradients(outputs, upstream, pieces)
-        outputs = [collect(o, p, sizes, tolerance=TOLERANCE) for o, p in zip(outputs, strategy.results, strict=True)]
+        results = [collect(o, p, sizes, tolerance=TOLERANCE) for o, p in zip(outputs, strategy.results, strict=True)]
         grads = [
             None if g is None else collect(g, p.gradient(), sizes, tolerance=TOLERANCE)
             for g, p in zip(found, strategy.operands, strict=True)
         ]
-    compare(outputs, grads, whole)
+    compare(results, grads, whole)
 
 
 def compare(outputs: Sequence[Tensor], grads: Sequence[Tensor | None], whole: Whole) -> None:

@@ -103,7 +103,7 @@ def overload_of(given: Any) -> OpOverload | None:
         return OPS.get(given)
     found = getattr(given, "_opoverload", given)
     if isinstance(found, OpOverloadPacket):
-        found = getattr(found, found.overloads()[0])
+        found = getattr(found, found.overloads()[0])  # type: ignore[no-untyped-call]
     return found if isinstance(found, OpOverload) else None
 
 
