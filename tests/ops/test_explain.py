@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import autopar
+from autopar.cli import app
 from autopar.errors import InputError
 from autopar.ops.names import known_names
 from tests.own_rules import routed
@@ -89,3 +91,13 @@ def test_it_is_there_after_import_and_loads_torch_only_then() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         autopar.ops.nothing  # noqa: B018
+
+
+def test_the_command_shows_one_or_all() -> None:
+    one = CliRunner().invoke(app, ["rules", "aten.linear", "--mesh", "2"])
+    assert one.exit_code == 0
+    assert lines(one.output)[0] == "aten.linear.default, matmul"
+    assert "aten.linear.default" in CliRunner().invoke(app, ["rules"]).output
+    unknown = CliRunner().invoke(app, ["rules", "linaer"])
+    assert unknown.exit_code == 2
+    assert "Did you mean aten.linear" in unknown.output
