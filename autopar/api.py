@@ -45,6 +45,7 @@ from autopar.runtime.replan import Programs
 from autopar.tracer import trace
 from autopar.tracer.capture import check_signature
 from autopar.tracer.dynamic import Dynamic
+from autopar.tracer.opaque import with_ops
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -396,7 +397,7 @@ def profile(
     kwargs = dict(kwargs or {})
     check_signature(model, args, kwargs)
     return profile_model(
-        model,
+        with_ops(model),
         args,
         kwargs,
         Dynamic(dynamic or {}).marks(model, args, kwargs),

@@ -34,6 +34,15 @@ def test_custom_op_is_cut_and_equal_to_one_device() -> None:
 
 
 @pytest.mark.slow
+def test_code_with_rules_is_proved_cut_and_equal_to_one_device() -> None:
+    out = run("examples/own_rule.py")
+    assert "autopar_user.grouped.default is what its rule says" in out
+    assert re.search(r"without its own implementation:\n.* is not what its rule says\. result 0 has", out), out
+    assert re.search(r"grouped +matmul +cut over \{'node': '\w+', 'gpu': 'e'\}", out), out
+    assert "equal to one device: True" in out
+
+
+@pytest.mark.slow
 def test_plan_offline_saves_a_plan_within_its_budget(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     out = run("examples/plan_offline.py", "--memory", "4GiB", "--out", str(path))

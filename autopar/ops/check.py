@@ -10,7 +10,7 @@ import math
 import random
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,7 @@ def check_rule(
     >>> print(check_rule("aten.mm", torch.randn(4, 6), torch.randn(6, 2)).cut)
     ('m', 'k', 'n')
     """
-    with rules_as_before():
+    with nullcontext() if rule is None else rules_as_before():
         call = call_of(op, args, dict(kwargs or {}), rule, sharded or {}, params)
         if tables.rule_for(call.target) is None:
             raise InputError(f"{call.target} has no rule to check: give it one with @autopar.op_rule, or rule=")
@@ -107,7 +107,7 @@ def check_rule(
 
 @contextmanager
 def rules_as_before() -> Iterator[None]:
-    """What is registered inside it is forgotten."""
+    """A row that is only tried is forgotten afterwards."""
     before = dict(tables.USER_RULES)
     try:
         yield
