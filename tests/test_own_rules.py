@@ -41,22 +41,22 @@ def test_own_implementation_runs_where_its_factor_is_cut(mesh: str) -> None:
 
 
 def test_a_plan_that_cannot_cut_an_op_names_op_and_node() -> None:
-    class Sorts(torch.nn.Module):
+    class Net(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = torch.nn.Linear(8, 8)
-            self.sorter = Sorter()
+            self.normed = Normed()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.sorter(self.linear(x)).square().mean()  # type: ignore[no-any-return]
+            return self.normed(self.linear(x)).square().mean()  # type: ignore[no-any-return]
 
-    class Sorter(torch.nn.Module):
+    class Normed(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cummax(x, 1).values
+            return torch.renorm(x, 2, 1, 1.0)
 
-    pinned = autopar.Constraints(pins=["sorter: batch=gpu"])
-    with pytest.raises(ConstraintError, match=r"aten\.cummax\.default at sorter \(test_own_rules\.py:\d+\).*@autopar\.op_rule"):
-        autopar.plan(Sorts(), "2", (torch.randn(4, 8),), hardware=toy_hardware(), constraints=pinned)
+    pinned = autopar.Constraints(pins=["normed: batch=gpu"])
+    with pytest.raises(ConstraintError, match=r"aten\.renorm\.default at normed \(test_own_rules\.py:\d+\).*@autopar\.op_rule"):
+        autopar.plan(Net(), "2", (torch.randn(4, 8),), hardware=toy_hardware(), constraints=pinned)
 
 
 def test_a_row_that_does_not_fit_a_call_names_factor_op_and_node() -> None:

@@ -112,6 +112,8 @@ def call(op: OpOverload, shapes: tuple[tuple[int, ...], ...]) -> Arguments:
         if kind == "List[Tensor]":
             args.append([tensor_for(argument.name, shape) for shape in left])
             left = []
+        elif kind == "List[Optional[Tensor]]":
+            args.append([tensor_for(argument.name, left.pop(0))] if left else [])
         elif "Tensor" in kind:
             args.append(tensor_for(argument.name, left.pop(0)) if left else None)
         elif argument.has_default_value():

@@ -125,8 +125,8 @@ def test_shapes_that_do_not_fit_are_said_before_anything_runs() -> None:
 
 
 def test_what_has_no_rule() -> None:
-    with pytest.raises(InputError, match=r"aten\.cummax\.default has no rule to check"):
-        autopar.check_rule("aten.cummax.default", x(4, 6), 1)
+    with pytest.raises(InputError, match=r"aten\.renorm\.default has no rule to check"):
+        autopar.check_rule("aten.renorm.default", x(4, 6), 2, 1, 1.0)
     with pytest.raises(InputError, match=r"Linear has no rule to check"):
         autopar.check_rule(nn.Linear(6, 2), x(4, 6))
     with pytest.raises(InputError, match=r"there is no op 'aten\.linaer'\. Did you mean aten\.linear"):
