@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 import autopar
+from autopar.verification import Report
 from tests.hardware_toy import toy_hardware
 from tests.planned import GAP, TIME_LIMIT_S
 from tests.zoo_parts import Net, UNet
@@ -67,7 +68,7 @@ TOGETHER = ("op=*batch_norm*: batch=*",)
 """Batch norms cut over the batch, which takes the statistics of all devices: the cheapest plans cut channels."""
 
 
-def verified(name: str, mesh: str, pins: tuple[str, ...]) -> autopar.Report:
+def verified(name: str, mesh: str, pins: tuple[str, ...]) -> Report:
     body, shape = MODELS[name]
     torch.manual_seed(0)
     model, x = Net(body()), torch.randn(BATCH, *shape)
