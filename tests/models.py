@@ -110,6 +110,23 @@ def mlp(*, dtype: torch.dtype = torch.float32, layers: int = 2, device: str = "c
     return _build(lambda: MLP(layers, HIDDEN), dtype, device), {"x": x, "y": y}
 
 
+class ConvNet(nn.Module):
+    """Convolutions (also in groups), batch norm, softmax over channels, and a mean over space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.grouped, self.last = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.grouped(self.norm(self.first(x)).relu()).softmax(1)
+        return nn.functional.adaptive_avg_pool2d(self.last(x), 1).square().sum()
+
+
+def convnet(*, dtype: torch.dtype = torch.float32, device: str = "cpu", batch: int = BATCH) -> Built:
+    return _build(ConvNet, dtype, device), {"x": torch.zeros(batch, 4, 8, 8, dtype=dtype, device=device)}
+
+
 MODELS: dict[str, Callable[..., Built]] = {"gpt2": gpt2, "llama": llama, "bert": bert, "vit": vit, "mlp": mlp}
 
 

@@ -65,7 +65,7 @@ def figures(kernels: Iterable[NodeCost], at: Mapping[str, int], local: Mapping[s
     return Counter(f for f in found if f[0] or len(f[1]) != 2 or 1 not in local.values())
 
 
-CASES = [("gpt2", "2x2", 3)] + [
+CASES = [("gpt2", "2x2", 3), ("convnet", "2x2", 12)] + [
     pytest.param(model, mesh, None, marks=pytest.mark.slow)
     for model, mesh in (("gpt2", "2x4"), ("llama", "2x4"), ("bert", "2x2"), ("vit", "8"))
 ]
