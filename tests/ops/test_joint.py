@@ -128,3 +128,21 @@ def test_forward_ops_know_their_origin_and_values_their_node() -> None:
     assert not any(n.meta["val"].requires_grad for n in (*joint.inputs, *joint.forward, *joint.backward))
     assert len(joint.backward) > 3
     assert not set(joint.backward) & set(joint.origin)
+
+
+def test_writes_into_views_are_not_lost() -> None:
+    """The backward of a half-sided transform doubles a slice of what it made, that of its inverse writes into zeros."""
+    given = [like(4, 8, dtype=torch.float64), like(4, 8, dtype=torch.float64, grad=False)]
+    calls: list[Call] = [
+        (aten._fft_r2c.default, ("%0", [1], 0, True)),
+        (aten._fft_r2c.default, ("%1", [1], 0, True)),
+        (aten.mul.Tensor, ("%2", "%3")),
+        (aten._fft_c2r.default, ("%4", [1], 2, 8)),
+    ]
+    joint = trace_joint(local_graph(given, calls, [5]), given, [True])
+    x, y, upstream = torch.randn(3, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind(0)
+    (output,), (found, _) = fx.GraphModule(torch.nn.Module(), joint.graph)(x, y, upstream)
+    x.requires_grad_()
+    wanted = torch.fft.irfft(torch.fft.rfft(x) * torch.fft.rfft(y))
+    torch.testing.assert_close(output, wanted)
+    torch.testing.assert_close(found, torch.autograd.grad(wanted, x, upstream)[0])

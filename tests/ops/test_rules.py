@@ -18,7 +18,7 @@ from autopar.ops import fits, tables
 from autopar.ops.factors import Dims
 from autopar.ops.rule import OpRule
 from autopar.ops.strategies import strategies
-from autopar.ops.units import fitted, rule_of
+from autopar.ops.units import compose, fitted, rule_of
 from tests.ops.examples import EXAMPLES, POINTWISE
 from tests.ops.pick import Pick
 from tests.ops.proofs import Call, WrongRule, prove, unit_of
@@ -122,6 +122,21 @@ def test_attributes_that_tie_dims_keep_them_whole() -> None:
     assert counted.shardable == ("h",)
     shifted = unit_of([Call(aten.constant_pad_nd.default, (x(4, 6), [1, -1]))])[0]
     assert shifted.shardable == ("d0",)
+
+
+@pytest.mark.parametrize("sizes", [(2,), (2, 2)])
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_bags_of_one_length_may_be_cut(mode: int, sizes: tuple[int, ...]) -> None:
+    """Offsets that a program counts out say where bags are; with others only rows and the hidden dim of the table are known."""
+    table, ids = x(6, 2), torch.tensor([5, 0, 3, 3, 1, 4, 2, 0])
+    counted = Call(aten.arange.start_step, (0, 8, 2), {"device": torch.device("cpu")})
+    bags = [counted, lambda at: Call(aten._embedding_bag.default, (table, ids, at, False, mode), read=1)]
+    chain, _ = unit_of(bags)
+    unit = compose(chain.nodes[1:])
+    assert set(unit.shardable) == ({"v", "h", "b"} if mode < 2 else {"h", "b"})
+    values = {"_embedding_bag_default": None, "arange_start_step": torch.arange(0, 8, 2)}
+    operands = [values.get(node.name, node.meta["val"]) for node in unit.operands]
+    assert prove(unit, operands, sizes) > 2
 
 
 @pytest.mark.parametrize("sizes", [(2,), (2, 2)])
