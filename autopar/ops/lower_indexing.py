@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from autopar.ops import sharded, sharded_indexing
+from autopar.ops.families.indexing import Indexed, counted_dims
 from autopar.ops.fits import argument, dim_list
 from autopar.ops.lower_reductions import Places, axes_of, cut_of
+from autopar.ops.rule import tensor_operands
 from autopar.ops.units import shapes_of
 
 if TYPE_CHECKING:
@@ -33,6 +35,28 @@ def only_index(indices: Any) -> tuple[int, torch.fx.Node]:
     """The indexed dim, and what it is indexed with."""
     ((dim, at),) = [(dim, at) for dim, at in enumerate(indices) if at is not None]
     return dim, at
+
+
+def from_own_start(call: LocalCall) -> list[Any]:
+    """The indices, those that count a dim's rows less the first row that a device has."""
+    source = call.node.args[0]
+    assert isinstance(source, torch.fx.Node)
+    found = list(call.args[1])
+    for d in counted_dims(argument(call.node, "indices"), shapes_of(source)[0]):
+        first = call.emit(aten.slice.Tensor, (call.emit(aten.reshape.default, (found[d], [-1])), 0, 0, 1))
+        found[d] = call.emit(aten.sub.Tensor, (found[d], first))
+    return found
+
+
+def counted_by(call: LocalCall) -> tuple[str, ...]:
+    """The factors of positions that count a dim's rows."""
+    operands = [None if n is None else shapes_of(n)[0] for n in tensor_operands(call.node)]
+    shape, indices = operands[0] or (), argument(call.node, "indices")
+    return Indexed.of(shape, operands[1 : 1 + len(indices)], counted_dims(indices, shape)).counted
+
+
+def index_rows(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    return call.emit(call.target, (call.args[0], from_own_start(call)))
 
 
 def index(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
@@ -63,11 +87,11 @@ def scatter(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
 
 
 def index_put(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    axes, coordinates, summing = rows_and_sums(cuts)
+    axes, coordinates, summing = rows_and_sums({f: cut for f, cut in cuts.items() if f not in counted_by(call)})
     base, indices, values = call.args[:3]
     if not axes:
-        first = call.emit(sharded.once, (base, summing))
-        return call.emit(call.target, (first, *call.args[1:]), call.kwargs)
+        first = call.emit(sharded.once, (base, summing)) if summing else base
+        return call.emit(call.target, (first, from_own_start(call), *call.args[2:]), call.kwargs)
     dim, at = only_index(indices)
     accumulate = bool(argument(call.node, "accumulate"))
     return call.emit(sharded_indexing.index_put, (base, at, dim, values, accumulate, axes, coordinates, summing))
@@ -94,6 +118,7 @@ def repeat(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
 
 IMPLEMENTATIONS: dict[str, Lowering] = {
     "index": index,
+    "index_rows": index_rows,
     "index_select": index_select,
     "gather": gather,
     "scatter": scatter,

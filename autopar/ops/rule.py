@@ -27,7 +27,7 @@ from autopar.torch_private import OpOverload
 WHOLE, REDUCED, INVARIANT = "whole", "reduced", "invariant"
 BY_PLACE = frozenset(
     [
-        *("embedding", "embedding_bag", "causal_attention", "experts", "index", "index_select", "gather"),
+        *("embedding", "embedding_bag", "causal_attention", "experts", "index", "index_rows", "index_select", "gather"),
         *("scatter", "index_put"),
         *("max_at", "min_at", "argmax", "argmin"),
     ]

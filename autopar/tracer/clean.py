@@ -63,8 +63,8 @@ def canonical_names(graph: Graph) -> None:
         elif node.target in EMPTY:
             options = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
             node.target, node.args, node.kwargs = aten.zeros.default, node.args[:1], options
-        elif node.target is aten.copy.default and _replaces(node):
-            node.replace_all_uses_with(node.args[1])
+        elif node.target is aten.copy.default and isinstance(node.args[1], Node) and _spells_out(node):
+            node.replace_all_uses_with(_written(graph, node))
             graph.erase_node(node)
 
 
@@ -93,13 +93,28 @@ def _same_shape(node: Node) -> bool:
     return isinstance(source, Node) and shape_of(source.meta["val"]) == shape_of(node.meta["val"])
 
 
-def _replaces(copy: Node) -> bool:
-    """Whether the second argument, written over the first, is the result as it is."""
-    source = copy.args[1]
-    if not isinstance(source, Node):
-        return False
-    value, result = source.meta["val"], copy.meta["val"]
-    return shape_of(value) == shape_of(result) and value.dtype == result.dtype
+def _spells_out(copy: Node) -> bool:
+    """Whether the source has the result's shape, or that is known in numbers."""
+    source, shape = copy.args[1], shape_of(copy.meta["val"])
+    assert isinstance(source, Node)
+    return shape_of(source.meta["val"]) == shape or all(isinstance(n, int) for n in shape)
+
+
+def _written(graph: Graph, copy: Node) -> Node:
+    """What is copied over a tensor, in that one's dtype and shape: the tensor itself is not read."""
+    source, result = copy.args[1], copy.meta["val"]
+    assert isinstance(source, Node)
+    if source.meta["val"].dtype != result.dtype:
+        with graph.inserting_before(copy):
+            cast = graph.call_function(aten._to_copy.default, (source,), {"dtype": result.dtype})
+        cast.meta = {**copy.meta, "val": source.meta["val"].to(result.dtype)}
+        source = cast
+    if shape_of(source.meta["val"]) != shape_of(result):
+        with graph.inserting_before(copy):
+            spread = graph.call_function(aten.expand.default, (source, [int(n) for n in result.shape]))
+        spread.meta = dict(copy.meta)
+        source = spread
+    return source
 
 
 def _same_dtype(node: Node) -> bool:

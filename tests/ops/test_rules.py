@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,33 @@ def test_bags_of_one_length_may_be_cut(mode: int, sizes: tuple[int, ...]) -> Non
     chain, _ = unit_of(bags)
     unit = compose(chain.nodes[1:])
     assert set(unit.shardable) == ({"v", "h", "b"} if mode < 2 else {"h", "b"})
-    values = {"_embedding_bag_default": None, "arange_start_step": torch.arange(0, 8, 2)}
+    values = {"arange_start_step": torch.arange(0, 8, 2)}
     operands = [values.get(node.name, node.meta["val"]) for node in unit.operands]
     assert prove(unit, operands, sizes) > 2
+
+
+COLUMNS = torch.tensor([5, 0, 2, -1])
+ROW_BY_ROW: Mapping[str, Sequence[Callable[[torch.Tensor], Call]]] = {
+    "read": [lambda at: Call(aten.index.Tensor, (x(4, 6, 2), [at, COLUMNS]))],
+    "read, more positions": [
+        lambda at: Call(aten.unsqueeze.default, (at, 1)),
+        lambda at: Call(aten.index.Tensor, (x(4, 6, 2), [at, COLUMNS.view(4, 1).repeat(1, 6)])),
+    ],
+    "write": [lambda at: Call(aten.index_put.default, (x(4, 6, 2), [at, COLUMNS], x(4, 2)))],
+    "add": [lambda at: Call(aten.index_put.default, (x(4, 6, 2), [at, COLUMNS], x(4, 2), True))],
+}
+
+
+@pytest.mark.parametrize("sizes", [(2,), (2, 2)])
+@pytest.mark.parametrize("name", ROW_BY_ROW)
+def test_rows_that_are_read_one_by_one_may_be_cut(name: str, sizes: tuple[int, ...]) -> None:
+    """x[arange(n), at]: a row of x for each position."""
+    numbers = Call(aten.arange.start_step, (0, 4), {"device": torch.device("cpu")})
+    chain, _ = unit_of([numbers, *ROW_BY_ROW[name]])
+    unit = compose(chain.nodes[1:])
+    values = {"arange_start_step": torch.arange(4)}
+    assert any(mark.endswith(":b0") for marks in unit.marks.values() for mark in marks)
+    assert prove(unit, [values.get(node.name, node.meta["val"]) for node in unit.operands], sizes) > 2
 
 
 @pytest.mark.parametrize("sizes", [(2,), (2, 2)])

@@ -153,10 +153,15 @@ def test_gradients_end_at_stops_and_integers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("like", "left"), [(X, ["neg.default", "abs.default"]), (X.double(), ["neg.default", "copy.default", "abs.default"])]
+    ("like", "left"),
+    [
+        (X, ["neg.default", "abs.default"]),
+        (X.double(), ["neg.default", "_to_copy.default", "abs.default"]),
+        (X.expand(3, *X.shape), ["neg.default", "expand.default", "abs.default"]),
+    ],
 )
 def test_what_is_copied_over_a_tensor_stands_for_it(like: torch.Tensor, left: list[str]) -> None:
-    """But not where the copy casts."""
+    """In its dtype and shape."""
     graph = Graph()
     node, over = graph.placeholder("x"), graph.placeholder("over")
     for target in (aten.neg.default, aten.copy.default, aten.abs.default):

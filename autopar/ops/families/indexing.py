@@ -60,20 +60,22 @@ def embedding_bag(node: torch.fx.Node, operands: Sequence[Shape | None], results
 class Indexed:
     """What is read or written by position: dims of the tensor, of the indices, and of what lies at these positions.
 
-    Dims that are indexed have factors i0, i1, ..., dims of the positions b0, b1, ..., the other ones d0, d1, ...
+    Dims that are indexed have factors i0, i1, ..., dims of the positions b0, b1, ..., the other ones d0, d1, ... A dim that is
+    read row by row (x[arange(n), at]) is the same loop as the position that counts it: one of `counted`.
     """
 
     tensor: Dims
     indices: tuple[Dims | None, ...]
     picked: Dims
     sizes: dict[Factor, Size]
+    counted: tuple[Factor, ...] = ()
 
     @property
     def by_position(self) -> list[Factor]:
         return [f for f in self.sizes if f.startswith("i")]
 
     @staticmethod
-    def of(shape: Shape, indices: Sequence[Shape | None]) -> Indexed:
+    def of(shape: Shape, indices: Sequence[Shape | None], row_by_row: Sequence[int] = ()) -> Indexed:
         """Positions lie side by side where the indexed dims do, else in front: as numpy and torch have it."""
         at = [d for d, index in enumerate(indices) if index is not None]
         letters = ["i" if d in at else "d" for d in range(len(shape))]
@@ -88,11 +90,34 @@ class Indexed:
             None if index is None else tuple(positions[rank - len(index) + d] if n != 1 else () for d, n in enumerate(index))
             for index in indices
         ]
+        counting = {d: next(dim for dim in aligned[d] or () if dim) for d in row_by_row if shape[d] != 1}
+        tensor = tuple(counting.get(d, dim) for d, dim in enumerate(tensor))
         rest = [(d, tensor[d]) for d in range(len(shape)) if d not in at]
         first = at[0] if at and at == list(range(at[0], at[-1] + 1)) else 0
         picked = (*(f for d, f in rest if d < first), *positions, *(f for d, f in rest if d >= first))
         sizes |= {f: n for dim, n in zip(tensor, shape, strict=True) for f in dim}
-        return Indexed(tensor=tensor, indices=tuple(aligned), picked=picked, sizes=sizes)
+        counted = tuple(factor for dim in counting.values() for factor in dim)
+        return Indexed(tensor=tensor, indices=tuple(aligned), picked=picked, sizes=sizes, counted=counted)
+
+
+def counted_dims(indices: Sequence[object], shape: Shape) -> list[int]:
+    """The dims that are indexed with 0, 1, ... up to their size, each by another dim of the positions."""
+    found: dict[int, int] = {}
+    for d, index in enumerate(indices):
+        if isinstance(index, torch.fx.Node) and counts(index, shape[d]):
+            sizes = index.meta["val"].shape
+            found.setdefault(next((len(sizes) - i for i, n in enumerate(sizes) if n != 1), 0), d)
+    return sorted(found.values())
+
+
+def counts(index: torch.fx.Node, size: Size) -> bool:
+    """Whether the node is arange(size), maybe with more dims of size one."""
+    numbers = index
+    while numbers.target in (aten.unsqueeze.default, aten.reshape.default, aten.view.default):
+        (numbers,) = numbers.all_input_nodes[:1]
+    if numbers.target is not aten.arange.start_step or [n for n in index.meta["val"].shape if n != 1] != [size]:
+        return False
+    return argument(numbers, "start") == 0 and argument(numbers, "step") == 1
 
 
 def is_mask(index: object) -> bool:
@@ -110,10 +135,11 @@ def index(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequen
     indices: Sequence[object] = argument(node, "indices")
     if any(map(is_mask, indices)):
         return fits.all_whole(node, operands, results)
-    found = Indexed.of(operands[0] or (), operands[1:])
-    lone = len(given_shapes(operands[1:])) == 1
+    shape = operands[0] or ()
+    found = Indexed.of(shape, operands[1:], counted_dims(indices, shape))
+    lone = len(given_shapes(operands[1:])) == 1 and not found.counted
     base = signature([found.tensor, *found.indices], [found.picked], found.sizes, whole=() if lone else found.by_position)
-    return with_sharded(base, found.by_position, "index") if lone else base
+    return with_sharded(with_sharded(base, found.by_position if lone else [], "index"), found.counted, "index_rows")
 
 
 def index_select(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:

@@ -8,7 +8,7 @@ import torch
 
 from autopar.ops import fits
 from autopar.ops.factors import Factor
-from autopar.ops.families.indexing import Indexed, is_mask, rows_of, with_sharded
+from autopar.ops.families.indexing import Indexed, counted_dims, is_mask, rows_of, with_sharded
 from autopar.ops.fits import argument, dim_list, signature
 from autopar.ops.rule import OpRule, Rows, Shape, Signature, given_shapes
 
@@ -50,18 +50,28 @@ def index_add(node: torch.fx.Node, operands: Sequence[Shape | None], results: Se
 
 
 def index_put(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
-    """Values broadcast to what lies at the positions; these may be cut where values are added up, as summands."""
+    """Values broadcast to what lies at the positions; these may be cut where values are added up, as summands.
+
+    One value where a mask says is a choice for each element.
+    """
     base, *indices, values = operands
-    if any(map(is_mask, argument(node, "indices"))) or base is None or values is None:
+    nodes: Sequence[object] = argument(node, "indices")
+    assert base is not None
+    assert values is not None
+    if is_mask(nodes[0]) and len(given_shapes(indices)) == 1 and set(values) <= {1}:
+        out, sizes = fits.named(base)
+        return signature([out, out[: len(indices[0] or ())], tuple(() for _ in values)], [out], sizes)
+    if any(map(is_mask, nodes)):
         return fits.all_whole(node, operands, results)
-    found = Indexed.of(base, indices)
+    found = Indexed.of(base, indices, counted_dims(nodes, base))
     spread = found.picked[len(found.picked) - len(values) :]
     aligned = tuple(dim if n != 1 else () for dim, n in zip(spread, values, strict=True))
-    positions = [f for f in found.sizes if f.startswith("b")]
-    adding, lone = bool(argument(node, "accumulate")), len(given_shapes(indices)) == 1
+    positions = [f for f in found.sizes if f.startswith("b") and f not in found.counted]
+    adding, lone = bool(argument(node, "accumulate")), len(given_shapes(indices)) == 1 and not found.counted
     whole = [*([] if adding else positions), *([] if lone else found.by_position)]
     base_dims = signature([found.tensor, *found.indices, aligned], [found.tensor], found.sizes, whole)
-    return written(base_dims, [f for f in (*positions, *found.by_position) if f not in whole], "index_put")
+    moved = written(base_dims, [f for f in (*positions, *found.by_position) if f not in whole], "index_put")
+    return with_sharded(moved, found.counted, "index_put")
 
 
 SCATTER = OpRule(kind="norm", fit=scatter)

@@ -45,6 +45,10 @@ def index_add(p: Pick) -> Call:
 
 def index_put(p: Pick) -> Call:
     shape = p.shape(p.one(3, 2, 1, 4))
+    if p.one(False, False, True):
+        value = p.one(p.tensor(grad=False), p.tensor(1, grad=False))
+        at = [p.flags(*shape[: p.one(1, len(shape))])]
+        return Call(aten.index_put.default, (p.tensor(*shape), at, value, p.one(False, True)))
     base, at = p.tensor(*shape), p.one(indices(p, shape), indices(p, shape), [p.flags(shape[0])])
     picked = list(aten.index.Tensor(base, at).shape)
     values = p.tensor(*p.one(picked, picked, p.against(picked)))
