@@ -1,8 +1,9 @@
 """Backwards that the model's code writes itself: a trace of forward does not see them.
 
-`torch.export` goes through an `autograd.Function` as if its forward were all there is, and the gradient would be that of its
-ops. So it is an error, wherever a gradient flows through one. Inside, gradients are off without anybody having called
-`torch.set_grad_enabled`: that is how it is noticed.
+`torch.export` goes through an `autograd.Function` as if its forward were all there is, and the gradient is that of its ops.
+Where the function's own backward gives the same (it only saves time or memory), that is fine: both are tried on random numbers.
+Where it does not, it is an error. Inside, gradients are off without anybody having called `torch.set_grad_enabled`: that is how
+it is noticed.
 """
 
 from __future__ import annotations
@@ -21,17 +22,21 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from autopar.errors import TraceError
 from autopar.ir.assumed import Place
-from autopar.torch_private import graph_if_traced, is_grad_switch, pytree
+from autopar.torch_private import example_of, graph_if_traced, is_grad_switch, pytree, unwatched, without_modes
 
 APPLY = Function.apply.__func__.__code__  # type: ignore[attr-defined]
+SMALL = 8
+LARGEST = 1 << 22
+"""Dims are cut to the one, if the function works so, to try it; otherwise a tensor may have so many elements."""
 
 
 class NoOwnBackwards(TorchFunctionMode):
-    """Active while a model is exported: raises TraceError in the first op of a differentiated `autograd.Function`."""
+    """Active while a model is exported: raises TraceError in an `autograd.Function` with gradients of its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.expected = torch.is_grad_enabled()
+        self.fine: set[type] = {CheckpointFunction}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -43,23 +48,86 @@ class NoOwnBackwards(TorchFunctionMode):
             self.expected = torch.is_grad_enabled()
             return result
         if self.expected and not torch.is_grad_enabled() and graph_if_traced() is not None:
-            refuse(sys._getframe(1))
+            self.check(sys._getframe(1))
         return func(*args, **(kwargs or {}))
 
+    def check(self, frame: FrameType | None) -> None:
+        """Raise TraceError if the code runs in a function with gradients of its own that are needed."""
+        while frame is not None and frame.f_code is not APPLY:
+            frame = frame.f_back
+        if frame is None or frame.f_back is None or (kind := frame.f_locals["cls"]) in self.fine:
+            return
+        given = frame.f_locals["args"]
+        if not any(isinstance(value, Tensor) and value.requires_grad for value in pytree.tree_leaves(given)):
+            return
+        if has_plain_gradients(kind, given):
+            self.fine.add(kind)
+            return
+        file, line = frame.f_back.f_code.co_filename, frame.f_back.f_lineno
+        place = Place(file=file, line=line, code=linecache.getline(file, line).strip())
+        raise TraceError(
+            f"{kind.__name__} at {place.quoted} is an autograd.Function, whose backward is not seen in a trace of forward, and "
+            "differs from that of the ops in it. Write it with ops that have the right gradient (x + (f(x) - x).detach() if it "
+            "is straight through), or as a torch.library.custom_op with register_autograd and a rule (docs/rules.md)"
+        )
 
-def refuse(frame: FrameType | None) -> None:
-    """Raise TraceError if the code runs in a function of its own that gradients pass through."""
-    while frame is not None and frame.f_code is not APPLY:
-        frame = frame.f_back
-    if frame is None or (kind := frame.f_locals["cls"]) is CheckpointFunction:
-        return
-    given = pytree.tree_leaves((frame.f_locals["args"], frame.f_locals["kwargs"]))
-    if frame.f_back is None or not any(isinstance(value, Tensor) and value.requires_grad for value in given):
-        return
-    file, line = frame.f_back.f_code.co_filename, frame.f_back.f_lineno
-    place = Place(file=file, line=line, code=linecache.getline(file, line).strip())
-    raise TraceError(
-        f"{kind.__name__} at {place.quoted} is an autograd.Function, whose backward is not seen in a trace of forward: the "
-        "gradient would be that of the ops in it. Write it with ops that have the right gradient (x + (f(x) - x).detach() if "
-        "it is straight through), or as a torch.library.custom_op with register_autograd and a rule (docs/rules.md)"
-    )
+
+class Context:
+    """Stands for what `forward` is given to keep things in."""
+
+    needs_input_grad = (True,) * 64
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        self.saved_tensors = tensors
+
+    def _nothing(self, *args: Any) -> None:
+        pass
+
+    mark_dirty = mark_non_differentiable = set_materialize_grads = save_for_forward = _nothing
+
+
+def has_plain_gradients(kind: type[Function], given: tuple[Any, ...]) -> bool:
+    """Whether its backward gives what autograd gives for the ops of its forward, on random numbers; False if neither runs."""
+    with without_modes(), unwatched(), torch.inference_mode(False), torch.enable_grad():
+        for limit in (SMALL, None):
+            try:
+                ours, theirs = (gradients(run, random(given, limit)) for run in (kind.apply, plain(kind)))
+            except Exception:  # sizes that do not fit, or code that needs the real thing
+                continue
+            return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
+    return False
+
+
+def plain(kind: type[Function]) -> Callable[..., Any]:
+    """Its forward, as autograd sees it."""
+    has_setup = kind.setup_context is not Function.setup_context
+    return kind.forward if has_setup else lambda *args: kind.forward(Context(), *args)
+
+
+def random(given: tuple[Any, ...], limit: int | None) -> list[Any]:
+    """Arguments like these with content, the same each time; dims of at most `limit`, if there is one."""
+    generator = torch.Generator().manual_seed(0)
+
+    def one(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        sizes = [int(example_of(n)) for n in value.shape]
+        shape = torch.Size(sizes if limit is None else [min(n, limit) for n in sizes])
+        if shape.numel() > LARGEST:
+            raise ValueError("too large to try")
+        if not value.is_floating_point():
+            return torch.ones(shape, dtype=value.dtype)
+        made = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return made.requires_grad_(value.requires_grad)
+
+    return [pytree.tree_map(one, value) for value in given]
+
+
+def gradients(run: Callable[..., Any], args: list[Any]) -> list[Tensor]:
+    """Of its floating results, weighted at random, with respect to the tensors that want one; zeros where none comes."""
+    generator = torch.Generator().manual_seed(1)
+    results = [r for r in pytree.tree_leaves(run(*args)) if isinstance(r, Tensor) and r.is_floating_point()]
+    wanted = [a for a in pytree.tree_leaves(args) if isinstance(a, Tensor) and a.requires_grad]
+    total = torch.stack([(r * torch.randn(r.shape, generator=generator, dtype=r.dtype)).sum() for r in results]).sum()
+    found = torch.autograd.grad(total, wanted, allow_unused=True) if total.requires_grad else [None] * len(wanted)
+    return [torch.zeros_like(a) if g is None else g for a, g in zip(wanted, found, strict=True)]

@@ -53,6 +53,14 @@ def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> AutoparErro
     where = f" at {place.quoted}" if place else ""
     if DATA_DEPENDENT.search(f"{type(error).__name__} {text}"):
         return TraceError(f"the model branches or sizes a tensor on data{where}{_read_at(text, place, answers)}")
+    if lost := re.search(
+        r"fake tensor in the exported program constant's list.*model attribute: ([\w.]*?)\.?lifted_tensor", text, re.S
+    ):
+        inside = f" in {lost[1]}" if lost[1] else ""
+        return TraceError(
+            f"the model makes a tensor{inside} that a trace cannot follow: usually by .data (detach() does the same), or by "
+            "torch.autograd.grad within forward"
+        )
     if re.search(r"\w*Cache\b.*not a known type|not a known type.*Cache\b|(Dynamic|Static)Cache", text):
         return TraceError(
             "the model returns a key-value cache, which training does not need: set model.config.use_cache = False, or pass "

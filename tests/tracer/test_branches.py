@@ -111,6 +111,36 @@ class Doubled(torch.autograd.Function):
         return grad * 3
 
 
+class Tanh(torch.autograd.Function):
+    """Keeps its result only; the gradient is the usual one."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        y = torch.tanh(x * scale)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return grad * (1 - y * y) * ctx.scale, None
+
+
+class Saving(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Tanh.apply(x @ self.weight, 0.5).sum()
+
+
+def test_a_backward_that_is_the_usual_one_is_fine() -> None:
+    program = trace(Saving(), (torch.randn(32, 64),))
+    assert "aten.tanh.default" in {str(n.target) for region in program.regions.values() for n in region.graph.nodes}
+
+
 class Own(nn.Module):
     def __init__(self) -> None:
         super().__init__()
