@@ -1,11 +1,12 @@
 """Values that can be known without weights or data: what a model computes of sizes alone, or of inputs that came with data.
 
 Model code branches on such values ("is anything masked?", "is this one sequence?"). A tensor remembers how it was made, and
-only when the code asks for a number is it computed, at the example sizes.
+only when the code asks for a number is it computed, at the example sizes. Where it asks whether numbers are finite, they are.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,22 @@ class Known:
             self.value = self.func(*args, **kwargs)
             self.args, self.kwargs = (), {}
         return self.value
+
+
+def if_finite(func: Any, args: tuple[Any, ...]) -> Known | None:
+    """What a check for numbers that are not finite finds if there are none; None of any other op."""
+    aten = torch.ops.aten
+    first, *rest = args or (None,)
+    if not isinstance(first, torch.Tensor) or not first.is_floating_point():
+        return None
+    found = None
+    if func in (aten.isinf.default, aten.isnan.default, aten.isposinf.default, aten.isneginf.default):
+        found = False
+    elif func in (aten.eq.Tensor, aten.ne.Tensor) and rest[0] is first:  # only nan differs from itself
+        found = func is aten.eq.Tensor
+    elif func in (aten.eq.Scalar, aten.ne.Scalar) and rest[0] in (math.inf, -math.inf):
+        found = func is aten.ne.Scalar
+    return None if found is None else Known(torch.full, (list(first.shape), found))
 
 
 def part(whole: Known, index: int) -> Known:

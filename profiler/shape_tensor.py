@@ -18,7 +18,7 @@ from torch import Tensor
 from autopar.errors import TraceError
 from autopar.profiler.fakes import SHAPES
 from autopar.profiler.kernels import kernel, stored_bytes
-from autopar.profiler.known import Known, Unknown, is_function, part
+from autopar.profiler.known import Known, Unknown, if_finite, is_function, part
 from autopar.profiler.tape import BACKWARD, MADE, Event, Freed, Made, Size, Storage, Tape
 from autopar.torch_private import (
     SymbolicSizes,
@@ -163,7 +163,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.written |= {self.storage(t) for t in written_by(func, args, kwargs)}
             return None
         if any(t.known is None or self.storage(t) in self.written for t in given):
-            return None
+            return if_finite(func, args)
         args, kwargs = pytree.tree_map_only(ShapeTensor, lambda tensor: tensor.known, (args, kwargs))
         if isinstance(kwargs.get("device"), torch.device):
             kwargs = {**kwargs, "device": torch.device("cpu")}

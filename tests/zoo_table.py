@@ -2,7 +2,8 @@
 
 Left out, as they cannot be traced: DBRX, JetMoE and NLLB-MoE (loops over the experts that were chosen), FSMT (asks whether
 anything is padded), I-BERT (asks for ranges), X-MOD (indexes by language), ViLT and Autoformer (size tensors by data), CTC
-losses, Reformer and YOSO (backwards of their own); Nystromformer, LongT5 and Informer, whose code does not work while exported.
+losses, Phimoe, Reformer and YOSO (backwards of their own); Nystromformer, LongT5 and Informer, whose code does not work while
+it is exported.
 """
 
 from __future__ import annotations
@@ -57,7 +58,6 @@ Olmo2ForCausalLM tokens
 GemmaForCausalLM tokens
 Qwen3ForCausalLM tokens
 PhiForCausalLM tokens
-PhimoeForCausalLM tokens
 Starcoder2ForCausalLM tokens
 GraniteForCausalLM tokens
 GraniteMoeForCausalLM tokens
@@ -110,6 +110,7 @@ Qwen3NextForCausalLM tokens linear_num_value_heads=4 linear_num_key_heads=2 line
     linear_value_head_dim=8 layer_types=['linear_attention','full_attention']
 MistralForCausalLM tokens sliding_window=8
 DeepseekV2ForCausalLM tokens first_k_dense_replace=1 n_group=1 topk_group=1 topk_method='greedy' num_key_value_heads=4
+    num_experts_per_tok=2
 DeepseekV3ForCausalLM tokens first_k_dense_replace=1 n_group=2 topk_group=1 num_key_value_heads=4
 Glm4MoeForCausalLM tokens n_group=1 topk_group=1 first_k_dense_replace=1
 Exaone4ForCausalLM tokens sliding_window=8 sliding_window_pattern=2

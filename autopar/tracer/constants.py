@@ -106,5 +106,5 @@ def _is_function(target: Any) -> bool:
     """Whether it is an op of torch's that gives the same each time."""
     if not isinstance(target, OpOverload) or target.namespace not in ("aten", "prims"):
         return False
-    unfilled = target.name().partition("::")[2].startswith(UNFILLED)
+    unfilled = target._schema.name.startswith(UNFILLED, target._schema.name.index("::") + 2)
     return torch.Tag.nondeterministic_seeded not in target.tags and not unfilled

@@ -139,7 +139,9 @@ def _reaching(outputs: list[Any]) -> set[Node]:
 
 def _stops(node: Node) -> bool:
     """Whether no gradient goes to what the node was made from."""
-    return node.target is STOP or (isinstance(node.target, OpOverload) and node.target.name().startswith(LIKE, len("aten::")))
+    if not isinstance(node.target, OpOverload):
+        return False
+    return node.target is STOP or node.target._schema.name.startswith(LIKE, len("aten::"))
 
 
 def _is_real_scalar(val: torch.Tensor) -> bool:

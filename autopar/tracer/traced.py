@@ -22,9 +22,10 @@ def node_if_traced(tensor: Tensor) -> Node | None:
 def traced_constant(name: str) -> Tensor | None:
     """A copy of the data of a tensor that this graph holds under a name, if it has any."""
     mode = get_proxy_mode()
-    value: Any = None if mode is None else getattr(mode.tracer.root, name, None)
+    tracer: Any = None if mode is None else mode.tracer
+    value: Any = getattr(tracer.root, name, None) if tracer else None
     if isinstance(value, Tensor) and is_fake(value):
-        value = value.constant
+        value = vars(value).get("constant")
     if not isinstance(value, Tensor) or value.is_meta:
         return None
     with without_modes(), torch.no_grad():
