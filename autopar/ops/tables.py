@@ -5,9 +5,7 @@ See `autopar.ops.rule` for the notation.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -30,8 +28,6 @@ from autopar.ops.families import (
 from autopar.ops.rule import OpRule, Rows, Target
 from autopar.torch_private import OpOverload
 
-logger = logging.getLogger("autopar")
-
 FAMILIES = (
     matrices,
     spatial,
@@ -49,7 +45,6 @@ FAMILIES = (
 TABLE: Rows = {target: rule for family in FAMILIES for target, rule in family.ROWS.items()}
 
 POINTWISE = OpRule(kind="pointwise", fit=fits.elementwise)
-KEPT_WHOLE = OpRule(kind="whole", fit=fits.all_whole)
 USER_RULES: dict[Target, OpRule] = {}
 
 
@@ -66,8 +61,3 @@ def rule_for(target: Target) -> OpRule | None:
     if isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags:
         return POINTWISE
     return None
-
-
-@cache
-def warn_kept_whole(name: str) -> None:
-    logger.warning("no rule for %s: kept whole on every device (add one with @autopar.op_rule)", name)

@@ -27,6 +27,7 @@ import torch
 from autopar.errors import RuleError
 from autopar.ir.program import Program, Region, Size
 from autopar.ops import tables
+from autopar.ops.discovered import found_for, rule_from, warn_kept_whole
 from autopar.ops.drawn import is_unknown, kind_of, sites_of
 from autopar.ops.factors import CannotUnify, Dims, Factor, Space, flat
 from autopar.ops.fits import all_whole
@@ -82,11 +83,14 @@ class Unit:
 
 
 def rule_of(node: torch.fx.Node) -> OpRule:
+    """The row of the table, or what is discovered; an op of which nothing is known is kept whole, with one warning."""
     rule = tables.rule_for(node.target)
-    if rule is None:
-        tables.warn_kept_whole(str(node.target))
-        return tables.KEPT_WHOLE
-    return rule
+    if rule is not None:
+        return rule
+    found = found_for(node)
+    if not found.found:
+        warn_kept_whole(node, found.reason)
+    return rule_from(found)
 
 
 def is_getitem(node: torch.fx.Node) -> bool:
@@ -125,7 +129,8 @@ def fitted(node: torch.fx.Node) -> Signature:
                 filter(None, (node.meta.get("path") or node.name, f"({at})" if (at := node.meta.get("source")) else ""))
             )
             raise RuleError(f"{error}. This is {node.target} at {place}") from error
-        tables.warn_kept_whole(f"{node.target} with shapes {operands}")
+        shapes = ", ".join("-" if s is None else str(list(s)) for s in operands)
+        warn_kept_whole(node, f"its rule does not fit operands of shapes {shapes}")
         return all_whole(node, operands, results)
 
 
