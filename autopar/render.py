@@ -70,6 +70,7 @@ def plan_renderables(plan: Plan, measured: Counted | None = None) -> list[Render
     found += [RegionTable(plan, region_view(plan, name)) for name in plan.regions]
     found += [legend(), state_table(plan), collectives_table(plan, measured), memory_table(plan)]
     found += [measured_table(plan, measured)] if measured else []
+    found += [discovered_table(plan)] if any(region.discovered for region in plan.regions.values()) else []
     found += [tried_table(plan)] if plan.tried else []
     return [Group(renderable, Text()) for renderable in found]
 
@@ -250,6 +251,17 @@ def measured_table(plan: Plan, measured: Counted) -> Table:
         add(f"{kind} bytes", predicted, counted, f"{predicted:,}", f"{counted:,}")
     estimate = figures.estimated_peak_bytes
     add("peak bytes (the solver's estimate)", estimate, measured.peak_bytes, f"{estimate:,.0f}", f"{measured.peak_bytes:,}")
+    return table
+
+
+def discovered_table(plan: Plan) -> Table:
+    """Ops that nobody wrote a rule for: what was found by trying them."""
+    table = new_table("ops without a rule, as they were tried", ("op", {"overflow": "fold"}), "layer type")
+    for column in ("node", "found"):
+        table.add_column(column, overflow="fold")
+    for name, region in plan.regions.items():
+        for node, rule in region.discovered.items():
+            table.add_row(rule.op, name, node, Text(rule.row if not rule.reason else f"kept whole: {rule.reason}"))
     return table
 
 

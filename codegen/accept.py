@@ -17,6 +17,7 @@ from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan, PlannedClass, PlannedRegion
 from autopar.ir.program import Program, Region
+from autopar.ops.rows import discovered
 from autopar.ops.strategies import Strategy, options, strategy
 from autopar.ops.units import Unit, needs_grad, units
 
@@ -77,6 +78,7 @@ def unlike(program: Program, plan: Plan, region: str) -> Iterator[tuple[str, str
 
 def accept_region(program: Program, region: Region, plan: Plan) -> Accepted:
     planned, found, where = plan.regions[region.name], units(region), f"regions.{region.name}"
+    require_same_rows(region, planned, where)
     chosen = chosen_strategies(found, planned, plan.mesh, where)
     call = program.calls[program.calls_of(region.name)[0]]
     produced = dict(zip(region.inputs, (plan.boundaries[v] for v in call.inputs), strict=True))
@@ -95,6 +97,24 @@ def accept_region(program: Program, region: Region, plan: Plan) -> Accepted:
     for i, keep in enumerate(planned.classes):
         accept_class(f"{where}.classes.{i}", found, keep, came)
     return Accepted(region=region, units=found, strategies=chosen)
+
+
+def require_same_rows(region: Region, planned: PlannedRegion, where: str) -> None:
+    """Raises PlanError where other rules are discovered here than when the plan was made (plans that were made before they
+    named any have none to compare)."""
+    here = discovered(region)
+    for node, said in planned.discovered.items():
+        found = here.get(node)
+        if found is None:
+            raise refused(f"{where}.discovered.{node}", f"{said.op} has a rule here, or is not there")
+        if (said.op, said.row) != (found.op, found.text):
+            because = f" ({found.reason})" if found.reason else ""
+            raise refused(
+                f"{where}.discovered.{node}",
+                f"for {said.op} it says [{said.row}], tried here {found.op} is [{found.text}]{because}",
+            )
+    if planned.discovered and (added := [node for node in here if node not in planned.discovered]):
+        raise refused(f"{where}.discovered", f"{here[added[0]].op} at {added[0]} has no rule, and is not named")
 
 
 def chosen_strategies(found: tuple[Unit, ...], planned: PlannedRegion, mesh: MeshSpec, where: str) -> dict[str, Strategy]:

@@ -10,6 +10,7 @@ from autopar.hardware import COST_MODEL_VERSION
 from autopar.ir.conversion import Conversion
 from autopar.ir.placement import Placement
 from autopar.ir.plan import (
+    DiscoveredRule,
     Figures,
     KeptTensor,
     Plan,
@@ -22,6 +23,7 @@ from autopar.ir.plan import (
 )
 from autopar.ir.program import TensorSpec
 from autopar.ops.flops import Collective
+from autopar.ops.rows import discovered
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import needs_grad
 from autopar.profiler.model_cost import Measured
@@ -106,6 +108,10 @@ def region(builder: Builder, problem: Problem, name: str, choice: RegionChoice) 
                 kind=measured[unit].kind, nodes=tuple(n.name for n in measured[unit].nodes), factors=s.factors, roles=s.roles
             )
             for unit, s in chosen.items()
+        },
+        discovered={
+            node: DiscoveredRule(op=row.op, row=row.text, reason=row.reason)
+            for node, row in discovered(builder.program.regions[name]).items()
         },
         converted=conversions(choice.converted),
         classes=tuple(planned_class(n, c) for n, c in zip(problem.region[name].classes, choice.classes, strict=True)),

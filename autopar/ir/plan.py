@@ -81,8 +81,19 @@ class PlannedClass(_Part):
     reconverted: tuple[PlannedConversion, ...]
 
 
+class DiscoveredRule(_Part):
+    """The row that was found for a node whose op has none; `reason` why nothing was found, and the op is kept whole."""
+
+    op: str
+    row: str
+    reason: str = ""
+
+
 class PlannedRegion(_Part):
+    """`discovered`: by node, the rows that nobody wrote."""
+
     units: dict[str, PlannedUnit]
+    discovered: dict[str, DiscoveredRule] = Field(default_factory=dict)
     converted: tuple[PlannedConversion, ...]
     classes: tuple[PlannedClass, ...]
 

@@ -45,13 +45,13 @@ class Finding:
 def discover(ways: tuple[tuple[SmallCall, ...], ...]) -> Finding:
     """What an op can be cut along; tried on the first of these ways to shrink its call on which it runs. Runs once in a
     process for calls that shrink to the same."""
-    reason = "its operands are too large to be tried"
-    for i, (calls, domain) in enumerate(itertools.product(ways, DOMAINS)):
+    reason = "no small operands are to the numbers among its arguments as those of the program are"
+    for calls, domain in itertools.product(ways, DOMAINS):
         try:
             trials = [trial for call in calls for trial in trials_of(call, domain)]
             require_informative(trials)
         except Exception as error:
-            reason = reason if i else said(error)
+            reason = said(error) if calls == ways[0] else reason
             continue
         return best(trials)
     return Finding(reason=reason)

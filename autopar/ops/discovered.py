@@ -135,7 +135,7 @@ def row_text(finding: Finding, signature: Signature) -> str:
         if dims is None:
             return "-"
         words = [[f"{f}{'!' if WHOLE in signature.marks[f] else ''}" for f in dim] for dim in dims]
-        return " ".join(w[0] if len(w) == 1 else f"({' '.join(w)})" if w else "1" for w in words)
+        return " ".join(w[0] if len(w) == 1 else f"({' '.join(w)})" if w else "1" for w in words) or "()"
 
     sides = [", ".join(map(tensor, side)) for side in (signature.operands, signature.results)]
     in_results = {f for dims in signature.results for dim in dims for f in dim}

@@ -219,12 +219,12 @@ def like(n: int, numbers: frozenset[int], order: int, taken: frozenset[int], ste
     step, parts = math.lcm(step, *(a for a in below if n % a == 0)), PARTS[order]
     block = step if step > 1 else 2
     if order == UNEVEN:
-        parts = next((p for p in PRIMES if block % p == 0), block)
+        parts = block
     for size in range(step, step * STEPS + max(below, default=0), step):
         if above and size >= min(above):
             return None
         fits = size % parts == 0 and size not in taken and size > max(below, default=LEAST - 1) and size >= LEAST
-        if fits and not (order == UNEVEN and size // parts % block == 0):
+        if fits and (order != UNEVEN or (math.gcd(size // parts, block) == 1 and size > parts)):
             return size, parts
     return None
 

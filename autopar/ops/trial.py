@@ -7,6 +7,7 @@ results are finite, depend on what it reads, and are the same in two runs.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -141,7 +142,7 @@ class Trial:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Outside of what is being traced, without autocast, with gradients, with torch's generator as it is afterwards."""
+    """Outside of what is being traced, without autocast and warnings, with gradients; torch's generator stays as it is."""
     with (
         without_modes(),
         torch.device("cpu"),
@@ -149,7 +150,9 @@ def quiet() -> Iterator[None]:
         torch.autocast("cpu", enabled=False),
         torch.inference_mode(False),
         torch.enable_grad(),
+        warnings.catch_warnings(),
     ):
+        warnings.simplefilter("ignore")
         yield
 
 

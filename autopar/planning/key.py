@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Program
+from autopar.ops.rows import DiscoveredRow, all_discovered
 from autopar.ops.tables import USER_RULES
 from autopar.planning.planner import Planner
 
@@ -38,6 +39,7 @@ def key_of(planner: Planner, mesh: MeshSpec, budget_bytes: int | None) -> str:
         "budget": budget_bytes,
         "micro_batches": planner.micro_batches,
         "aims": repr(planner.aims),
+        "discovered": [[*where, row.text] for where, row in rows(planner.program)],
         "rules": sorted(rules_of_users(planner.program)),
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -47,6 +49,12 @@ def rules_of_users(program: Program) -> set[str]:
     """Those of its ops, as text that is another one when a row or the code behind it is."""
     targets = {node.target for region in program.regions.values() for node in region.graph.nodes}
     return {f"{target}: {USER_RULES[target]}" for target in targets if target in USER_RULES}
+
+
+def rows(program: Program) -> Iterator[tuple[tuple[str, str], DiscoveredRow]]:
+    """What is discovered of ops without a rule: their code is no part of the program's text."""
+    for region, found in all_discovered(program).items():
+        yield from (((region, node), row) for node, row in found.items())
 
 
 def versions() -> dict[str, str | None]:
