@@ -184,7 +184,8 @@ def numbers_in(form: CallForm) -> frozenset[int]:
 
 
 def sizes_in(forms: Iterable[Form | None]) -> list[int]:
-    return sorted({n for form in forms if form is not None for n in form.shape if n > 1})
+    """Each once, in order of appearance."""
+    return list(dict.fromkeys(n for form in forms if form is not None for n in form.shape if n > 1))
 
 
 def own_size(form: CallForm, order: int) -> SmallCall:
@@ -238,10 +239,10 @@ def replaced(form: CallForm, order: int) -> SmallCall | None:
     """Sizes that stand among the arguments are replaced there; a size that is a product of two others stays one."""
     sizes, numbers = sizes_in(form.operands + form.results), numbers_in(form)
     fresh = (n for n in itertools.count(PARTS[order] * 2, PARTS[order]) if order != UNEVEN or n // 2 % 2)
-    small: dict[int, int] = {}
-    for n in sizes:
-        factors = next((m for m in reversed(sizes) if m < n and n % m == 0 and n // m in small), None)
-        small[n] = n if n < LEAST else next(fresh) if factors is None else small[factors] * small[n // factors]
+    factors = {n: max((m for m in sizes if m < n and n % m == 0 and n // m in sizes), default=None) for n in sizes}
+    small = {n: n if n < LEAST else next(fresh) for n, m in factors.items() if n < LEAST or m is None}
+    for n in sorted(set(sizes) - set(small)):
+        small[n] = small[m] * small[n // m] if (m := factors[n]) is not None else n
     for n, a in itertools.product(sizes_in(form.operands), numbers - set(sizes)):
         if (n > a) != (small[n] > a) or (n % a == 0 and small[n] % a):
             return None
