@@ -173,7 +173,8 @@ def drawn(call: SmallCall, domain: Domain, seed: int, scale: float, spelled: int
         cotangents = [random(tuple(r.shape), domain, 1.0, generator).to(r.dtype) for r in first]
         before = [None if x is None else x.clone() for x in operands]
         whole, again = (run(form, operands, cotangents) for _ in range(2))
-    if not all(torch.isfinite(x).all() for x in (*whole.results, *filter(is_given, whole.gradients))):
+    made = [*whole.results, *(g for g in whole.gradients if g is not None)]
+    if not all(bool(torch.isfinite(x).all()) for x in made):
         if scale != 1.0:
             return drawn(call, domain, seed, 1.0, spelled)
         raise Unsuited("its results, or its gradients, are not finite on random numbers")
@@ -182,10 +183,6 @@ def drawn(call: SmallCall, domain: Domain, seed: int, scale: float, spelled: int
     if not all(x is None or torch.equal(x, y) for x, y in zip(operands, before, strict=True) if y is not None):
         raise Unsuited("it writes into its operands")
     return Trial(call=call, domain=domain, operands=operands, cotangents=cotangents, whole=whole, spelled=spelled)
-
-
-def is_given(x: Tensor | None) -> bool:
-    return x is not None
 
 
 def require_alike(form: CallForm, results: Sequence[Tensor]) -> None:
