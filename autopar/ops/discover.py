@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 
+from autopar.ops.apart import apart
 from autopar.ops.small import Form, SmallCall, Unsuited, ends
 from autopar.ops.trial import DOMAINS, SCALES, Loop, Trial, call_op, cut, evenly, quiet, trials_of
 
@@ -92,14 +93,35 @@ def best(trials: Sequence[Trial]) -> Finding:
 
 def search(trials: Sequence[Trial], spelled: int | None) -> Finding:
     loops: list[Loop] = []
-    for guess in guesses(trials[0]):
-        for loop in seen(trials[0], guess):
-            together = (holds(trials[:: len(SCALES)], [loop, other]) for other in loops)
-            if not overlaps(loop, loops) and holds(trials, [loop]) and all(together):
-                loops.append(loop)
+    for loop in fitting(trials, loops):
+        together = (holds(trials[:: len(SCALES)], [loop, other]) for other in loops)
+        if not overlaps(loop, loops) and holds(trials, [loop]) and all(together):
+            loops.append(loop)
     linear = is_linear(trials)
     reason = "" if loops or linear else "pieces of its operands do not give pieces, or summands, of its results"
     return Finding(tuple(sorted(loops, key=position)), linear, spelled, reason)
+
+
+def fitting(trials: Sequence[Trial], loops: Sequence[Loop]) -> Iterator[Loop]:
+    """The loops of all guesses of which forward gives the right results; `loops` grows with those that are believed.
+
+    Most guesses are of operands that do not belong together, and kernels may write past the end of such: batch norm with
+    statistics of fewer channels does. So forward runs in another process (if that dies, in one per guess, but for dims that
+    have their loop by then), and backward runs here on what forward has shown to belong together.
+    """
+    known = list(guesses(trials[0]))
+    found = apart([partial(fits, trials, guess) for guess in known])
+    for i, guess in enumerate(known):
+        if found is not None:
+            yield from (Loop(tuple(ins), tuple(outs), reduced) for ins, outs, reduced in found[i])
+        elif not any(d is not None and loop.operands[j] == d for loop in loops for j, d in enumerate(guess)):
+            (alone,) = apart([partial(fits, trials, guess)]) or ((),)
+            yield from (Loop(tuple(ins), tuple(outs), reduced) for ins, outs, reduced in alone)
+
+
+def fits(trials: Sequence[Trial], guess: Guess) -> list[tuple[Guess, Guess, bool]]:
+    loops = [loop for loop in seen(trials[0], guess) if holds(trials, [loop], forward_only=True)]
+    return [(loop.operands, loop.results, loop.reduced) for loop in loops]
 
 
 def position(loop: Loop) -> tuple[int, ...]:
@@ -108,8 +130,8 @@ def position(loop: Loop) -> tuple[int, ...]:
 
 
 def guesses(trial: Trial) -> Iterator[Guess]:
-    """Sets of dims that may be one loop: they have one size, and are of different operands. Those that line up from the left
-    or from the right come first, then few dims before many; for an op that spells a shape, also none."""
+    """Sets of dims that may be one loop: they have one size, and are of different operands. All that have it, and those that
+    line up from the left or right, come first, then few dims before many; for an op that spells a shape, also none."""
     forms = trial.call.form.operands
     known: dict[Guess, None] = {}
     for size in sorted({n for o in forms if o is not None for n in o.shape if n > 1}):
@@ -122,6 +144,8 @@ def guesses(trial: Trial) -> Iterator[Guess]:
 
 def aligned(forms: Sequence[Form | None], dims: Sequence[Sequence[int]]) -> Iterator[Guess]:
     ranks = [len(o.shape) if o is not None else 0 for o in forms]
+    yield tuple(own[0] if own else None for own in dims)
+    yield tuple(own[-1] if own else None for own in dims)
     for d in range(max(ranks, default=0)):
         yield tuple(d if d in own else None for own in dims)
         yield tuple(r - 1 - d if r - 1 - d in own else None for own, r in zip(dims, ranks, strict=True))
@@ -199,14 +223,14 @@ def pieces_of(trial: Trial, guess: Guess) -> int | None:
     return trial.call.parts_of(sizes.pop()) if len(sizes) == 1 else None
 
 
-def holds(trials: Sequence[Trial], loops: Sequence[Loop]) -> bool:
+def holds(trials: Sequence[Trial], loops: Sequence[Loop], *, forward_only: bool = False) -> bool:
     """Whether these loops may be cut together in every trial that can cut them all evenly, and that there are enough."""
     sets = set()
     for trial in trials:
         cuts = [(loop, count) for loop in loops if (count := count_of(trial, loop)) is not None]
         if len(cuts) < len(loops):
             continue
-        if not trial.holds(cuts):
+        if not trial.holds(cuts, forward_only=forward_only):
             return False
         sets.add(trial.call)
     return len(sets) >= min(LEAST_SETS if len(loops) == 1 else 1, len({trial.call for trial in trials}))

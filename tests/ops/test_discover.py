@@ -261,6 +261,19 @@ def test_torchs_generator_stays_where_it_is() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_kernels_that_do_not_check_shapes_do_no_harm() -> None:
+    """Batch norm writes past the end of statistics of fewer channels than its input has; attention past that of keys that
+    are cut without their values."""
+    statistics = (fake(64, grad=False), fake(64, grad=False))
+    norm = node_of(
+        aten._native_batch_norm_legit_functional.default, fake(32, 64, 28, 28), fake(64), fake(64), *statistics, True, 0.1, 1e-5
+    )
+    assert row_text(found_for(norm), fitted(norm)) == "a! b c! d!, b, b, b, b -> e! b f! g!, b, b, b, b"
+    heads = [fake(8, 16, 128, 64)] * 3
+    attention = found_for(node_of(aten.scaled_dot_product_attention.default, *heads))
+    assert [loop.operands for loop in attention.loops] == [(0, 0, 0), (1, 1, 1), (2, None, None), (None, None, 3)]
+
+
 def test_targets_that_are_no_ops_are_not_tried() -> None:
     node = node_of(custom.project, fake(64, 512), fake(64, 512))
     node.target = torch.relu
@@ -270,7 +283,7 @@ def test_targets_that_are_no_ops_are_not_tried() -> None:
 
 def test_a_wrong_finding_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that believes whatever has the right shapes finds rules that proofs refuse."""
-    monkeypatch.setattr(discover, "holds", lambda trials, loops: True)
+    monkeypatch.setattr(discover, "holds", lambda trials, loops, **_: True)
     ways = small_calls(form_of(unit_of([Call(custom.ordered, (x(4, 6),))])[0].nodes[0]))
     credulous = rule_from(discover.discover.__wrapped__(ways))
     monkeypatch.setitem(tables.USER_RULES, custom.ordered, credulous)
