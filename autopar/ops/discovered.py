@@ -15,15 +15,14 @@ from functools import cache, partial
 import torch
 
 from autopar.ir.program import Size
-from autopar.ops import fits
 from autopar.ops.discover import Finding, discover
 from autopar.ops.factors import Dims, Factor, quotient
 from autopar.ops.rule import REDUCED, WHOLE, OpRule, Shape, Signature
 from autopar.ops.small import CallForm, Unsuited, form_of, small_calls
+from autopar.ops.tables import KEPT_WHOLE
 from autopar.ops.trial import Loop
 
 logger = logging.getLogger("autopar")
-KEPT_WHOLE = OpRule(kind="whole", fit=fits.all_whole)
 
 
 def found_for(node: torch.fx.Node) -> Finding:

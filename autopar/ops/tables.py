@@ -45,6 +45,7 @@ FAMILIES = (
 TABLE: Rows = {target: rule for family in FAMILIES for target, rule in family.ROWS.items()}
 
 POINTWISE = OpRule(kind="pointwise", fit=fits.elementwise)
+KEPT_WHOLE = OpRule(kind="whole", fit=fits.all_whole)
 USER_RULES: dict[Target, OpRule] = {}
 
 
@@ -53,7 +54,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 
 
 def rule_for(target: Target) -> OpRule | None:
-    """The row of an op; None for an op that nobody wrote one for."""
+    """The row of an op; None for an op that nobody wrote one for (`autopar.ops.discovered` looks for one)."""
     if target in USER_RULES:
         return USER_RULES[target]
     if target in TABLE:
