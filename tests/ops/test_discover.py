@@ -117,6 +117,7 @@ FOUND: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
     "a sum that large numbers clip": (custom.clipped_sum, (WIDE,), "a! b -> b"),
     "a shift by a power of two": (custom.rolled, (WIDE,), "a! b -> c! b; linear"),
     "a shift that an argument says": (custom.rolled_by, (WIDE,), "a! b -> c! b; linear"),
+    "a shift that small sizes divide": (custom.rolled_by, (WIDE, 36), "a! b -> c! b; linear"),
     "blocks that its code knows": (custom.in_blocks, (WIDE,), "a! b -> c! b"),
     "blocks, the last one smaller": (custom.padded_blocks, (WIDE,), "a! b -> c! b"),
     "a window": (custom.windowed, (WIDE,), "a! b -> c! b; linear"),
