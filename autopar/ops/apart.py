@@ -11,6 +11,7 @@ import json
 import os
 import select
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,9 +27,10 @@ Task = Callable[[], Any]
 
 
 def apart(tasks: Sequence[Task]) -> list[Any] | None:
-    """What the tasks make, one after the other in a process of their own (in this one where there is no fork); None if one
-    crashed: what it did to memory may show in a later one. Tasks raise nothing."""
-    if not hasattr(os, "fork"):
+    """What the tasks make, one after the other in a process of their own; None if one crashed: what it did to memory may show
+    in a later one. Tasks raise nothing. In this process where a forked one cannot be relied on: macOS's own libraries do not
+    work in one, Windows has none."""
+    if sys.platform != "linux":
         return [task() for task in tasks]
     found = forked(tasks)
     return found if len(found) == len(tasks) else None

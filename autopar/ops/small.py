@@ -47,7 +47,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What is known of a tensor."""
+    """What is known of a tensor; `dtype` as it is tried."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -139,7 +139,12 @@ def forms_of(node: torch.fx.Node) -> Iterator[Form]:
         shape = tuple(example_of(n) for n in v.shape)
         if not all(isinstance(n, int) for n in shape):
             raise Unsuited("the shapes of its results depend on data")
-        yield Form(shape=shape, dtype=v.dtype, needs_grad=bool(flag))
+        yield Form(shape=shape, dtype=tried_dtype(v.dtype), needs_grad=bool(flag))
+
+
+def tried_dtype(dtype: torch.dtype) -> torch.dtype:
+    """All floating-point dtypes are tried as one."""
+    return torch.complex128 if dtype.is_complex else torch.float64 if dtype.is_floating_point else dtype
 
 
 def small_calls(form: CallForm) -> tuple[tuple[SmallCall, ...], ...]:

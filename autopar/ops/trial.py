@@ -175,7 +175,7 @@ def drawn(call: SmallCall, domain: Domain, seed: int, scale: float, spelled: int
             return drawn(call, domain, seed, 1.0, spelled)
         raise Unsuited("its results, or its gradients, are not finite on random numbers")
     if not same_runs(again, whole, domain.tolerance):
-        raise Unsuited("two runs of it differ: it is random")
+        raise Unsuited("two runs of it differ: it is random, and devices will not agree")
     if not all(x is None or torch.equal(x, y) for x, y in zip(operands, before, strict=True) if y is not None):
         raise Unsuited("it writes into its operands")
     return Trial(call=call, domain=domain, operands=operands, cotangents=cotangents, whole=whole, spelled=spelled)
