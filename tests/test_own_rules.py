@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 import autopar
+from autopar.cache.start import start_key
+from autopar.cache.values import Unclear
 from autopar.errors import ConstraintError, RuleError
+from autopar.ops.tables import USER_RULES
+from autopar.planning.key import rules_of_users
+from autopar.tracer import trace
 from tests.hardware_toy import toy_hardware
 from tests.own_rules import Gated, mixed
 from tests.processes import run_processes
@@ -135,3 +142,21 @@ def test_eager_calls_are_as_before() -> None:
     assert "Backward" in type(loss.grad_fn).__name__
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_key_of_a_plan_depends_on_the_code_of_its_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = mixed()
+    program = trace(model, (), batch)
+    before = rules_of_users(program)
+    assert {text.partition(":")[0] for text in before} == {"autopar_user.routed.default", "autopar_user.Gated.default"}
+    for op, rule in list(USER_RULES.items()):
+        if str(op) == "autopar_user.Gated.default":
+            monkeypatch.setitem(USER_RULES, op, replace(rule, version="another"))
+    assert len(rules_of_users(program) - before) == 1
+
+
+def test_a_program_with_a_class_that_has_a_rule_is_traced_at_each_start() -> None:
+    """What was traced before the class had its rule must not be taken for it."""
+    model, batch = mixed()
+    with pytest.raises(Unclear, match="Gated has a rule"):
+        start_key(model, (), batch, None)
