@@ -52,17 +52,17 @@ def test_a_plan_that_cannot_cut_an_op_names_op_and_node() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.linear = torch.nn.Linear(8, 8)
-            self.normed = Normed()
+            self.flipped = Flipped()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.normed(self.linear(x)).square().mean()  # type: ignore[no-any-return]
+            return self.flipped(self.linear(x)).square().mean()  # type: ignore[no-any-return]
 
-    class Normed(torch.nn.Module):
+    class Flipped(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.renorm(x, 2, 1, 1.0)
+            return torch.flip(x, [0, 1])
 
-    pinned = autopar.Constraints(pins=["normed: batch=gpu"])
-    with pytest.raises(ConstraintError, match=r"aten\.renorm\.default at normed \(test_own_rules\.py:\d+\).*@autopar\.op_rule"):
+    pinned = autopar.Constraints(pins=["flipped: batch=gpu"])
+    with pytest.raises(ConstraintError, match=r"aten\.flip\.default at flipped \(test_own_rules\.py:\d+\).*@autopar\.op_rule"):
         autopar.plan(Net(), "2", (torch.randn(4, 8),), hardware=toy_hardware(), constraints=pinned)
 
 

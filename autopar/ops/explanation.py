@@ -64,7 +64,8 @@ def explain(
     rule = tables.rule_for(target)
     if rule is None:
         return Explanation(
-            f"{target} has no rule: every device computes all of it. Give it one with @autopar.op_rule (docs/rules.md)"
+            f"{target} has no row: what may be cut is found by trying, call by call; give it a row with @autopar.op_rule "
+            "(docs/rules.md)"
         )
     found = typical(target) if args is None else (args, dict(kwargs or {}))
     if found is None:

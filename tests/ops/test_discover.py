@@ -270,7 +270,7 @@ def test_kernels_that_do_not_check_shapes_do_no_harm() -> None:
     norm = node_of(
         aten._native_batch_norm_legit_functional.default, fake(32, 64, 28, 28), fake(64), fake(64), *statistics, True, 0.1, 1e-5
     )
-    assert row_text(found_for(norm), fitted(norm)) == "a! b c! d!, b, b, b, b -> e! b f! g!, b, b, b, b"
+    assert [loop.operands for loop in found_for(norm).loops] == [(1, 0, 0, 0, 0)]
     heads = [fake(8, 16, 128, 64)] * 3
     attention = found_for(node_of(aten.scaled_dot_product_attention.default, *heads))
     assert [loop.operands for loop in attention.loops] == [(0, 0, 0), (1, 1, 1), (2, None, None), (None, None, 3)]

@@ -44,7 +44,7 @@ def test_names_overloads_functions_and_calls() -> None:
 
 
 def test_an_op_without_a_rule_is_said_to_have_none() -> None:
-    assert "aten.renorm.default has no rule" in str(autopar.ops.explain("aten.renorm.default"))
+    assert "aten.renorm.default has no row" in str(autopar.ops.explain("aten.renorm.default"))
 
 
 def test_unknown_names_and_wrong_calls() -> None:
@@ -57,10 +57,10 @@ def test_unknown_names_and_wrong_calls() -> None:
 
 
 def test_without_a_typical_call_one_is_asked_for() -> None:
-    """Its indices have no usual form."""
-    assert "no typical call of it is known: give one" in str(autopar.ops.explain("aten.index.Tensor"))
-    rows, index = torch.empty(6, 4), torch.zeros(3, dtype=torch.int64)
-    assert "strategies on mesh 2" in str(autopar.ops.explain("aten.index.Tensor", "2", args=(rows, [index])))
+    """Its windows have no usual form."""
+    assert "no typical call of it is known: give one" in str(autopar.ops.explain("aten.im2col"))
+    image, windows = torch.empty(4, 3, 8, 8), ([2, 2], [1, 1], [0, 0], [2, 2])
+    assert "strategies on mesh 2" in str(autopar.ops.explain("aten.im2col", "2", args=(image, *windows)))
 
 
 FAMILIAR = (
