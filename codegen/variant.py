@@ -93,7 +93,7 @@ class Variant:
         if isinstance(tensor, DTensor):
             return tensor.redistribute(self.mesh, as_dtensor(planned.placement)).to_local().contiguous()
         if tensor.requires_grad and torch.is_grad_enabled():
-            return _Piece.apply(tensor, self, name)  # type: ignore[no-any-return]
+            return _Piece.apply(tensor, self, name)  # type: ignore[no-any-return, no-untyped-call]
         return self.piece(name, tensor)
 
     def piece(self, name: str, tensor: Tensor) -> Tensor:

@@ -111,6 +111,11 @@ RIGHT: dict[str, tuple[Code, tuple[Any, ...], dict[str, Any]]] = {
     "complex input": (lambda net, x: net.loss(x.abs() + x.real), (torch.complex(X, rows(ROWS, SIZE)),), {}),
     "complex parameter": (lambda net, x: (net.net(x) + 0j).matmul(net.matrix).abs().square().mean(), (X,), {}),
     "written in backward": (lambda net, x: torch.fft.rfft(net.net(x)).abs().square().mean(), (X,), {}),
+    "a dtype by position": (
+        lambda net, x: (F.softmax(net.net(x), -1, dtype=x.dtype) @ net.down.weight).square().mean(),
+        (X,),
+        {},
+    ),
     "keywords": (scaled, (X,), {"flag": True}),
     "defaults": (scaled, (X,), {}),
     "any arguments": (lambda net, *xs, **named: (net.net(sum(xs)) - named["y"]).square().mean(), (X, X), {"y": X}),

@@ -1,9 +1,9 @@
 """The lines of `zoo_more`: class, kind of inputs, and what of its config is not as `zoo_more.SMALL` says; `+name` is a group.
 
-Left out, as they cannot be traced: DBRX, JetMoE and NLLB-MoE (loops over the experts that were chosen), FSMT (asks whether
-anything is padded), I-BERT (asks for ranges), X-MOD (indexes by language), ViLT and Autoformer (size tensors by data), CTC
-losses, Phimoe, Reformer and YOSO (backwards of their own); Nystromformer, LongT5 and Informer, whose code does not work while
-it is exported.
+Left out, as they cannot be traced: DBRX and JetMoE (loops over the experts that were chosen), FSMT (asks whether anything is
+padded), I-BERT (asks for ranges), X-MOD (indexes by language), ViLT and Autoformer (size tensors by data), CTC losses,
+Phimoe, RecurrentGemma, Reformer and YOSO (backwards of their own); Nystromformer, LongT5 and Informer, whose code does not work while it
+is exported; Gemma 3n, NLLB-MoE and Switch Transformers, which write into their parameters or convert them in forward.
 """
 
 from __future__ import annotations
@@ -104,8 +104,6 @@ MptForCausalLM tokens max_seq_len=64
 Cohere2ForCausalLM tokens sliding_window=8
 Olmo3ForCausalLM tokens sliding_window=8
 Gemma3ForCausalLM tokens sliding_window=8
-Gemma3nForCausalLM tokens hidden_size_per_layer_input=8 num_kv_shared_layers=0 activation_sparsity_pattern=[0.5,0.0]
-    layer_types=['sliding_attention','full_attention'] laurel_rank=8 intermediate_size=[64,64]
 Qwen3NextForCausalLM tokens linear_num_value_heads=4 linear_num_key_heads=2 linear_key_head_dim=8
     linear_value_head_dim=8 layer_types=['linear_attention','full_attention']
 MistralForCausalLM tokens sliding_window=8
@@ -116,6 +114,7 @@ Glm4MoeForCausalLM tokens n_group=1 topk_group=1 first_k_dense_replace=1
 Exaone4ForCausalLM tokens sliding_window=8 sliding_window_pattern=2
 Llama4ForCausalLM tokens intermediate_size_mlp=64 attention_chunk_size=8
 Dots1ForCausalLM tokens n_routed_experts=4 num_experts_per_tok=2 n_group=1 topk_group=1 first_k_dense_replace=1
+    n_shared_experts=1
 MiniMaxForCausalLM tokens block_size=8
 Lfm2ForCausalLM tokens layer_types=['conv','full_attention']
 GptOssForCausalLM tokens sliding_window=8
@@ -127,7 +126,6 @@ FalconH1ForCausalLM tokens mamba_d_ssm=64 mamba_n_heads=8 mamba_d_head=8 mamba_d
     mamba_chunk_size=8
 RwkvForCausalLM tokens context_length=64
 xLSTMForCausalLM tokens num_blocks=2 num_heads=4 chunk_size=8
-RecurrentGemmaForCausalLM tokens lru_width=32 attention_window_size=8 block_types=['recurrent','attention']
 BambaForCausalLM tokens mamba_n_heads=8 mamba_d_head=8 mamba_d_state=8 mamba_chunk_size=8 attn_layer_indices=[1]
 NemotronHForCausalLM tokens hybrid_override_pattern='M*' mamba_num_heads=8 mamba_head_dim=8 ssm_state_size=8 n_groups=2
     chunk_size=8
@@ -161,8 +159,6 @@ BigBirdPegasusForConditionalGeneration tokens attention_type='original_full'
 LEDForConditionalGeneration tokens attention_window=[8,8] max_encoder_position_embeddings=64
     max_decoder_position_embeddings=64
 ProphetNetForConditionalGeneration tokens ngram=2 -num_hidden_layers
-SwitchTransformersForConditionalGeneration padded num_sparse_encoder_layers=1 num_sparse_decoder_layers=1
-    router_jitter_noise=0.0 expert_capacity=16
 SwinForImageClassification pixels +swin -num_attention_heads -num_hidden_layers -num_layers
 Swinv2ForImageClassification pixels +swin -num_attention_heads -num_hidden_layers -num_layers
 BeitForImageClassification pixels use_relative_position_bias=True
@@ -183,11 +179,7 @@ RegNetForImageClassification pixels embedding_size=8 hidden_sizes=[8,16,16,32] d
 BitForImageClassification pixels embedding_size=8 hidden_sizes=[8,16,16,32] depths=[1,1,1,1] num_groups=2
 LevitForImageClassification pixels hidden_sizes=[16,24,32] num_attention_heads=[2,3,4] depths=[1,1,1] key_dim=[4,4,4]
     patch_size=16
-CvtForImageClassification pixels embed_dim=[8,24,48] depth=[1,1,2] num_heads=[1,3,6] -patch_size
 ConvNextV2ForImageClassification pixels depths=[1,2] hidden_sizes=[8,16] num_stages=2 patch_size=4
-HieraForImageClassification pixels embed_dim=8 image_size=[32,32] patch_kernel=[3,3] patch_stride=[2,2]
-    patch_padding=[1,1] depths=[1,1] num_heads=[1,2] num_query_pool=1 masked_unit_size=[4,4] -patch_size
-    -num_attention_heads -num_hidden_layers
 FocalNetForImageClassification pixels embed_dim=8 depths=[1,1] focal_levels=[2,2] focal_windows=[3,3] patch_size=4
 PoolFormerForImageClassification pixels hidden_sizes=[8,16,16,32] depths=[1,1,1,1]
 SwiftFormerForImageClassification pixels embed_dims=[8,16,16,32] depths=[1,1,1,1]

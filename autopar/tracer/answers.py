@@ -87,7 +87,7 @@ class Answers(TorchFunctionMode):
             elif not finite:
                 _note(node)
             return value.item()  # type: ignore[no-any-return]
-        if func is Tensor.__bool__ and asking is not None and place is not None:
+        if asking is not None and place is not None and (func is Tensor.__bool__ or tensor.dtype is torch.bool):
             truth = passing(asking)
             if truth is not None:
                 self.assumptions[f"{place.quoted} raises no error"] = None

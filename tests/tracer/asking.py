@@ -29,6 +29,7 @@ def clamped_if_one_of_many(x: Tensor) -> Tensor:
 
 def within_limits(x: Tensor) -> Tensor:
     assert (x > -BIG).all(), "too small"
+    assert torch.all(x > -2 * BIG).item(), "far too small"
     if (x > 2 * BIG).any() or not (x < BIG).all():
         message = f"{x.shape} is too large"
         raise ValueError(message)

@@ -45,7 +45,7 @@ def ops(model: nn.Module) -> list[str]:
         (clamped_if_not_finite, 1),
         (clamped_if_infinite_or_nan, 1),
         (clamped_if_one_of_many, 1),
-        (within_limits, 2),
+        (within_limits, 3),
         (with_a_mask_of_ones, 0),
     ],
 )
