@@ -113,7 +113,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         running = running_gradient()
         step = self.current if running is None else self.gradients.get(running)
         name = called(step, func.overloadpacket.__name__)
-        node = self.graph.create_node("call_function", func, *given, name=name if self.current else f"grad_{name}")
+        args, kwargs = given
+        node = self.graph.create_node("call_function", func, args, kwargs, name=name if self.current else f"grad_{name}")
         node.meta["step"] = step
         return self.write(result, node)
 

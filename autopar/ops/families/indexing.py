@@ -12,6 +12,7 @@ from autopar.ops import fits
 from autopar.ops.factors import Dims, Factor, quotient
 from autopar.ops.fits import argument, dim_list, named, signature
 from autopar.ops.rule import OpRule, Rows, Shape, Signature, fit_text, given_shapes, pad
+from autopar.torch_private import size_of
 
 aten = torch.ops.aten
 SUM_OF_BAG, MEAN_OF_BAG = 0, 1
@@ -105,9 +106,13 @@ def counted_dims(indices: Sequence[object], shape: Shape) -> list[int]:
     found: dict[int, int] = {}
     for d, index in enumerate(indices):
         if isinstance(index, torch.fx.Node) and counts(index, shape[d]):
-            sizes = index.meta["val"].shape
+            sizes = sizes_of(index)
             found.setdefault(next((len(sizes) - i for i, n in enumerate(sizes) if n != 1), 0), d)
     return sorted(found.values())
+
+
+def sizes_of(node: torch.fx.Node) -> Shape:
+    return tuple(size_of(n) for n in node.meta["val"].shape)
 
 
 def counts(index: torch.fx.Node, size: Size) -> bool:
@@ -115,7 +120,7 @@ def counts(index: torch.fx.Node, size: Size) -> bool:
     numbers = index
     while numbers.target in (aten.unsqueeze.default, aten.reshape.default, aten.view.default):
         (numbers,) = numbers.all_input_nodes[:1]
-    if numbers.target is not aten.arange.start_step or [n for n in index.meta["val"].shape if n != 1] != [size]:
+    if numbers.target is not aten.arange.start_step or [n for n in sizes_of(index) if n != 1] != [size]:
         return False
     return argument(numbers, "start") == 0 and argument(numbers, "step") == 1
 
