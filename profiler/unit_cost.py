@@ -217,7 +217,8 @@ def structure(unit: Unit, grown: Collection[Factor]) -> str:
         spelled = None if is_getitem(node) else rule_of(node).shape_argument
         args = [len(a) if at == spelled and isinstance(a, Sized) else a for at, a in enumerate(node.args)]
         rest = torch.fx.node.map_arg((args, node.kwargs), lambda n: number.get(n, "unread"))
-        lines.append(f"{node.target}{rest}{unit.dims[node]}{node in unit.results}{node in unit.dense}")
+        says = node in unit.results, node in unit.dense, node.meta["needs_grad"]
+        lines.append(f"{node.target}{rest}{unit.dims[node]}{says}")
     return "\n".join([*lines, str(sorted((f, n) for f, n in unit.sizes.items() if f not in grown))])
 
 
