@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import logging
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 
 import torch
@@ -72,43 +73,58 @@ def letters() -> Iterator[Factor]:
         yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
 
 
+@dataclass
+class Naming:
+    """Factors of one call, named by letters in order of appearance. A loop of which one tensor has more elements than another
+    (flattened dims) is the outer factor of a dim whose inner one is whole."""
+
+    operands: Sequence[Shape | None]
+    results: Sequence[Shape]
+    names: Iterator[Factor] = field(default_factory=letters)
+    sizes: dict[Factor, Size] = field(default_factory=dict)
+    whole: set[Factor] = field(default_factory=set)
+    loops: dict[Loop, Factor | None] = field(default_factory=dict)
+
+    def dims(self, shape: Shape, loops: Mapping[int, Loop]) -> Dims:
+        """Of a tensor, some of whose dims have loops."""
+        return tuple(self.dim(size, loops.get(d)) for d, size in enumerate(shape))
+
+    def dim(self, size: Size, loop: Loop | None) -> tuple[Factor, ...]:
+        outer = None if loop is None else self.factor(loop)
+        rest = size if outer is None else quotient(size, self.sizes[outer])
+        assert rest is not None, "size_of_loop divides all dims of the loop"
+        found = () if outer is None else (outer,)
+        return found if rest == 1 else (*found, self.inner(rest))
+
+    def factor(self, loop: Loop) -> Factor | None:
+        """None for a loop that these shapes do not have: its dims stay whole."""
+        if loop not in self.loops:
+            size = size_of_loop(loop, self.operands, self.results)
+            self.loops[loop] = None if size is None else self.new(size)
+        return self.loops[loop]
+
+    def inner(self, size: Size) -> Factor:
+        self.whole.add(name := self.new(size))
+        return name
+
+    def new(self, size: Size) -> Factor:
+        name = next(self.names)
+        self.sizes[name] = size
+        return name
+
+
 def fit(finding: Finding, node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
-    """The loops as factors, named by letters in order of appearance; dims without a loop are whole. A loop of which a tensor
-    has more elements than another (flattened dims) is the outer factor of a dim whose inner one is whole."""
-    names, sizes, whole = letters(), dict[Factor, Size](), set[Factor]()
-    loops: dict[Loop, Factor | None] = {}
+    """The loops of a finding as factors of these shapes; dims without a loop are whole."""
+    naming = Naming(operands, results)
 
-    def dims_of(shape: Shape, of: Mapping[int, Loop]) -> Dims:
-        found: list[tuple[Factor, ...]] = []
-        for d, size in enumerate(shape):
-            outer = loops[of[d]] if d in of and of[d] in loops else None
-            if d in of and of[d] not in loops:
-                least = size_of_loop(of[d], operands, results)
-                outer = loops[of[d]] = None if least is None else next(names)
-                if outer is not None and least is not None:
-                    sizes[outer] = least
-            rest = size if outer is None else quotient(size, sizes[outer])
-            assert rest is not None, "size_of_loop divides all dims of the loop"
-            dim = (outer,) if outer is not None else ()
-            if rest != 1:
-                inner = next(names)
-                sizes[inner] = rest
-                whole.add(inner)
-                dim = (*dim, inner)
-            found.append(dim)
-        return tuple(found)
+    def dims(shape: Shape, places: Callable[[Loop], int | None]) -> Dims:
+        return naming.dims(shape, {d: loop for loop in finding.loops if (d := places(loop)) is not None})
 
-    def side(shapes: Sequence[Shape | None], results_side: bool) -> list[Dims | None]:
-        at = [
-            {d: loop for loop in finding.loops if (d := (loop.results if results_side else loop.operands)[i]) is not None}
-            for i in range(len(shapes))
-        ]
-        return [None if s is None else dims_of(s, of) for s, of in zip(shapes, at, strict=True)]
-
-    ins, outs = side(operands, False), side(results, True)
-    reduced = {factor for loop, factor in loops.items() if factor is not None and loop.reduced}
-    marks = {f: frozenset({WHOLE} if f in whole else {REDUCED} if f in reduced else set()) for f in sizes}
-    return Signature(operands=tuple(ins), results=tuple(d for d in outs if d is not None), sizes=sizes, marks=marks)
+    ins = [None if s is None else dims(s, lambda loop, i=i: loop.operands[i]) for i, s in enumerate(operands)]  # type: ignore[misc]
+    outs = [dims(s, lambda loop, j=j: loop.results[j]) for j, s in enumerate(results)]  # type: ignore[misc]
+    reduced = {factor for loop, factor in naming.loops.items() if factor is not None and loop.reduced}
+    marks = {f: frozenset({WHOLE} if f in naming.whole else {REDUCED} if f in reduced else set()) for f in naming.sizes}
+    return Signature(operands=tuple(ins), results=tuple(outs), sizes=naming.sizes, marks=marks)
 
 
 def size_of_loop(loop: Loop, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Size | None:

@@ -2,8 +2,8 @@
 
 A call of the program is known by shapes only, and may be huge. A small one keeps what can matter to the op: ranks, dims of
 size one, which dims are equal, whether a dim is larger than, equal to, or a multiple of a number among the arguments. Three
-sets of sizes are made: cut into halves, into thirds, and into odd halves (or, where a number divides a dim, into pieces that
-it does not divide).
+sets of sizes are made: cut into halves, into thirds, and into odd halves (or, where numbers divide a dim, into pieces that
+have no divisor with them in common).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autopar.torch_private import OpOverload, example_of
 
 SETS = 3
 UNEVEN = 2
-"""The set whose pieces are odd, or no multiples of what divides the whole."""
+"""The set whose pieces have no divisor in common with what divides the whole."""
 PARTS = (2, 3, 2)
 LEAST = 4
 """Dims that are smaller stay as they are."""
