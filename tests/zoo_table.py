@@ -1,9 +1,9 @@
 """The lines of `zoo_more`: class, kind of inputs, and what of its config is not as `zoo_more.SMALL` says; `+name` is a group.
 
 Left out, as they cannot be traced: DBRX and JetMoE (loops over the experts that were chosen), FSMT (asks whether anything is
-padded), I-BERT (asks for ranges), X-MOD (indexes by language), ViLT and Autoformer (size tensors by data), CTC losses,
-Phimoe, RecurrentGemma, Reformer and YOSO (backwards of their own); Nystromformer, LongT5 and Informer, whose code does not work while it
-is exported; Gemma 3n, NLLB-MoE and Switch Transformers, which write into their parameters or convert them in forward.
+padded), I-BERT (asks for ranges), X-MOD (indexes by language), ViLT and Autoformer (size tensors by data), CTC losses; Phimoe,
+RecurrentGemma, Reformer and YOSO (backwards of their own); Nystromformer, LongT5 and Informer (do not work while exported);
+Gemma 3n, NLLB-MoE and Switch Transformers, which write into their parameters or convert them in forward.
 """
 
 from __future__ import annotations
