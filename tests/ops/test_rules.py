@@ -89,6 +89,14 @@ WRONG_ROWS: Mapping[str, tuple[OpRule, Call]] = {
         OpRule(kind="attention", text="b h q d!, b h k! d!, b h k! e! -> b h q e!"),
         Call(aten.scaled_dot_product_attention.default, (x(2, 2, 4, 2), x(2, 2, 4, 2), x(2, 2, 4, 2)), {"is_causal": True}),
     ),
+    "what is added to is added on every device": (
+        OpRule(kind="norm", text="i c, t, t c -> i c"),
+        Call(aten.index_add.default, (x(2, 6), 0, torch.tensor([0, 1, 1, 0]), x(4, 6))),
+    ),
+    "rows that others have are read as one's own": (
+        OpRule(kind="norm", text="i c, t -> t c"),
+        Call(aten.index_select.default, (x(4, 6), 0, torch.tensor([0, 1, 1, 0]))),
+    ),
 }
 
 
