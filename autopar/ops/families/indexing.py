@@ -80,7 +80,9 @@ class Indexed:
         """Positions lie side by side where the indexed dims do, else in front: as numpy and torch have it."""
         at = [d for d, index in enumerate(indices) if index is not None]
         letters = ["i" if d in at else "d" for d in range(len(shape))]
-        tensor = tuple((f"{letter}{d}",) if n != 1 else () for d, (letter, n) in enumerate(zip(letters, shape, strict=True)))
+        tensor: Dims = tuple(
+            (f"{letter}{d}",) if n != 1 else () for d, (letter, n) in enumerate(zip(letters, shape, strict=True))
+        )
         rank = max((len(index) for index in indices if index is not None), default=0)
         broad: list[Size] = [1] * rank
         for index in filter(None, indices):
@@ -122,7 +124,7 @@ def counts(index: torch.fx.Node, size: Size) -> bool:
         (numbers,) = numbers.all_input_nodes[:1]
     if numbers.target is not aten.arange.start_step or [n for n in sizes_of(index) if n != 1] != [size]:
         return False
-    return argument(numbers, "start") == 0 and argument(numbers, "step") == 1
+    return bool(argument(numbers, "start") == 0 and argument(numbers, "step") == 1)
 
 
 def is_mask(index: object) -> bool:
