@@ -20,7 +20,7 @@ def all_axes(cuts: Cuts) -> Axes:
 
 def _convolution(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     bias = call.named("bias")
-    return call.with_arguments(bias=call.emit(sharded.bias_of_first, (bias, cuts["c"].coordinates))).again()
+    return call.with_arguments(bias=call.emit(sharded.once, (bias, cuts["c"].coordinates))).again()
 
 
 def _batch_norm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:

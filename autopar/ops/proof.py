@@ -26,7 +26,7 @@ from autopar.torch_private import coordinates, pytree
 TOLERANCE = 1e-9
 SILENT = frozenset(
     [
-        *(sharded.embedding_vocab, sharded.linear_row_bias, sharded.addmm_row_bias, sharded.bias_of_first),
+        *(sharded.embedding_vocab, sharded.linear_row_bias, sharded.addmm_row_bias, sharded.once),
         *(sharded.causal_attention, sharded.experts_of_axes),
         *(f for f in vars(sharded_indexing).values() if callable(f)),
     ]

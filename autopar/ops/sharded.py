@@ -324,11 +324,6 @@ def addmm_row_bias(
     return torch.addmm(bias.masked_fill(not_first(coordinates), 0), x, weight, beta=beta, alpha=alpha)
 
 
-def bias_of_first(bias: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
-    """A bias R for an op whose result is P: the first device along the axes adds it, the others add zeros."""
-    return bias.masked_fill(not_first(coordinates), 0)
-
-
 def causal_attention(
     query: Tensor,
     key: Tensor,

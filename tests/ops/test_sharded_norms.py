@@ -103,5 +103,5 @@ def test_half_precision_is_no_less_exact_than_the_full_op(dtype: torch.dtype) ->
 
 def test_a_bias_is_added_once() -> None:
     bias = randn(3)
-    pieces = [sharded.bias_of_first(bias, (torch.tensor(i), torch.tensor(j))) for i in range(2) for j in range(2)]
+    pieces = [sharded.once(bias, (torch.tensor(i), torch.tensor(j))) for i in range(2) for j in range(2)]
     assert torch.equal(torch.stack(pieces).sum(0), bias)
