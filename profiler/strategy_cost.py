@@ -64,8 +64,8 @@ class Family:
     backward: tuple[Sent, ...]
 
 
-Families = MutableMapping[tuple[str, Cuts], Family | None]
-"""By a unit's structure and the cuts; None where the implementation is the op itself."""
+Families = MutableMapping[tuple[str, Cuts, frozenset[Factor]], Family | None]
+"""By a unit's structure, the cuts, and which factors they cut unevenly; None where the implementation is the op itself."""
 
 
 class StrategyCosts:
@@ -82,9 +82,10 @@ class StrategyCosts:
         if not axes:
             return measured.cost
         cuts = tuple(self.cut(unit, str(chosen.factors[axis]), axis) for axis in axes)
-        key = (structure(unit, growing(unit, cuts)), cuts)
+        padded = chosen.padded(unit, self.mesh.sizes) & {factor for factor, _ in cuts}
+        key = (structure(unit, growing(unit, cuts)), cuts, padded)
         if key not in self.families:
-            self.families[key] = family(unit, cuts, self.device) if runs_other_ops(unit, cuts) else None
+            self.families[key] = family(unit, cuts, self.device, padded) if runs_other_ops(unit, cuts) else None
         found = self.families[key]
         if found is None:
             return measured.cost
@@ -127,15 +128,16 @@ def growing(unit: Unit, cuts: Cuts) -> list[Factor]:
     return [f for f in unit.sizes if f in unit.shardable and not (f in dict(cuts) and not any_size(unit, f))]
 
 
-def family(unit: Unit, cuts: Cuts, device: str) -> Family:
+def family(unit: Unit, cuts: Cuts, device: str, padded: frozenset[Factor]) -> Family:
     """Traced at local sizes equal to the unit's own (cut factors that do not grow: at their true local sizes), and again with
-    every factor that may grow its prime times as large."""
+    every factor that may grow its prime times as large. Of factors in `padded` the last device lacks one element."""
     fixed = {factor for factor, _ in cuts if not any_size(unit, factor)}
     parts = {factor: math.prod(size for f, size in cuts if f == factor) for factor, _ in cuts}
     local = {f: int(n) // parts[f] if f in fixed else int(n) for f, n in unit.sizes.items()}
     growth = dict(zip(growing(unit, cuts), PRIMES, strict=False))
+    assert not padded & fixed, f"{unit.name}: what it costs to cut {sorted(padded & fixed)} unevenly depends on their sizes"
     base, probe = (
-        traced(unit, {f: n * grown.get(f, 1) * parts.get(f, 1) for f, n in local.items()}, cuts, device)
+        traced(unit, {f: n * grown.get(f, 1) * parts.get(f, 1) - (f in padded) for f, n in local.items()}, cuts, device)
         for grown in ({}, growth)
     )
     fitted = partial(monomial, growth=growth, unit=replace(unit, sizes=local))

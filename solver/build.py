@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
 from autopar.hardware import Hardware
-from autopar.ir.conversion import ALL_TO_ALL, Conversion, Moves, conversions, moves
+from autopar.ir.conversion import Conversion, Moves, conversions, moves
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.optimizer import STATE_COPIES
-from autopar.ir.placement import INVARIANT, PARTIAL, Placement, divisors, placements
+from autopar.ir.placement import INVARIANT, MOST_PADDING, PARTIAL, Placement, divisors, placements
 from autopar.ir.program import Program, Region
+from autopar.ops.factors import Factor
 from autopar.ops.flops import Collective
 from autopar.ops.strategies import Strategy, strategies
-from autopar.ops.units import needs_grad
+from autopar.ops.units import Unit, needs_grad
 from autopar.profiler.model_cost import Measured, ModelCost
 from autopar.profiler.strategy_cost import StrategyCosts
 from autopar.profiler.unit_cost import NodeCost, peak
 from autopar.solver import problem as p
 from autopar.solver.groups import UnionFind
+from autopar.solver.ragged import Ragged
 from autopar.solver.restriction import split
 from autopar.solver.roles import BATCH, roles
 
@@ -30,7 +33,7 @@ from autopar.solver.roles import BATCH, roles
 class Setting:
     """Where a program is to run: mesh, hardware, byte budget per device, optimizer, and how many classes of calls.
 
-    The program is one of `micro_batches` of a step. `overlap`: see `Problem`.
+    The program is one of `micro_batches` of a step. `overlap`: see `Problem`. `resting`: parameters that are somewhere already.
     """
 
     mesh: MeshSpec
@@ -40,6 +43,7 @@ class Setting:
     split: bool = True
     overlap: bool = True
     micro_batches: int = 1
+    resting: Mapping[str, Placement] = field(default_factory=dict)
 
 
 class Builder:
@@ -56,6 +60,8 @@ class Builder:
         self.group_of = group_state(self.program)
         self.strategies: dict[str, dict[str, tuple[Strategy, ...]]] = {}
         self.converted: dict[tuple[object, ...], tuple[dict[Placement, float], tuple[p.Arc, ...]]] = {}
+        units = {name: [m.unit for m in found] for name, found in cost.regions.items()}
+        self.ragged = Ragged(self.program, units, setting.resting, setting.mesh.sizes)
 
     @cached_property
     def roles(self) -> dict[str, dict[str, dict[str, str]]]:
@@ -82,12 +88,13 @@ class Builder:
         inputs = {slot: self.boundary_of[v] for slot, v in zip(region.inputs, calls[0].inputs, strict=True)}
         state = {slot: self.group_of[s] for slot, s in zip(region.state, calls[0].state, strict=True)}
         outputs = tuple((n.name, self.boundary_of[v]) for n, v in zip(region.outputs, calls[0].outputs, strict=True))
-        tensors = {n.name: self.tensor(n, "unit", any_partial(units, n.name)) for m in measured for n in m.unit.results}
+        here, made = region.name, [n for m in measured for n in m.unit.results]
+        tensors = {n.name: self.tensor(here, n, "unit", any_partial(units, n.name)) for n in made}
         passed = {name for name, _ in outputs}
-        tensors |= {slot: self.tensor(region.nodes[slot], "input") for slot in inputs if slot in read | passed}
+        tensors |= {slot: self.tensor(here, region.nodes[slot], "input") for slot in inputs if slot in read | passed}
         for slot, name in zip(region.state, calls[0].state, strict=True):
             if slot in read | passed:
-                tensors[slot] = self.tensor(region.nodes[slot], "state", scale=gradient_scale(self.program, name))
+                tensors[slot] = self.tensor(here, region.nodes[slot], "state", scale=gradient_scale(self.program, name))
         return p.Region(
             name=region.name,
             units=units,
@@ -98,38 +105,59 @@ class Builder:
             classes=split(len(calls)) if self.setting.split else (len(calls),),
         )
 
-    def tensor(self, node: torch.fx.Node, source: str, partial: bool = False, scale: float = 1.0) -> p.Tensor:
+    def tensor(self, region: str, node: torch.fx.Node, source: str, partial: bool = False, scale: float = 1.0) -> p.Tensor:
         value = node.meta["val"]
         shape, grad = tuple(int(n) for n in value.shape), needs_grad(node)
         letters = ("R", INVARIANT, *((PARTIAL,) if partial else ())) if grad else (INVARIANT,)
-        key = (divisors(shape, self.mesh.sizes), bytes_of(value), letters, grad, scale, source == "state")
+        ragged = self.ragged.of_tensor(region, node.name, len(shape))
+        same = divisors(shape, self.mesh.sizes, ragged)
+        key = (same, ragged, bytes_of(value), letters, grad, scale, source == "state")
         if key not in self.converted:
             self.converted[key] = self.conversions(shape, *key[1:])
         found, arcs = self.converted[key]
         return p.Tensor(name=node.name, source=source, bytes_at=found, arcs=arcs, gradient_scale=scale)
 
     def conversions(
-        self, shape: tuple[int, ...], size: int, letters: tuple[str, ...], grad: bool, scale: float, state: bool
+        self,
+        shape: tuple[int, ...],
+        ragged: frozenset[int],
+        size: int,
+        letters: tuple[str, ...],
+        grad: bool,
+        scale: float,
+        state: bool,
     ) -> tuple[dict[Placement, float], tuple[p.Arc, ...]]:
         """One device's bytes at every placement of a tensor of `size` bytes, and the conversions between these. Gradients have
         `scale` times the bytes. `state`: see `collective_s`."""
-        found = {pl: size * pl.local_fraction(self.mesh.sizes) for pl in placements(shape, self.mesh.sizes, letters)}
-        between = conversions(shape, self.mesh.sizes, letters, differentiable=grad)
-        return found, tuple(self.arc(conversion, found, grad, scale, state) for conversion in between)
+        sizes = self.mesh.sizes
+        found = {pl: size * pl.local_share(shape, sizes) for pl in placements(shape, sizes, letters, ragged)}
+        between = conversions(shape, sizes, letters, differentiable=grad, ragged=ragged)
+        item = size / max(math.prod(shape), 1)
+        return found, tuple(self.arc(conversion, shape, item, found, grad, scale, state) for conversion in between)
 
     def local_bytes(self, value: torch.Tensor, placement: Placement) -> float:
-        return bytes_of(value) * placement.local_fraction(self.mesh.sizes)
+        return bytes_of(value) * placement.local_share([int(n) for n in value.shape], self.mesh.sizes)
 
-    def arc(self, conversion: Conversion, bytes_at: Mapping[Placement, float], grad: bool, scale: float, state: bool) -> p.Arc:
+    def arc(
+        self,
+        conversion: Conversion,
+        shape: tuple[int, ...],
+        item: float,
+        bytes_at: Mapping[Placement, float],
+        grad: bool,
+        scale: float,
+        state: bool,
+    ) -> p.Arc:
+        """`item`: bytes of an element."""
         before, after = bytes_at[conversion.before], bytes_at[conversion.after]
-        link = self.link_of[conversion.axis]
+        link, lengths = self.link_of[conversion.axis], conversion.lengths(shape, self.mesh.sizes)
         forward, backward = conversion.kind.forward, conversion.kind.backward
-        sent_s = self.sent_s(conversion, forward, before, after, state)
-        moved_s = self.moved_s(before, after, moves(conversion, forward))
+        sent_s = self.sent_s(conversion, forward, shape, item, state)
+        moved_s = self.moved_s(before, after, moves(conversion, forward, lengths=lengths))
         sent_back_s = moved_back_s = 0.0
         if grad:
-            sent_back_s = self.sent_s(conversion, backward, scale * after, scale * before, state)
-            moved_back_s = self.moved_s(scale * after, scale * before, moves(conversion, backward, back=True))
+            sent_back_s = self.sent_s(conversion, backward, shape, scale * item, state)
+            moved_back_s = self.moved_s(scale * after, scale * before, moves(conversion, backward, back=True, lengths=lengths))
         taken = 1.0 - self.hardware.overlap
         return p.Arc(
             before=conversion.before,
@@ -144,11 +172,11 @@ class Builder:
             backward_moved_s=moved_back_s,
         )
 
-    def sent_s(self, conversion: Conversion, kind: str | None, source: float, target: float, state: bool) -> float:
+    def sent_s(self, conversion: Conversion, kind: str | None, shape: tuple[int, ...], item: float, state: bool) -> float:
         """Time of one direction's collective."""
         if kind is None:
             return 0.0
-        return self.collective_s(kind, source if kind == ALL_TO_ALL else max(source, target), conversion.axis, state)
+        return self.collective_s(kind, item * conversion.sent(kind, shape, self.mesh.sizes), conversion.axis, state)
 
     def collective_s(self, kind: str, bytes: float, axis: int, state: bool = False) -> float:
         """Time of one collective. Those of `state` travel beside other work, reductions in buckets; others find their devices
@@ -179,12 +207,19 @@ class Builder:
         They cost next to nothing, their results can be sliced for nothing, and models have dozens of them: with all their
         strategies they were half of the ILP.
         """
-        found = strategies(measured.unit, self.mesh.sizes)
+        unit, ragged = measured.unit, self.ragged.factors(region, measured.unit)
+        found = tuple(s for s in strategies(unit, self.mesh.sizes) if self.pads_little(unit, s, ragged))
         touched = (*measured.unit.operands, *measured.unit.results)
         if any(needs_grad(n) for n in touched) or any(n.flops.coefficient for n in measured.cost.forward):
             return found
         role = self.roles[region][measured.unit.name]
         return tuple(s for s in found if all(f is None or role[f] == BATCH for f in s.factors))
+
+    def pads_little(self, unit: Unit, strategy: Strategy, ragged: frozenset[Factor]) -> bool:
+        """Whether it cuts unevenly only what is `ragged` here, and with little padding."""
+        padded, local = strategy.padded(unit, self.mesh.sizes), strategy.local_sizes(unit, self.mesh.sizes)
+        held = {f: local[f] * strategy.parts(f, self.mesh.sizes) for f in padded}
+        return padded <= ragged and all(n <= int(unit.sizes[f]) * (1 + MOST_PADDING) for f, n in held.items())
 
     def strategy(self, region: str, measured: Measured, chosen: Strategy) -> p.Strategy:
         unit = measured.unit
@@ -234,11 +269,13 @@ class Builder:
             spec = self.program.values[names[0]]
             whole = self.program.loss in names or set(self.program.mutations.values()) & set(names)
             shape = tuple(int(n) for n in spec.shape)
-            options = [Placement.whole(len(self.mesh))] if whole else list(placements(shape, self.mesh.sizes, (INVARIANT,)))
+            ragged = frozenset[int]().union(*map(self.ragged.of_value, names))
+            searched = placements(shape, self.mesh.sizes, (INVARIANT,), ragged)
+            options = [Placement.whole(len(self.mesh))] if whole else list(searched)
             full = int(spec.bytes)
             found[boundary] = p.Boundary(
                 name=boundary,
-                bytes_at={pl: full * pl.local_fraction(self.mesh.sizes) for pl in options},
+                bytes_at={pl: full * pl.local_share(shape, self.mesh.sizes) for pl in options},
                 carried=boundary in carried,
                 returned=any(name in self.program.outputs and self.program.values[name].shape for name in names),
                 resident=any(name in self.program.inputs for name in names),
@@ -257,8 +294,9 @@ class Builder:
         shape, size = tuple(int(n) for n in state.spec.shape), int(state.spec.bytes) * len(names)
         trained = state.kind == "parameter" and state.spec.needs_grad
         whole = [Placement.whole(len(self.mesh))]
-        options = list(placements(shape, self.mesh.sizes, (INVARIANT,))) if state.kind == "parameter" else whole
-        local = {pl: size * pl.local_fraction(self.mesh.sizes) for pl in options}
+        ragged = frozenset[int]().union(*map(self.ragged.of_state, names))
+        options = list(placements(shape, self.mesh.sizes, (INVARIANT,), ragged)) if state.kind == "parameter" else whole
+        local = {pl: size * pl.local_share(shape, self.mesh.sizes) for pl in options}
         accumulated = self.setting.micro_batches > 1
         readers = [call for call in self.program.calls if set(names) & set(call.state)]
         moved = 3 + 2 * moments  # parameter and moments are read and written, the gradient is read

@@ -231,5 +231,5 @@ def conversion_collectives(
         return
     value = node.meta["val"]
     scale = 1.0 if phase == "forward" else gradient_scale
-    one, other = scale * builder.local_bytes(value, before), scale * builder.local_bytes(value, after)
-    yield Collective(kind, builder.mesh.names[conversion.axis], round(one if kind == "all_to_all" else max(one, other)))
+    elements = conversion.sent(kind, tuple(int(n) for n in value.shape), builder.mesh.sizes)
+    yield Collective(kind, builder.mesh.names[conversion.axis], round(scale * elements * value.element_size()))

@@ -6,7 +6,8 @@ backward. A dim that several axes shard is a stack: a conversion pushes or pops 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -14,6 +15,9 @@ from autopar.ir.placement import INVARIANT, PARTIAL, REPLICATE, Placement, State
 
 ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, ALL_TO_ALL = "all_gather", "reduce_scatter", "all_reduce", "all_to_all"
 COLLECTIVES = (ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, ALL_TO_ALL)
+
+Lengths = tuple[int | None, int | None]
+EVEN: Lengths = (None, None)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,26 @@ class Conversion:
         old, new = self.before.states[self.axis], self.after.states[self.axis]
         return old if isinstance(old, int) else None, new if isinstance(new, int) else None
 
+    def between(self, shape: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+        """What a device would hold of a tensor of this shape if the axis cut nothing."""
+        return self.before.replace(self.axis, INVARIANT).local_shape(shape, sizes)
+
+    def lengths(self, shape: Sequence[int], sizes: Sequence[int]) -> Lengths:
+        """Of the sharded dim before and after, what there is of it without this axis, if the axis cuts that unevenly; None if
+        evenly, or where the state is no shard."""
+        held = self.between(shape, sizes)
+        old, new = (None if d is None or held[d] % sizes[self.axis] == 0 else held[d] for d in self.dims)
+        return old, new
+
+    def sent(self, kind: str, shape: Sequence[int], sizes: Sequence[int]) -> int:
+        """How many elements a collective of this kind carries, forward or backward: those of the whole tensor with its padding,
+        of an all-to-all those of one device's piece."""
+        size, held = sizes[self.axis], list(self.between(shape, sizes))
+        for dim in self.dims:
+            if dim is not None:
+                held[dim] = -(-held[dim] // size) * size
+        return math.prod(held) // (size if kind == ALL_TO_ALL else 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Moves:
@@ -97,20 +121,22 @@ class Moves:
     smaller: int = 0
 
 
-def moves(conversion: Conversion, kind: str | None, *, back: bool = False) -> Moves:
-    """Beside the collective of this kind, forward or `back` in backward.
+def moves(conversion: Conversion, kind: str | None, *, back: bool = False, lengths: Lengths = EVEN) -> Moves:
+    """Beside the collective of this kind, forward or `back` in backward; `lengths` are those of the conversion.
 
-    Collectives work on dim 0. Another dim is moved there before it is scattered, and back after it was gathered.
+    Collectives work on dim 0. Another dim is moved there before it is scattered, and back after it was gathered. What is cut
+    unevenly is padded before.
     """
     old, new = reversed(conversion.dims) if back else conversion.dims
+    pads = lengths[0 if back else 1] is not None
     if kind == ALL_GATHER:
         return Moves(target=old != 0)
     if kind == REDUCE_SCATTER:
-        return Moves(source=new != 0)
+        return Moves(source=(new != 0) + pads)
     if kind == ALL_TO_ALL:
-        return Moves(source=new != 0, target=old != 0)
+        return Moves(source=(new != 0) + pads, target=old != 0)
     slices = kind is None and (old is None) != (new is None)
-    return Moves(smaller=int(slices))
+    return Moves(source=int(slices and pads), smaller=int(slices))
 
 
 def conversions_from(
@@ -137,17 +163,23 @@ def conversions_from(
 
 
 def conversions(
-    shape: Sequence[int], sizes: Sequence[int], letters: Sequence[str], *, differentiable: bool = True
+    shape: Sequence[int],
+    sizes: Sequence[int],
+    letters: Sequence[str],
+    *,
+    differentiable: bool = True,
+    ragged: Collection[int] = (),
 ) -> tuple[Conversion, ...]:
-    """`conversions_from` each of these placements to another of them; found once for all shapes that cut alike."""
-    return _conversions(divisors(shape, sizes), tuple(sizes), tuple(letters), differentiable)
+    """`conversions_from` each of these placements (those with dims in `ragged` cut unevenly among them) to another of them;
+    found once for all shapes that cut alike."""
+    return _conversions(divisors(shape, sizes, ragged), tuple(sizes), tuple(letters), differentiable, frozenset(ragged))
 
 
 @lru_cache(maxsize=64)
 def _conversions(
-    shape: tuple[int, ...], sizes: tuple[int, ...], letters: tuple[str, ...], differentiable: bool
+    shape: tuple[int, ...], sizes: tuple[int, ...], letters: tuple[str, ...], differentiable: bool, ragged: frozenset[int]
 ) -> tuple[Conversion, ...]:
-    at = {placement.states: placement for placement in placements(shape, sizes, letters)}
+    at = {placement.states: placement for placement in placements(shape, sizes, letters, ragged)}
     onward: dict[str, list[State]] = {kind.before: [] for kind in TABLE}
     for kind in SEARCHED:
         if differentiable or REPLICATE not in (kind.before, kind.after):

@@ -5,7 +5,7 @@ The letters and their gradients are those of the `spmd_types` package:
 =====  ==========  ========================================================  ========
 state  name        meaning on one mesh axis                                  gradient
 =====  ==========  ========================================================  ========
-S(d)   shard       each device holds one equal piece of dim d                S(d)
+S(d)   shard       each device holds one piece of dim d                      S(d)
 R      replicate   each device holds the same value                          P
 I      invariant   as R, and so is the gradient                              I
 P      partial     the value is the sum of what the devices hold             R
@@ -13,12 +13,15 @@ P      partial     the value is the sum of what the devices hold             R
 
 A tensor dim may be sharded by several axes. Their nesting order is part of the placement: the first named axis cuts the
 dim into its coarsest pieces, each further one cuts these pieces.
+
+Pieces are equal. Where the innermost axis of a dim does not divide what it cuts, they are those of `torch.chunk` and of
+`DTensor`: all of ceil(n / size) elements but the last, which is shorter, never empty, and padded to the others' size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -27,6 +30,24 @@ DUAL = {REPLICATE: PARTIAL, PARTIAL: REPLICATE, INVARIANT: INVARIANT}
 
 State = str | int
 """On one axis: an int d for S(d), or one of "R", "I", "P"."""
+
+MOST_PADDING = 1 / 8
+"""Of a dim's elements: placements with more are not searched."""
+
+
+def piece_size(n: int, cuts: Sequence[int], *, ragged: bool = True) -> int | None:
+    """How many elements a device holds of n that are cut into so many pieces, each of these into so many, and so on; None if
+    they cannot be. If `ragged`, the last cut may be uneven, as long as no piece is empty.
+
+    >>> piece_size(24, (2, 4)), piece_size(22, (2, 4)), piece_size(21, (2, 4)), piece_size(9, (4,)), piece_size(10, (4,))
+    (3, 3, None, None, 3)
+    """
+    for place, count in enumerate(cuts, 1):
+        size = -(-n // count)
+        if size * count != n and (not ragged or place < len(cuts) or size * (count - 1) >= n):
+            return None
+        n = size
+    return n
 
 
 @dataclass(frozen=True)
@@ -120,38 +141,65 @@ class Placement:
         """Whether every sharded dim exists and is cut evenly."""
         return all(d < len(shape) and shape[d] % self.parts(d, sizes) == 0 for d in self.sharded_dims())
 
+    def fits(self, shape: Sequence[int], sizes: Sequence[int], ragged: Collection[int] | None = None) -> bool:
+        """Whether every sharded dim exists and can be cut so; only dims in `ragged` (None: all) unevenly."""
+        return all(
+            d < len(shape)
+            and piece_size(shape[d], [sizes[a] for a in self.axes_of(d)], ragged=ragged is None or d in ragged) is not None
+            for d in self.sharded_dims()
+        )
+
     def local_shape(self, shape: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
-        """The shape of one device's piece of a tensor of the given global shape."""
-        return tuple(n // self.parts(d, sizes) for d, n in enumerate(shape))
+        """The shape of one device's piece of a tensor of the given global shape, padding included: the same on all devices."""
+        return tuple(-(-n // self.parts(d, sizes)) for d, n in enumerate(shape))
 
     def local_fraction(self, sizes: Sequence[int]) -> float:
         return 1.0 / math.prod(sizes[axis] for axis, state in enumerate(self.states) if isinstance(state, int))
 
+    def local_share(self, shape: Sequence[int], sizes: Sequence[int]) -> float:
+        """What one device holds of a tensor's elements; with padding more than `local_fraction`."""
+        padded = [n * self.parts(d, sizes) for d, n in enumerate(self.local_shape(shape, sizes))]
+        return self.local_fraction(sizes) * (math.prod(padded) / math.prod(shape) if padded != list(shape) else 1.0)
+
 
 def placements(
-    shape: Sequence[int], sizes: Sequence[int], letters: Sequence[str] = (REPLICATE, INVARIANT, PARTIAL)
+    shape: Sequence[int],
+    sizes: Sequence[int],
+    letters: Sequence[str] = (REPLICATE, INVARIANT, PARTIAL),
+    ragged: Collection[int] = (),
 ) -> tuple[Placement, ...]:
-    """All placements of a tensor of this shape, axes nesting in mesh order, every dim cut evenly."""
-    return _placements(divisors(shape, sizes), tuple(sizes), tuple(letters))
+    """All placements of a tensor of this shape, axes nesting in mesh order, every dim cut evenly; those in `ragged` also
+    unevenly, with little padding."""
+    return _placements(divisors(shape, sizes, ragged), tuple(sizes), tuple(letters), frozenset(ragged))
 
 
-def divisors(shape: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+def divisors(shape: Sequence[int], sizes: Sequence[int], ragged: Collection[int] = ()) -> tuple[int, ...]:
     """What of a shape decides how it may be cut on a mesh with these axis sizes: shapes that share it have equal placements.
 
-    Each dim's greatest common divisor with the number of devices, which has the divisors that products of axis sizes can be.
+    Each dim's greatest common divisor with the number of devices, which has the divisors that products of axis sizes can be;
+    of dims that may be cut unevenly their size.
 
-    >>> divisors((128, 8192, 14336, 3), (8, 8))
-    (64, 64, 64, 1)
+    >>> divisors((128, 8192, 14336, 3), (8, 8)), divisors((50257, 768), (8,), ragged=(0,))
+    ((64, 64, 64, 1), (50257, 8))
     """
     devices = math.prod(sizes)
-    return tuple(math.gcd(n, devices) if n else 0 for n in shape)
+    common = [math.gcd(n, devices) if n else 0 for n in shape]
+    return tuple(n if d in ragged and common[d] != devices else common[d] for d, n in enumerate(shape))
 
 
 @lru_cache(maxsize=64)
-def _placements(shape: tuple[int, ...], sizes: tuple[int, ...], letters: tuple[str, ...]) -> tuple[Placement, ...]:
+def _placements(
+    shape: tuple[int, ...], sizes: tuple[int, ...], letters: tuple[str, ...], ragged: frozenset[int]
+) -> tuple[Placement, ...]:
     options: list[tuple[State, ...]] = [()]
     for size in sizes:
-        choices: list[State] = [d for d, n in enumerate(shape) if n % size == 0 and n >= size]
+        choices: list[State] = [d for d, n in enumerate(shape) if (n % size == 0 or d in ragged) and n >= size]
         choices += letters
         options = [(*done, state) for done in options for state in choices]
-    return tuple(placement for placement in map(Placement, options) if placement.divides(shape, sizes))
+    return tuple(p for p in map(Placement, options) if p.fits(shape, sizes, ragged) and pads_little(p, shape, sizes))
+
+
+def pads_little(placement: Placement, shape: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether no dim is padded by more than `MOST_PADDING` of its elements."""
+    local = placement.local_shape(shape, sizes)
+    return all(local[d] * placement.parts(d, sizes) <= shape[d] * (1 + MOST_PADDING) for d in placement.sharded_dims())

@@ -6,6 +6,9 @@ depends on `coordinate` alone, a 0-dim int64 tensor that holds the device's plac
 rank, and on fake tensors without any process group. Every result is contiguous and owns its memory, except where a
 conversion does nothing (`copy`, `forget`: an alias).
 
+A dim that `size` does not divide is cut unevenly: it is padded with zeros first, so that all pieces are of one size. Where
+pieces are put together, `length` says how many elements are wanted of them (None: all); padding is left out then.
+
 `_c10d_functional` collectives work on dim 0 of contiguous tensors; another dim costs one copy, after a gather or before a
 scatter, which torch elides by itself when all dims before it have size 1.
 """
@@ -44,10 +47,12 @@ def all_reduce_max(x: Tensor, axis: str) -> Tensor:
     return all_reduce(x.detach(), axis, "max")
 
 
-def all_gather(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
-    """All pieces of `dim` side by side; no gradient of its own."""
+def all_gather(x: Tensor, dim: int, axis: str, size: int, length: int | None = None) -> Tensor:
+    """All pieces of `dim` side by side; no gradient of its own. Of dim 0 without padding: a view."""
     gathered = wait(c10d.all_gather_into_tensor(x.contiguous(), size, axis))
-    return gathered if dim == 0 else merge(cut(gathered, 0, size), dim)
+    if dim == 0:
+        return gathered if length is None else gathered.narrow(0, 0, length)
+    return merge(cut(gathered, 0, size), dim, length)
 
 
 def all_gather_into(x: Tensor, size: int, group: str) -> Tensor:
@@ -68,16 +73,22 @@ def all_reduce_together(tensors: Sequence[Tensor], op: str, group: str) -> list[
 
 def sum_scatter(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
     """The own piece of `dim` of the sum over the axis; no gradient of its own."""
-    pieces = x.contiguous() if dim == 0 else split(x, dim, size).flatten(0, 1)
+    pieces = padded(x, dim, size).contiguous() if dim == 0 else split(x, dim, size).flatten(0, 1)
     return wait(c10d.reduce_scatter_tensor(pieces, "sum", size, axis))
 
 
-def all_to_all(x: Tensor, dim_before: int, dim_after: int, axis: str, size: int) -> Tensor:
-    """From a piece of `dim_before` to a piece of `dim_after`; no gradient of its own."""
+def all_to_all(x: Tensor, dim_before: int, dim_after: int, axis: str, size: int, length: int | None = None) -> Tensor:
+    """From a piece of `dim_before` to a piece of `dim_after`; no gradient of its own. `length`: of `dim_before`."""
     pieces = split(x, dim_after, size)
     splits = [pieces.shape[1]] * size
     received = wait(c10d.all_to_all_single(pieces.flatten(0, 1), splits, splits, axis))
-    return merge(cut(received, 0, size), dim_before)
+    return merge(cut(received, 0, size), dim_before, length)
+
+
+def padded(x: Tensor, dim: int, size: int) -> Tensor:
+    """With zeros at the end of `dim`, as many as it takes for `size` equal pieces; itself if that is none."""
+    missing = -x.shape[dim] % size
+    return torch.constant_pad_nd(x, [0, 0] * (x.ndim - dim - 1) + [0, missing]) if missing else x
 
 
 def cut(x: Tensor, dim: int, size: int) -> Tensor:
@@ -87,48 +98,58 @@ def cut(x: Tensor, dim: int, size: int) -> Tensor:
 
 def split(x: Tensor, dim: int, size: int) -> Tensor:
     """[..., size * n, ...] -> [size, ..., n, ...], contiguous: the pieces of `dim` one after another."""
-    return cut(x, dim, size).movedim(dim, 0).contiguous()
+    return cut(padded(x, dim, size), dim, size).movedim(dim, 0).contiguous()
 
 
-def merge(pieces: Tensor, dim: int) -> Tensor:
+def merge(pieces: Tensor, dim: int, length: int | None = None) -> Tensor:
     """[size, ..., n, ...] -> [..., size * n, ...], contiguous: the inverse of `split`."""
-    return pieces.movedim(0, dim).flatten(dim, dim + 1).contiguous()  # with n = 1 flatten is a view
+    if length is None:
+        return pieces.movedim(0, dim).flatten(dim, dim + 1).contiguous()  # with n = 1 flatten is a view
+    if dim == 0:
+        return pieces.flatten(0, 1).narrow(0, 0, length)
+    *full, last = pieces.unbind(0)
+    return torch.cat([*full, last.narrow(dim, 0, length - len(full) * last.shape[dim])], dim)
 
 
 def own_piece(x: Tensor, dim: int, size: int, coordinate: Tensor) -> Tensor:
     """A copy of the piece of `dim` at the coordinate; no gradient of its own."""
-    return cut(x, dim, size).index_select(dim, coordinate.reshape(1)).squeeze(dim)
+    return cut(padded(x, dim, size), dim, size).index_select(dim, coordinate.reshape(1)).squeeze(dim)
 
 
-def padded_piece(x: Tensor, dim: int, size: int, coordinate: Tensor) -> Tensor:
+def among_zeros(x: Tensor, dim: int, size: int, coordinate: Tensor, length: int) -> Tensor:
     """Zeros but for `x` as the piece of `dim` at the coordinate; no gradient of its own."""
     elsewhere = (torch.arange(size, device=x.device) != coordinate).view(size, *(1,) * (x.ndim - dim))
-    return x.unsqueeze(dim).masked_fill(elsewhere, 0).flatten(dim, dim + 1)
+    return x.unsqueeze(dim).masked_fill(elsewhere, 0).flatten(dim, dim + 1).narrow(dim, 0, length).contiguous()
+
+
+def wanted(x: Tensor, dim: int, size: int) -> int | None:
+    """The `length` with which the pieces of `x` are put together again."""
+    return x.shape[dim] if x.shape[dim] % size else None
 
 
 class Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, axis: str, size: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dim: int, axis: str, size: int, length: int | None) -> Tensor:
         ctx.constants = dim, axis, size
-        return all_gather(x, dim, axis, size)
+        return all_gather(x, dim, axis, size, length)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return sum_scatter(grad, *ctx.constants), None, None, None
+        return sum_scatter(grad, *ctx.constants), None, None, None, None
 
 
 class GatherInvariant(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor, length: int | None) -> Tensor:
         ctx.constants = dim, size
         ctx.save_for_backward(coordinate)
-        return all_gather(x, dim, axis, size)
+        return all_gather(x, dim, axis, size, length)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return own_piece(grad, *ctx.constants, *ctx.saved_tensors), None, None, None, None
+        return own_piece(grad, *ctx.constants, *ctx.saved_tensors), None, None, None, None, None
 
 
 class Copy(torch.autograd.Function):
@@ -169,7 +190,7 @@ class ReduceReplicate(torch.autograd.Function):
 class Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, axis: str, size: int) -> Tensor:
-        ctx.constants = dim, axis, size
+        ctx.constants = dim, axis, size, wanted(x, dim, size)
         return sum_scatter(x, dim, axis, size)
 
     @staticmethod
@@ -181,7 +202,7 @@ class Scatter(torch.autograd.Function):
 class Shard(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor) -> Tensor:
-        ctx.constants = dim, axis, size
+        ctx.constants = dim, axis, size, wanted(x, dim, size)
         return own_piece(x, dim, size, coordinate)
 
     @staticmethod
@@ -192,27 +213,28 @@ class Shard(torch.autograd.Function):
 
 class Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim_before: int, dim_after: int, axis: str, size: int) -> Tensor:
-        ctx.constants = dim_after, dim_before, axis, size
-        return all_to_all(x, dim_before, dim_after, axis, size)
+    def forward(ctx: Any, x: Tensor, dim_before: int, dim_after: int, axis: str, size: int, length: int | None) -> Tensor:
+        ctx.constants = dim_after, dim_before, axis, size, wanted(x, dim_after, size)
+        return all_to_all(x, dim_before, dim_after, axis, size, length)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return all_to_all(grad, *ctx.constants), None, None, None, None
+        return all_to_all(grad, *ctx.constants), None, None, None, None, None
 
 
 class ShardReplicate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, size: int, coordinate: Tensor) -> Tensor:
-        ctx.constants = dim, size
+        ctx.constants = dim, size, x.shape[dim]
         ctx.save_for_backward(coordinate)
         return own_piece(x, dim, size, coordinate)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return padded_piece(grad, *ctx.constants, *ctx.saved_tensors), None, None, None
+        dim, size, length = ctx.constants
+        return among_zeros(grad, dim, size, *ctx.saved_tensors, length), None, None, None
 
 
 class Forget(torch.autograd.Function):
@@ -228,14 +250,14 @@ class Forget(torch.autograd.Function):
         return grad.masked_fill(coordinate != 0, 0), None
 
 
-def gather(x: Tensor, dim: int, axis: str, size: int) -> Tensor:
+def gather(x: Tensor, dim: int, axis: str, size: int, length: int | None = None) -> Tensor:
     """S(dim) -> R: all-gather; backward reduce-scatter."""
-    return run(Gather, x, dim, axis, size)
+    return run(Gather, x, dim, axis, size, length)
 
 
-def gather_invariant(x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor) -> Tensor:
+def gather_invariant(x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor, length: int | None = None) -> Tensor:
     """S(dim) -> I: all-gather; backward the own slice."""
-    return run(GatherInvariant, x, dim, axis, size, coordinate)
+    return run(GatherInvariant, x, dim, axis, size, coordinate, length)
 
 
 def copy(x: Tensor, axis: str, size: int) -> Tensor:
@@ -263,9 +285,9 @@ def shard(x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor) -> Tens
     return run(Shard, x, dim, axis, size, coordinate)
 
 
-def exchange(x: Tensor, dim_before: int, dim_after: int, axis: str, size: int) -> Tensor:
+def exchange(x: Tensor, dim_before: int, dim_after: int, axis: str, size: int, length: int | None = None) -> Tensor:
     """S(dim_before) -> S(dim_after): all-to-all; backward all-to-all."""
-    return run(Exchange, x, dim_before, dim_after, axis, size)
+    return run(Exchange, x, dim_before, dim_after, axis, size, length)
 
 
 def shard_replicate(x: Tensor, dim: int, axis: str, size: int, coordinate: Tensor) -> Tensor:
@@ -297,15 +319,19 @@ NEEDS_COORDINATE = frozenset({"gather_invariant", "slice", "slice_replicate", "f
 
 
 def arguments(
-    kind: ConversionKind, dims: tuple[int | None, int | None], axis: str, size: int, coordinate: Any
+    kind: ConversionKind, dims: tuple[int | None, int | None], axis: str, size: int, coordinate: Any, length: int | None = None
 ) -> tuple[Any, ...]:
-    """What follows the tensor in a call of `FUNCTIONS[kind.name]`; `coordinate` may be a graph node.
+    """What follows the tensor in a call of `FUNCTIONS[kind.name]`; `coordinate` may be a graph node. `length`: of the dim that
+    is put together, if its pieces are padded.
 
     >>> from autopar.ir.conversion import KINDS
     >>> arguments(KINDS["S", "R"], (1, None), "data", 8, "coordinate_data")
     (1, 'data', 8)
     >>> arguments(KINDS["I", "S"], (None, 0), "data", 8, "coordinate_data")
     (0, 'data', 8, 'coordinate_data')
+    >>> arguments(KINDS["S", "R"], (0, None), "data", 8, "coordinate_data", 50257)
+    (0, 'data', 8, 50257)
     """
     given = tuple(dim for dim in dims if dim is not None)
-    return (*given, axis, size, *((coordinate,) if kind.name in NEEDS_COORDINATE else ()))
+    place = (coordinate,) if kind.name in NEEDS_COORDINATE else ()
+    return (*given, axis, size, *place, *(() if length is None else (length,)))

@@ -30,10 +30,11 @@ Axes = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Cut:
-    """Which mesh axes cut a factor (outermost first), and the coordinate nodes on them."""
+    """Which mesh axes cut a factor (outermost first), and the coordinate nodes on them; its size if they cut it unevenly."""
 
     axes: Axes
     coordinates: tuple[torch.fx.Node, ...]
+    uneven: int | None = None
 
 
 NOT_CUT = Cut((), ())
@@ -163,13 +164,15 @@ def cuts_of(
     """Nodes that need their sharded implementation under this strategy, with the cuts by the factor names of their rule."""
     names = {node.name: node for node in unit.nodes}
     found: dict[torch.fx.Node, tuple[str, dict[Factor, Cut]]] = {}
+    padded = strategy.padded(unit, mesh.sizes)
     for factor, places in unit.sharded.items():
         axes = strategy.axes_of(factor)
         for name, implementation, local_name in places if axes else ():
             cut = Cut(tuple((mesh.names[a], mesh.sizes[a]) for a in axes), tuple(coordinate(mesh.names[a]) for a in axes))
             _, by_factor = found.setdefault(names[name], (implementation, {}))
             before = by_factor.get(local_name, NOT_CUT)
-            by_factor[local_name] = Cut(before.axes + cut.axes, before.coordinates + cut.coordinates)
+            size = int(unit.sizes[factor]) if factor in padded else None
+            by_factor[local_name] = Cut(before.axes + cut.axes, before.coordinates + cut.coordinates, size)
     return found
 
 
@@ -184,8 +187,9 @@ def _of_user(call: LocalCall, cuts: Cuts, name: str) -> torch.fx.Node:
 
 def _embedding(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     weight, ids = call.args[:2]
-    padding = argument(call.node, "padding_idx", -1)
-    return call.emit(sharded.embedding_vocab, (weight, ids, cuts["v"].axes, cuts["v"].coordinates, padding))
+    padding, cut = argument(call.node, "padding_idx", -1), cuts["v"]
+    size = () if cut.uneven is None else (cut.uneven,)
+    return call.emit(sharded.embedding_vocab, (weight, ids, cut.axes, cut.coordinates, padding, *size))
 
 
 def _linear(call: LocalCall, cuts: Cuts) -> torch.fx.Node:

@@ -50,6 +50,8 @@ def cross_entropy(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
         "vocab_coordinates": vocab_coordinates,
         "token_axes": axes_of(cuts, "v")[0],
     }
+    if "v" in cuts and cuts["v"].uneven is not None:
+        options["classes"] = cuts["v"].uneven
     return call.emit(sharded.cross_entropy, (*call.args[:2], call.named("weight")), options)
 
 

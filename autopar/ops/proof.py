@@ -18,7 +18,7 @@ from autopar.ops import sharded, sharded_indexing
 from autopar.ops.drawn import draw_of
 from autopar.ops.draws import KEY, draw_whole, generator_state
 from autopar.ops.lower import emit_unit
-from autopar.ops.pieces import collect, coordinates_of_ranks, cut, difference, distribute, join
+from autopar.ops.pieces import ANYTHING, collect, coordinates_of_ranks, cut, difference, distribute, join
 from autopar.ops.strategies import Strategy, strategies
 from autopar.ops.units import Unit, compose, is_getitem, rule_of
 from autopar.torch_private import coordinates, pytree
@@ -215,7 +215,7 @@ class Whole:
 def prove_apart(unit: Unit, strategy: Strategy, sizes: tuple[int, ...], whole: Whole) -> None:
     """Rank after rank, each on its own: for local graphs that do not communicate."""
     graph = local_graph(unit, strategy, MeshSpec(sizes))
-    pieces = [cut(x, p, sizes, i) for i, (x, p) in enumerate(zip(whole.operands, strategy.operands, strict=True))]
+    pieces = [cut(x, p, sizes, i, ANYTHING) for i, (x, p) in enumerate(zip(whole.operands, strategy.operands, strict=True))]
     upstream = [cut(c, p.gradient(), sizes, 9) for c, p in zip(whole.cotangents, strategy.results, strict=True)]
     runs, keys = [], serial_keys(unit)
     for rank, place in enumerate(coordinates_of_ranks(sizes)):
@@ -223,10 +223,13 @@ def prove_apart(unit: Unit, strategy: Strategy, sizes: tuple[int, ...], whole: W
         outputs = run_graph(graph, [*mine, *map(torch.tensor, place), *keys])
         runs.append((outputs, gradients(outputs, [of[rank] for of in upstream], mine)))
     results = [
-        join([run[0][i].detach() for run in runs], p, sizes, tolerance=TOLERANCE) for i, p in enumerate(strategy.results)
+        join([run[0][i].detach() for run in runs], p, sizes, tolerance=TOLERANCE, shape=full.shape)
+        for i, (p, full) in enumerate(zip(strategy.results, whole.results, strict=True))
     ]
     grads = [
-        None if g is None else join([run[1][i] for run in runs], p.gradient(), sizes, tolerance=TOLERANCE)  # type: ignore[misc]
+        None
+        if g is None
+        else join([run[1][i] for run in runs], p.gradient(), sizes, tolerance=TOLERANCE, shape=g.shape, zeros=True)  # type: ignore[misc]
         for i, (g, p) in enumerate(zip(whole.gradients, strategy.operands, strict=True))
     ]
     compare(results, grads, whole)
@@ -236,15 +239,19 @@ def prove_together(unit: Unit, strategy: Strategy, sizes: tuple[int, ...], whole
     """All ranks at once, with their collectives."""
     with local_ranks(sizes) as devices:
         mesh = MeshSpec(sizes, tuple(devices.get_group(axis).group_name for axis in range(len(sizes))))
-        pieces = [distribute(x, p, sizes, i) for i, (x, p) in enumerate(zip(whole.operands, strategy.operands, strict=True))]
+        given = enumerate(zip(whole.operands, strategy.operands, strict=True))
+        pieces = [distribute(x, p, sizes, i, ANYTHING) for i, (x, p) in given]
         pieces = [piece.requires_grad_(g is not None) for piece, g in zip(pieces, whole.gradients, strict=True)]
         upstream = [distribute(c, p.gradient(), sizes, 9) for c, p in zip(whole.cotangents, strategy.results, strict=True)]
         outputs = run_graph(local_graph(unit, strategy, mesh), [*pieces, *coordinates(devices), *serial_keys(unit)])
         found = gradients(outputs, upstream, pieces)
-        results = [collect(o, p, sizes, tolerance=TOLERANCE) for o, p in zip(outputs, strategy.results, strict=True)]
+        results = [
+            collect(o, p, sizes, tolerance=TOLERANCE, shape=full.shape)
+            for o, p, full in zip(outputs, strategy.results, whole.results, strict=True)
+        ]
         grads = [
-            None if g is None else collect(g, p.gradient(), sizes, tolerance=TOLERANCE)
-            for g, p in zip(found, strategy.operands, strict=True)
+            None if g is None else collect(g, p.gradient(), sizes, tolerance=TOLERANCE, shape=x.shape, zeros=True)
+            for g, p, x in zip(found, strategy.operands, whole.operands, strict=True)
         ]
     compare(results, grads, whole)
 

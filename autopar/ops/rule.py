@@ -24,7 +24,8 @@ from autopar.ir.program import Size
 from autopar.ops.factors import Dims, Factor
 from autopar.torch_private import OpOverload
 
-WHOLE, REDUCED, INVARIANT = "whole", "reduced", "invariant"
+WHOLE, REDUCED, INVARIANT, EVEN = "whole", "reduced", "invariant", "even"
+"""Marks of factors. Even: some op that has the factor takes no padding, so it is cut into equal pieces only."""
 BY_PLACE = frozenset(
     [
         *("embedding", "embedding_bag", "causal_attention", "experts", "index", "index_rows", "index_select", "gather"),
@@ -60,6 +61,8 @@ class OpRule:
     argument that spells out the result's shape (or its last dims), to be made local. `counts`: arguments that say how large
     factors are together ("groups": "g"), to be made local. `sharded`: factor -> implementation.
     `version` is another one when code behind a user's row is.
+    `ragged`: factors whose last piece may be padded: what lies in the padding never reaches what does not, and gradients that
+    come in with zeros there go out with zeros there.
     """
 
     kind: str
@@ -72,6 +75,12 @@ class OpRule:
     sharded: Mapping[Factor, str] = field(default_factory=dict)
     invariant: frozenset[Factor] = frozenset()
     version: str = ""
+    ragged: frozenset[Factor] = frozenset()
+
+    def tolerates(self, node: torch.fx.Node, factor: Factor) -> bool:
+        """Whether the factor may be cut unevenly, as far as this node goes: it is in `ragged`, or the op is a view or pointwise
+        and linear."""
+        return factor in self.ragged or (self.kind in ("view", "pointwise") and not self.random and self.is_linear(node))
 
     def is_linear(self, node: torch.fx.Node) -> bool:
         return self.linear(node) if callable(self.linear) else self.linear

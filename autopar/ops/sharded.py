@@ -2,7 +2,8 @@
 
 All are differentiable functions of local tensors. `axes` are the mesh axes that cut the factor in question, each as (group
 name, size), outermost first, and `coordinates` the device's places on them (0-dim int64 tensors). Bases are written as
-placements on those axes: S, R, I, P as in `autopar.ir.placement`.
+placements on those axes: S, R, I, P as in `autopar.ir.placement`. Where a factor may be cut unevenly, its true size is given
+if it is (None: pieces are equal): what lies behind it on the last device is padding.
 
 Where a plain op gives the right gradient it is used. Where collectives are inside, an `autograd.Function` says what is saved
 and what is communicated, forward and backward. Backward passes may write into buffers that they made themselves.
@@ -51,11 +52,32 @@ def piece_of(axes: Axes, coordinates: Sequence[Tensor], device: torch.device) ->
     return piece
 
 
-def local_index(index: Tensor, rows: int, axes: Axes, coordinates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def rows_of(
+    rows: int, axes: Axes, coordinates: Sequence[Tensor], device: torch.device, size: int | None
+) -> tuple[Tensor, Tensor | int]:
+    """Where this device's `rows` rows of a sharded dim begin, and how many of them are no padding."""
+    if size is None:
+        return piece_of(axes, coordinates, device) * rows, rows
+    outer = axes[:-1]  # only the innermost axis cuts unevenly
+    inside, before = size // parts(outer), coordinates[-1] * rows
+    return piece_of(outer, coordinates[:-1], device) * inside + before, (inside - before).clamp(max=rows)
+
+
+def local_index(
+    index: Tensor, rows: int, axes: Axes, coordinates: Sequence[Tensor], size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Positions among this device's `rows` rows of a sharded dim (0 where another device has the row), and who has it here."""
-    local = index - piece_of(axes, coordinates, index.device) * rows
-    here = (local >= 0) & (local < rows)
+    first, held = rows_of(rows, axes, coordinates, index.device, size)
+    local = index - first
+    here = (local >= 0) & (local < held)
     return local.masked_fill(~here, 0), here
+
+
+def padding_of(rows: int, axes: Axes, coordinates: Sequence[Tensor], device: torch.device, size: int | None) -> Tensor | None:
+    """Which of this device's rows are padding, [rows] bool; None if the dim is cut evenly."""
+    if size is None:
+        return None
+    return torch.arange(rows, device=device) >= rows_of(rows, axes, coordinates, device, size)[1]
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:
@@ -65,29 +87,34 @@ def precise(dtype: torch.dtype) -> torch.dtype:
 
 class EmbeddingVocab(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor, axes: Axes, padding_idx: int, *coordinates: Tensor) -> Tensor:
-        ctx.axes, ctx.padding_idx, ctx.rows = axes, padding_idx, weight.shape[0]
+    def forward(
+        ctx: Any, weight: Tensor, ids: Tensor, axes: Axes, padding_idx: int, size: int | None, *coordinates: Tensor
+    ) -> Tensor:
+        ctx.axes, ctx.padding_idx, ctx.rows, ctx.size = axes, padding_idx, weight.shape[0], size
         ctx.save_for_backward(ids, *coordinates)
-        index, here = local_index(ids, weight.shape[0], axes, coordinates)
+        index, here = local_index(ids, weight.shape[0], axes, coordinates, size)
         return torch.embedding(weight, index).masked_fill(~here.unsqueeze(-1), 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         ids, *coordinates = ctx.saved_tensors
-        index, here = local_index(ids, ctx.rows, ctx.axes, coordinates)
+        index, here = local_index(ids, ctx.rows, ctx.axes, coordinates, ctx.size)
         learns = here & (ids != ctx.padding_idx) if ctx.padding_idx >= 0 else here
         grad = grad.masked_fill(~learns.unsqueeze(-1), 0)
         weight_grad = torch.ops.aten.embedding_dense_backward(grad, index, ctx.rows, -1, False)
-        return weight_grad, None, None, None, *(None for _ in coordinates)
+        return weight_grad, None, None, None, None, *(None for _ in coordinates)
 
 
-def embedding_vocab(weight: Tensor, ids: Tensor, axes: Axes, coordinates: Sequence[Tensor], padding_idx: int = -1) -> Tensor:
+def embedding_vocab(
+    weight: Tensor, ids: Tensor, axes: Axes, coordinates: Sequence[Tensor], padding_idx: int = -1, size: int | None = None
+) -> Tensor:
     """aten.embedding with the vocabulary sharded: weight [vocab / parts, hidden] S, ids I or R; the result is P.
 
-    `padding_idx` is a global row, which gets no gradient; -1 for none. Communicates nothing.
+    `padding_idx` is a global row, which gets no gradient; -1 for none. `size`: of the vocabulary, if it is cut unevenly.
+    Communicates nothing.
     """
-    return run(EmbeddingVocab, weight, ids, tuple(axes), padding_idx, *coordinates)
+    return run(EmbeddingVocab, weight, ids, tuple(axes), padding_idx, size, *coordinates)
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -95,6 +122,8 @@ class CrossEntropy(torch.autograd.Function):
 
     loss = (1 - s) w (log Z + m - x_target) + s / V (W (log Z + m) - sum_c w_c x_c), and for a row's gradient g
     d x_c = g ((1 - s) w + s / V W) exp(x_c - m) / Z  -  g (1 - s) w [c = target]  -  g s / V w_c.
+
+    Padded classes have no part in any of it: x is -inf there for m and Z, 0 for sums of x, and its gradient is 0.
     """
 
     @staticmethod
@@ -108,23 +137,27 @@ class CrossEntropy(torch.autograd.Function):
         smoothing: float,
         vocab_axes: Axes,
         token_axes: Axes,
+        classes: int | None,
         *coordinates: Tensor,
     ) -> Tensor:
         rows, dtype = logits.shape[1], precise(logits.dtype)
-        maximum = logits.amax(1)
+        padding = padding_of(rows, vocab_axes, coordinates, logits.device, classes)
+        possible = logits if padding is None else logits.masked_fill(beside(padding, logits), -torch.inf)
+        maximum = possible.amax(1)
         for axis, _ in vocab_axes:
             maximum = all_reduce_max(maximum, axis)
         kept = target != ignore_index
-        index, here = local_index(target, rows, vocab_axes, coordinates)
+        index, here = local_index(target, rows, vocab_axes, coordinates, classes)
         chosen = logits.gather(1, index.unsqueeze(1)).squeeze(1)
+        below = (torch.sub if padding is None else Tensor.sub_)(possible, maximum.unsqueeze(1))
         sums = [
-            torch.sub(logits, maximum.unsqueeze(1)).exp_().sum(1, dtype=dtype),
+            below.exp_().sum(1, dtype=dtype),
             (chosen.to(dtype) - maximum.to(dtype)).masked_fill(~(here & kept), 0),
         ]
         if weight is not None:
             sums.append(weight.to(dtype)[index].masked_fill(~(here & kept), 0))
         if smoothing:
-            sums += smoothing_sums(logits, maximum.to(dtype), weight)
+            sums += smoothing_sums(logits, maximum.to(dtype), weight, padding)
         if vocab_axes:
             sums = list(reduce_over(torch.stack(sums), vocab_axes).unbind(0))
         total_exp, chosen = sums[0], sums[1]
@@ -134,10 +167,10 @@ class CrossEntropy(torch.autograd.Function):
         weights = None
         if smoothing:
             weighted_logits, weights = sums[-2:]
-            losses = losses + (weights * log_total - weighted_logits) * (smoothing / (rows * parts(vocab_axes)))
+            losses = losses + (weights * log_total - weighted_logits) * (smoothing / (classes or rows * parts(vocab_axes)))
         losses = losses.masked_fill(~kept, 0)
         norm = reduce_over(token_weight.sum(), token_axes) if reduction == MEAN else None
-        ctx.constants = ignore_index, smoothing, vocab_axes
+        ctx.constants = ignore_index, smoothing, vocab_axes, classes
         ctx.save_for_backward(logits, target, weight, maximum, total_exp, chosen, token_weight, weights, norm, *coordinates)
         result = losses if reduction == NONE else losses.sum()
         return (result if norm is None else result / norm).to(logits.dtype)
@@ -145,12 +178,12 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        ignore_index, smoothing, vocab_axes = ctx.constants
+        ignore_index, smoothing, vocab_axes, classes = ctx.constants
         logits, target, weight, maximum, total_exp, chosen, token_weight, weights, norm, *coordinates = ctx.saved_tensors
         rows, dtype = logits.shape[1], total_exp.dtype
         upstream = upstream.to(dtype) if norm is None else upstream.to(dtype) / norm
         row_grad = upstream.expand_as(total_exp).masked_fill(target == ignore_index, 0)
-        smooth_grad = row_grad * (smoothing / (rows * parts(vocab_axes)))
+        smooth_grad = row_grad * (smoothing / (classes or rows * parts(vocab_axes)))
         target_grad = row_grad * token_weight * (1 - smoothing)
         scale = (target_grad if weights is None else target_grad + smooth_grad * weights) / total_exp
         grad = torch.sub(logits, maximum.unsqueeze(1)).exp_().mul_(scale.unsqueeze(1))
@@ -159,23 +192,34 @@ class CrossEntropy(torch.autograd.Function):
             grad = grad.sub_(smooth_grad.unsqueeze(1))
             at_target = at_target - smooth_grad
         elif smoothing:
-            by_class = weight.to(grad.dtype).view(-1, *(1,) * (grad.ndim - 2))
+            by_class = beside(weight.to(grad.dtype), grad)
             grad = grad.addcmul_(smooth_grad.unsqueeze(1).to(grad.dtype), by_class, value=-1)
             at_target = at_target - smooth_grad * token_weight
         # The target's own entry is near 0 once learnt, a difference of two numbers near 1: never taken in half precision.
-        index, here = local_index(target, rows, vocab_axes, coordinates)
+        index, here = local_index(target, rows, vocab_axes, coordinates, classes)
         index = index.unsqueeze(1)
+        if (padding := padding_of(rows, vocab_axes, coordinates, grad.device, classes)) is not None:
+            grad = grad.masked_fill_(beside(padding, grad), 0)
         entry = torch.where(
             (here & (target != ignore_index)).unsqueeze(1), at_target.unsqueeze(1).to(grad.dtype), grad.gather(1, index)
         )
-        return grad.scatter_(1, index, entry), *(None for _ in range(7 + len(coordinates)))
+        return grad.scatter_(1, index, entry), *(None for _ in range(8 + len(coordinates)))
 
 
-def smoothing_sums(logits: Tensor, maximum: Tensor, weight: Tensor | None) -> list[Tensor]:
+def beside(by_class: Tensor, logits: Tensor) -> Tensor:
+    """One number per class, to stand beside logits [tokens, classes, ...]."""
+    return by_class.view(-1, *(1,) * (logits.ndim - 2))
+
+
+def smoothing_sums(logits: Tensor, maximum: Tensor, weight: Tensor | None, padding: Tensor | None) -> list[Tensor]:
     """Per row, over the local classes: the weighted sum of logits less the maximum, and the sum of weights."""
+    counts = torch.full_like(maximum, logits.shape[1])
+    if padding is not None:
+        logits = logits.masked_fill(beside(padding, logits), 0)
+        weight = None if weight is None else weight.masked_fill(padding, 0)
+        counts = counts - padding.sum()
     if weight is None:
-        count = logits.shape[1]
-        return [logits.sum(1, dtype=maximum.dtype) - maximum * count, torch.full_like(maximum, count)]
+        return [logits.sum(1, dtype=maximum.dtype) - maximum * counts, counts]
     total = weight.to(maximum.dtype).sum()
     weighted = torch.tensordot(logits, weight.to(logits.dtype), ([1], [0]))
     return [weighted.to(maximum.dtype) - maximum * total, total.expand_as(maximum)]
@@ -192,18 +236,19 @@ def cross_entropy(
     vocab_axes: Axes = (),
     vocab_coordinates: Sequence[Tensor] = (),
     token_axes: Axes = (),
+    classes: int | None = None,
 ) -> Tensor:
     """aten.cross_entropy_loss for class indices, logits [tokens, vocab, ...] sharded over vocab, other dims, both or neither.
 
-    Over `vocab_axes` logits and weight are S(vocab), target I; the result and the logits' gradient need nothing further
-    (I). Over `token_axes` logits and target are S in a dim of tokens; the result is P, or S with reduction NONE. The mean is
-    over all tokens that are not ignored, wherever they are. Communicates per vocab axis a maximum and one sum of 2 to 5
-    numbers per token, per token axis one number; backward nothing. Keeps the logits and a few numbers per token, and
-    backward makes one buffer of the logits' size, the gradient.
+    Over `vocab_axes` logits and weight are S(vocab), target I; the result and the logits' gradient need nothing further (I);
+    `classes` are there in all, if the axes cut them unevenly. Over `token_axes` logits and target are S in a dim of tokens; the
+    result is P, or S with reduction NONE. The mean is over all tokens that are not ignored, wherever they are. Communicates per
+    vocab axis a maximum and one sum of 2 to 5 numbers per token, per token axis one number; backward nothing. Keeps the logits
+    and a few numbers per token, and backward makes one buffer of the logits' size, the gradient.
     """
     vocab, tokens = tuple(vocab_axes), tuple(token_axes)
     options = reduction, ignore_index, label_smoothing
-    return run(CrossEntropy, logits, target, weight, *options, vocab, tokens, *vocab_coordinates)
+    return run(CrossEntropy, logits, target, weight, *options, vocab, tokens, classes, *vocab_coordinates)
 
 
 class NormHidden(torch.autograd.Function):

@@ -8,13 +8,14 @@ results P. Units of linear ops may also pass partial sums through.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from autopar.ir.conversion import in_mesh_order
-from autopar.ir.placement import INVARIANT, PARTIAL, REPLICATE, Placement, State
+from autopar.ir.placement import INVARIANT, PARTIAL, REPLICATE, Placement, State, piece_size
 from autopar.ops.factors import Factor
 from autopar.ops.rule import BY_PLACE
 from autopar.ops.rule import INVARIANT as REDUCED_INSIDE
@@ -36,16 +37,25 @@ class Strategy:
         return tuple(axis for axis, f in enumerate(self.factors) if f == factor)
 
     def local_sizes(self, unit: Unit, axis_sizes: Sequence[int]) -> dict[Factor, int]:
-        """Factor sizes on one device."""
+        """Factor sizes on one device, padding included."""
         sizes = {f: int(n) for f, n in unit.sizes.items()}
         for axis, factor in enumerate(self.factors):
             if factor is not None and factor != PASS_PARTIAL:
-                sizes[factor] //= axis_sizes[axis]
+                sizes[factor] = -(-sizes[factor] // axis_sizes[axis])
         return sizes
+
+    def parts(self, factor: Factor, axis_sizes: Sequence[int]) -> int:
+        """Into how many pieces the factor is cut."""
+        return math.prod(axis_sizes[axis] for axis in self.axes_of(factor))
+
+    def padded(self, unit: Unit, axis_sizes: Sequence[int]) -> frozenset[Factor]:
+        """Factors that are cut unevenly, so that the last piece is padded."""
+        return frozenset(f for f in self.factors if f in unit.sizes and int(unit.sizes[f]) % self.parts(f, axis_sizes))
 
 
 def strategies(unit: Unit, axis_sizes: Sequence[int]) -> tuple[Strategy, ...]:
-    """All strategies whose cuts are even and whose operands and results have placements; an axis of one device cuts nothing."""
+    """All strategies whose cuts are even (or uneven where the unit tolerates it) and whose operands and results have
+    placements; an axis of one device cuts nothing."""
     known = options(unit)
     choices = itertools.product(*(known if size > 1 else (None,) for size in axis_sizes))
     found = (strategy(unit, choice, axis_sizes) for choice in choices)
@@ -59,7 +69,8 @@ def options(unit: Unit) -> tuple[Factor | None, ...]:
 
 
 def strategy(unit: Unit, choice: Sequence[Factor | None], axis_sizes: Sequence[int]) -> Strategy | None:
-    """The strategy of this choice; None if it cuts unevenly, or a tensor would have no placement, or a node several codes."""
+    """The strategy of this choice; None if it cuts unevenly what it must not, a tensor would have no placement, or a node several
+    codes."""
     cut = _Cut.of(unit, tuple(choice), axis_sizes)
     if cut is None or cut.tears_rows() or cut.wants_two_implementations():
         return None
@@ -82,16 +93,17 @@ class _Cut:
 
     @staticmethod
     def of(unit: Unit, choice: tuple[Factor | None, ...], axis_sizes: Sequence[int]) -> _Cut | None:
-        """None if it cuts unevenly."""
+        """None if it cuts unevenly what it must not."""
         cut: dict[Factor, list[int]] = {}
         local = {f: int(n) for f, n in unit.sizes.items()}
         for axis, factor in enumerate(choice):
-            if factor is None or factor == PASS_PARTIAL:
-                continue
-            if local[factor] % axis_sizes[axis]:
+            if factor is not None and factor != PASS_PARTIAL:
+                cut.setdefault(factor, []).append(axis)
+        for factor, axes in cut.items():
+            size = piece_size(local[factor], [axis_sizes[axis] for axis in axes], ragged=factor in unit.ragged)
+            if size is None:
                 return None
-            local[factor] //= axis_sizes[axis]
-            cut.setdefault(factor, []).append(axis)
+            local[factor] = size
         return _Cut(unit, choice, cut, local)
 
     def wants_two_implementations(self) -> bool:

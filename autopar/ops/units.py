@@ -31,7 +31,7 @@ from autopar.ops.discovered import found_for, rule_from, warn_kept_whole
 from autopar.ops.drawn import is_unknown, kind_of, sites_of
 from autopar.ops.factors import CannotUnify, Dims, Factor, Space, flat
 from autopar.ops.fits import all_whole
-from autopar.ops.rule import INVARIANT, REDUCED, WHOLE, OpRule, Shape, Signature, tensor_operands
+from autopar.ops.rule import EVEN, INVARIANT, REDUCED, WHOLE, OpRule, Shape, Signature, tensor_operands
 from autopar.torch_private import size_of
 
 MERGES_DIMS = frozenset({torch.ops.aten.reshape.default, torch.ops.aten.view.default, torch.ops.aten.contiguous.default})
@@ -69,6 +69,12 @@ class Unit:
     @property
     def shardable(self) -> tuple[Factor, ...]:
         return tuple(f for f in self.sizes if WHOLE not in self.marks[f])
+
+    @cached_property
+    def ragged(self) -> frozenset[Factor]:
+        """Factors that may be cut unevenly: every op takes padding of them, and each has its dims for itself."""
+        together = {f for dims in self.dims.values() for dim in dims if len(dim) > 1 for f in dim}
+        return frozenset(f for f in self.shardable if EVEN not in self.marks[f] and f not in together)
 
     @cached_property
     def sharded(self) -> dict[Factor, tuple[tuple[str, str, str], ...]]:
@@ -174,7 +180,7 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
             marks = {
                 f"sharded:{node.name}:{m.split(':', 1)[1]}" if m.startswith("sharded:") else m for m in local.marks[factor]
             }
-            fresh[factor] = space.new(factor, size, marks)
+            fresh[factor] = space.new(factor, size, marks if rule.tolerates(node, factor) else marks | {EVEN})
         counts[node] = {name: [fresh[f] for f in factors.split() if f in fresh] for name, factors in rule.counts.items()}
         reads = [
             (n, renamed(d, fresh))

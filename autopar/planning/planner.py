@@ -171,6 +171,7 @@ class Planner:
             optimizer=aims.optimizer,
             overlap=aims.overlap,
             micro_batches=self.micro_batches,
+            resting=aims.resting,
         )
 
     def find(

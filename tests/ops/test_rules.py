@@ -29,6 +29,40 @@ ops = pytest.mark.parametrize("op", ALL, ids=str)
 GOLDEN = Path(__file__).parents[1] / "golden" / "rules.txt"
 
 
+def x(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def classes(count: int) -> torch.Tensor:
+    """Of 4 tokens: one ignored, the first and the last one there are."""
+    return torch.tensor([0, -100, count - 1, count // 2])
+
+
+loss = aten.cross_entropy_loss.default
+UNEVEN: Mapping[str, Callable[[int], list[Any]]] = {
+    "embedding": lambda n: [Call(aten.embedding.default, (x(n, 3), torch.tensor([[0, n - 1], [n // 2, n - 1]]), n // 2))],
+    "linear": lambda n: [Call(aten.linear.default, (x(4, 8), x(n, 8)))],
+    "linear with bias": lambda n: [Call(aten.linear.default, (x(4, 8), x(n, 8), x(n)))],
+    "addmm": lambda n: [Call(aten.addmm.default, (x(n), x(4, 8), x(8, n)), {"beta": 2})],
+    "addmm with one bias for all": lambda n: [Call(aten.addmm.default, (x(1), x(4, 8), x(8, n)))],
+    "mm with a transposed table": lambda n: [
+        Call(aten.t.default, (x(n, 8),)),
+        lambda table: Call(aten.mm.default, (x(4, 8), table)),
+    ],
+    "loss": lambda n: [Call(loss, (x(4, n), classes(n)))],
+    "loss whose logits are far from those of the padding": lambda n: [
+        Call(loss, ((x(4, n) - 2000).detach().requires_grad_(), classes(n)))
+    ],
+    "loss with smoothing": lambda n: [Call(loss, (x(4, n), classes(n)), {"reduction": 2, "label_smoothing": 0.2})],
+    "scaled and flattened logits": lambda n: [
+        Call(aten.mul.Tensor, (x(2, 2, n), 0.5)),
+        lambda logits: Call(aten.view.default, (logits, [4, n])),
+        lambda logits: Call(loss, (logits, classes(n))),
+    ],
+}
+"""Chains of ops over a factor of so many elements."""
+
+
 def quick(examples: int) -> Any:
     skipped = list(HealthCheck)
     return settings(derandomize=True, database=None, max_examples=examples, deadline=None, suppress_health_check=skipped)
@@ -67,8 +101,14 @@ def test_strategies_on_many_shapes(op: Any, data: st.DataObject) -> None:
     prove(unit, operands, data.draw(st.sampled_from([(2,), (3,), (2, 2)])))
 
 
-def x(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+@pytest.mark.parametrize(("size", "sizes"), [(7, (2,)), (11, (3,)), (10, (4,)), (14, (2, 4)), (7, (2, 2))], ids=str)
+@pytest.mark.parametrize("name", UNEVEN)
+def test_factors_that_are_cut_unevenly(name: str, size: int, sizes: tuple[int, ...]) -> None:
+    """Padding of values may hold anything, that of gradients is zero on the way in and on the way out."""
+    unit, operands = unit_of(UNEVEN[name](size))
+    uneven = [s for s in strategies(unit, sizes) if s.padded(unit, sizes)]
+    assert {f for s in uneven for f in s.padded(unit, sizes)} == unit.ragged
+    assert prove(unit, operands, sizes, uneven) > 0
 
 
 ELEMENTWISE = OpRule(kind="pointwise", fit=fits.elementwise)

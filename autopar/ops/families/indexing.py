@@ -196,7 +196,7 @@ def searchsorted(node: torch.fx.Node, operands: Sequence[Shape | None], results:
 
 
 ROWS: Rows = {
-    aten.embedding.default: OpRule(kind="embedding", fit=embedding),
+    aten.embedding.default: OpRule(kind="embedding", fit=embedding, ragged=frozenset({"v"})),
     aten._embedding_bag.default: OpRule(kind="embedding", fit=embedding_bag),
     aten.index.Tensor: OpRule(kind="norm", fit=index),
     aten.index_select.default: OpRule(kind="norm", fit=index_select),

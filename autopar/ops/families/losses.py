@@ -58,7 +58,8 @@ def broadcast(shapes: Sequence[Shape]) -> Shape:
     return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*padded, strict=True))
 
 
-CROSS_ENTROPY, NLL, ELEMENTS = (OpRule(kind="loss", fit=fit) for fit in (cross_entropy, nll, of_elements))
+CROSS_ENTROPY = OpRule(kind="loss", fit=cross_entropy, ragged=frozenset({"v"}))
+NLL, ELEMENTS = OpRule(kind="loss", fit=nll), OpRule(kind="loss", fit=of_elements)
 
 ROWS: Rows = {
     aten.cross_entropy_loss.default: CROSS_ENTROPY,

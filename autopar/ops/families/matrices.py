@@ -89,9 +89,9 @@ def experts(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequ
 
 
 ROWS: Rows = {
-    aten.linear.default: OpRule(kind="matmul", text="b* k, n k, n -> b* n", sharded={"k": "linear"}),
-    aten.addmm.default: OpRule(kind="matmul", fit=addmm),
-    aten.mm.default: OpRule(kind="matmul", text="m k, k n -> m n"),
+    aten.linear.default: OpRule(kind="matmul", text="b* k, n k, n -> b* n", sharded={"k": "linear"}, ragged=frozenset({"n"})),
+    aten.addmm.default: OpRule(kind="matmul", fit=addmm, ragged=frozenset({"n"})),
+    aten.mm.default: OpRule(kind="matmul", text="m k, k n -> m n", ragged=frozenset({"n"})),
     aten.bmm.default: OpRule(kind="matmul", text="b m k, b k n -> b m n"),
     aten.baddbmm.default: OpRule(kind="matmul", fit=added("b m k, b k n -> b m n", "k")),
     aten.addbmm.default: OpRule(kind="matmul", fit=added("b m k, b k n -> m n", "b", "k")),
