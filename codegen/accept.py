@@ -47,11 +47,11 @@ def refused(field: str, reason: str) -> PlanError:
 
 
 def wrong_rest(program: Program, plan: Plan) -> Iterator[tuple[str, str]]:
-    """What rests where it cannot: values cut unevenly, calls of a region that differ, state and results that must be whole."""
+    """What rests where it cannot: values in empty pieces, calls of a region that differ, state and results that are not whole."""
     whole = Placement.whole(len(plan.mesh))
     for name, spec in program.values.items():
         shape, placement = tuple(int(n) for n in spec.shape), plan.boundaries[name]
-        if not placement.divides(shape, plan.mesh.sizes):
+        if not placement.fits(shape, plan.mesh.sizes):
             yield f"boundaries.{name}", f"[{placement}] does not divide {list(shape)}"
     for name, state in program.state.items():
         if state.kind != "parameter" and plan.state[name].placement != whole:
@@ -152,7 +152,7 @@ def accept_conversions(
         if conversion.tensor not in produced:
             raise refused(f"{where}.{i}.tensor", f"{conversion.tensor} is no tensor between units of {region.name}")
         shape = shape_of(region.nodes[conversion.tensor])
-        if not conversion.after.divides(shape, mesh.sizes):
+        if not conversion.after.fits(shape, mesh.sizes):
             raise refused(f"{where}.{i}.after", f"[{conversion.after}] does not divide {conversion.tensor} {list(shape)}")
         if not needs_grad(region.nodes[conversion.tensor]) and {"R", "P"} & set(conversion.after.states):
             raise refused(f"{where}.{i}.after", f"{conversion.tensor} has no gradient: it is only ever S or I")

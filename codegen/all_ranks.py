@@ -6,7 +6,7 @@ optimizer steps are put together and compared with the serial model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Executor
 from autopar.codegen.randomness import Randomness, draws_of
-from autopar.codegen.shards import coordinate_of, piece, replicas_differ, whole
+from autopar.codegen.shards import coordinate_of, held, piece, replicas_differ, whole, with_padding, without_padding
 from autopar.ir.local_ranks import local_ranks
 from autopar.ir.placement import Placement
 from autopar.torch_private import by_rank, coordinates, rank_map
@@ -26,7 +26,8 @@ OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
     """`outputs` (of the first step) and `gradients` (of the first step, also those of inputs) by name, `losses` of all steps,
-    `weights` after them, mutated `buffers`; whole tensors. `replica_difference`: how far apart equal copies were."""
+    `weights` after them, mutated `buffers`; whole tensors. `replica_difference`: how far copies that must be equal were apart,
+    and padding of gradients and weights that must be zero from it."""
 
     losses: list[float]
     outputs: dict[str, Tensor]
@@ -51,13 +52,27 @@ def run_all_ranks(
     largest = 0.0
 
     def scatter(tensor: Tensor, placement: Placement) -> Tensor:
-        return rank_map(lambda rank: piece(tensor, placement, coordinate_of(rank, sizes), sizes).clone())
+        shape = placement.local_shape(tensor.shape, sizes)
+        return rank_map(lambda rank: with_padding(piece(tensor, placement, coordinate_of(rank, sizes), sizes), shape))
 
-    def gather(tensor: Tensor, placement: Placement) -> Tensor:
+    def gather(tensor: Tensor, placement: Placement, shape: Sequence[int], *, zeros: bool = False) -> Tensor:
         nonlocal largest
         pieces = by_rank(tensor)
         largest = max(largest, replicas_differ(pieces, placement, sizes))
+        for rank, padded in pieces.items():
+            ranges = held(shape, placement, coordinate_of(rank, sizes), sizes)
+            pieces[rank] = without_padding(padded, [end - start for start, end in ranges])
+            if zeros and padded.shape != pieces[rank].shape:
+                padding = padded.clone()
+                without_padding(padding, pieces[rank].shape).zero_()
+                largest = max(largest, float(padding.abs().max()))
         return whole(pieces, placement, sizes)
+
+    def at_rest(name: str, tensor: Tensor) -> Tensor:
+        return gather(tensor, plan.state[name].placement, plan.state[name].shape, zeros=True)
+
+    def shape_of(value: str) -> tuple[int, ...]:
+        return tuple(int(n) for n in program.values[value].shape)
 
     losses: list[float] = []
     outputs: dict[str, Tensor] = {}
@@ -72,19 +87,19 @@ def run_all_ranks(
             values = {name: scatter(tensor.detach(), plan.inputs[name].placement) for name, tensor in inputs.items()}
             tape = executor.forward(values, local, keys=keys[step])
             assert program.loss is not None
-            losses.append(float(gather(values[program.loss], plan.boundaries[program.loss])))
+            losses.append(float(gather(values[program.loss], plan.boundaries[program.loss], ())))
             if step == 0:
-                outputs = {v: gather(values[v], plan.boundaries[v]) for v in program.outputs if v}
+                outputs = {v: gather(values[v], plan.boundaries[v], shape_of(v)) for v in program.outputs if v}
             tangent = torch.ones_like(values[program.loss])
             mutated = {buffer: values[v] for buffer, v in program.mutations.items()}
             del values
             into, found = executor.backward(tape, {program.loss: tangent}, local)
             if step == 0:
-                gradients = {name: gather(g, plan.state[name].placement) for name, g in found.items()}
-                gradients |= {name: gather(g, plan.inputs[name].placement) for name, g in into.items()}
+                gradients = {name: at_rest(name, g) for name, g in found.items()}
+                gradients |= {name: gather(g, plan.inputs[name].placement, shape_of(name)) for name, g in into.items()}
             local |= mutated
             for name in trained:
                 local[name].grad = found.get(name)
             stepper.step()
-        weights = {name: gather(tensor, plan.state[name].placement) for name, tensor in local.items()}
+        weights = {name: at_rest(name, tensor) for name, tensor in local.items()}
     return Trajectory(losses=losses, outputs=outputs, gradients=gradients, weights=weights, replica_difference=largest)

@@ -131,7 +131,10 @@ class Emitter:
         conversion = self.into[tensor, placement]
         source = self.get(tensor, conversion.before)
         axis = self.mesh.names[conversion.axis]
-        given = arguments(conversion.kind, conversion.dims, axis, self.mesh.sizes[conversion.axis], self.coordinates[axis])
+        shape = tuple(int(n) for n in self.region.nodes[tensor].meta["val"].shape)
+        length, _ = conversion.lengths(shape, self.mesh.sizes)
+        size, place = self.mesh.sizes[conversion.axis], self.coordinates[axis]
+        given = arguments(conversion.kind, conversion.dims, axis, size, place, length)
         name = f"{tensor}_{conversion.kind.name}_{axis}"
         node = self.graph.create_node("call_function", FUNCTIONS[conversion.kind.name], (source, *given), name=name)
         node.meta = {

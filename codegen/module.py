@@ -25,6 +25,7 @@ from autopar.codegen.listing import listing
 from autopar.codegen.measure import Counted, measure
 from autopar.codegen.randomness import Randomness, shared_randomness
 from autopar.codegen.readable import forward_graph
+from autopar.codegen.shards import in_its_room, without_padding
 from autopar.codegen.trained import require_gradients
 from autopar.codegen.variant import Modes, Variant, Variants
 from autopar.codegen.weights import Weights
@@ -188,6 +189,13 @@ class ParallelModule(Accumulates, Weights):
                 found[state.kind][name] = self.get_submodule(path), last
         return found
 
+    @cached_property
+    def _padded(self) -> dict[str, tuple[int, ...]]:
+        """Parameters that rest cut unevenly: the shape that graphs see of each."""
+        sizes = self.plan.mesh.sizes
+        uneven = {n: s for n, s in self.plan.state.items() if not s.placement.divides(s.shape, sizes)}
+        return {name: state.placement.local_shape(state.shape, sizes) for name, state in uneven.items()}
+
     def _parameters_by_name(self) -> dict[str, Tensor]:
         return {name: getattr(*place) for name, place in self._places["parameter"].items()}
 
@@ -197,6 +205,8 @@ class ParallelModule(Accumulates, Weights):
         for name, resting in self._parameters_by_name().items():
             assert isinstance(resting, DTensor), f"parameter {name} was replaced by a plain tensor"
             local[name] = resting.to_local()
+            if name in self._padded:
+                local[name] = in_its_room(local[name], self._padded[name])
         return local | {name: getattr(*place) for name, place in self._places["buffer"].items()}
 
 
@@ -289,10 +299,15 @@ class _Step(torch.autograd.Function):
             None,
             None,
             *(into_inputs.get(name) for name in ctx.inputs),
-            *(_gradient(gradients.pop(name, None), resting[name]) for name in ctx.trained),
+            *(_gradient(gradients.pop(name, None), resting[name], name in parallel._padded) for name in ctx.trained),
         )
 
 
-def _gradient(local: Tensor | None, resting: Tensor) -> Tensor | None:
-    """A local gradient as that of its parameter, of the same placement and dtype."""
-    return None if local is None else placed_like(local.to(resting.dtype), resting)
+def _gradient(local: Tensor | None, resting: Tensor, padded: bool) -> Tensor | None:
+    """A local gradient as that of its parameter, of the same placement and dtype, without padding."""
+    if local is None:
+        return None
+    if padded:
+        assert isinstance(resting, DTensor)
+        local = without_padding(local, resting.to_local().shape)
+    return placed_like(local.to(resting.dtype), resting)

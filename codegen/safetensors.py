@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autopar.codegen.shards import local_part
+from autopar.codegen.shards import held, local_part
 from autopar.errors import CheckpointError
 from autopar.ir.placement import Placement
 
@@ -117,11 +117,4 @@ def read_piece(
 
 def piece_slices(shape: Sequence[int], placement: Placement, place: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
     """Where in the whole tensor the piece of the device at `place` is, per dim."""
-    ranges = [(0, n) for n in shape]
-    for axis in placement.order:
-        dim = placement.states[axis]
-        assert isinstance(dim, int)
-        start, end = ranges[dim]
-        length = (end - start) // sizes[axis]
-        ranges[dim] = (start + place[axis] * length, start + (place[axis] + 1) * length)
-    return tuple(slice(start, end) for start, end in ranges)
+    return tuple(slice(start, end) for start, end in held(shape, placement, place, sizes))

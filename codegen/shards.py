@@ -1,7 +1,11 @@
-"""Pieces of whole tensors by placement, and whole tensors from pieces."""
+"""Pieces of whole tensors by placement, and whole tensors from pieces.
+
+Where a dim is cut unevenly, the last piece is shorter than the others; graphs see it with padding behind it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,6 +24,45 @@ def piece(whole: Tensor, placement: Placement, coordinate: Sequence[int], sizes:
         assert isinstance(dim, int)
         whole = whole.chunk(sizes[axis], dim)[coordinate[axis]]
     return whole
+
+
+def held(
+    shape: Sequence[int], placement: Placement, coordinate: Sequence[int], sizes: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Which part of a whole tensor the device at `coordinate` holds: (start, end) of each dim."""
+    ranges = [(0, n) for n in shape]
+    for axis in placement.order:
+        dim = placement.states[axis]
+        assert isinstance(dim, int)
+        start, end = ranges[dim]
+        length = -(-(end - start) // sizes[axis])
+        ranges[dim] = (start + coordinate[axis] * length, min(start + (coordinate[axis] + 1) * length, end))
+    return tuple(ranges)
+
+
+def with_padding(piece: Tensor, shape: Sequence[int]) -> Tensor:
+    """A copy of a piece, with zeros behind it up to `shape`."""
+    padded = piece.new_zeros(tuple(shape))
+    without_padding(padded, piece.shape).copy_(piece)
+    return padded
+
+
+def without_padding(padded: Tensor, shape: Sequence[int]) -> Tensor:
+    """The piece in the padded one, a view; itself if there is no padding."""
+    for dim, (n, length) in enumerate(zip(padded.shape, shape, strict=True)):
+        padded = padded if n == length else padded.narrow(dim, 0, length)
+    return padded
+
+
+def in_its_room(local: Tensor, shape: Sequence[int]) -> Tensor:
+    """A contiguous piece with its padding: a view, where its memory is just that of `shape` (as `with_padding` made it), else a
+    copy. Nothing reads what is in the padding, which must be numbers."""
+    if tuple(local.shape) == tuple(shape):
+        return local
+    room = local.storage_offset() == 0 and local.untyped_storage().nbytes() == math.prod(shape) * local.itemsize
+    if room and local.is_contiguous() and local.shape[1:] == torch.Size(shape[1:]):
+        return local.as_strided(tuple(shape), local.stride())
+    return with_padding(local, shape)
 
 
 def coordinate_of(rank: int, sizes: Sequence[int]) -> tuple[int, ...]:

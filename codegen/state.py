@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import distribute_tensor
 
-from autopar.codegen.shards import as_dtensor, as_global, local_part
+from autopar.codegen.shards import as_dtensor, as_global, held, local_part, with_padding, without_padding
 from autopar.errors import InputError
 from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
@@ -43,11 +43,16 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def resting(tensor: Tensor, placement: Placement, mesh: DeviceMesh, *, is_parameter: bool) -> Tensor:
-    """A DTensor parameter, or a whole plain buffer; blank if the tensor is on the meta device."""
+    """A DTensor parameter, or a whole plain buffer; blank if the tensor is on the meta device. A piece that is shorter than
+    others has room behind it for the padding that graphs read."""
     if tensor.is_meta:
         placed = as_global(blank(tensor, placement, mesh), placement, tuple(tensor.shape), mesh)
     else:
         placed = distribute_tensor(tensor.detach(), mesh, as_dtensor(placement))
+        shape, local = placement.local_shape(tensor.shape, tuple(mesh.shape)), placed.to_local()
+        if tuple(local.shape) != shape:
+            roomy = without_padding(with_padding(local, shape), local.shape)
+            placed = as_global(roomy, placement, tuple(tensor.shape), mesh)
     if is_parameter:
         return nn.Parameter(placed, requires_grad=tensor.requires_grad)
     assert not placement.sharded_dims(), "a buffer is whole on every device"
@@ -56,9 +61,11 @@ def resting(tensor: Tensor, placement: Placement, mesh: DeviceMesh, *, is_parame
 
 def blank(tensor: Tensor, placement: Placement, mesh: DeviceMesh) -> Tensor:
     """Memory for this device's piece, NaN where the dtype has it: what is forgotten must not look like numbers."""
-    shape = placement.local_shape(tensor.shape, tuple(mesh.shape))
-    empty = torch.empty(shape, dtype=tensor.dtype, device=mesh.device_type)
-    return empty.fill_(torch.nan) if tensor.dtype.is_floating_point else empty.zero_()
+    sizes, place = tuple(mesh.shape), mesh.get_coordinate()
+    assert place is not None, "this process is no part of the mesh"
+    padded = torch.zeros(placement.local_shape(tensor.shape, sizes), dtype=tensor.dtype, device=mesh.device_type)
+    local = without_padding(padded, [end - start for start, end in held(tensor.shape, placement, place, sizes)])
+    return local.fill_(torch.nan) if tensor.dtype.is_floating_point else local
 
 
 def attach(owner: nn.Module, model: nn.Module, program: Program, tensors: Mapping[str, Tensor]) -> None:

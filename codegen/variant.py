@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from autopar.codegen.emit import Emitted
 from autopar.codegen.executor import Executor
 from autopar.codegen.randomness import draws_of
-from autopar.codegen.shards import as_dtensor, as_global, piece
+from autopar.codegen.shards import as_dtensor, as_global, held, piece, without_padding
 from autopar.errors import InputError
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
@@ -130,7 +130,9 @@ class Variant:
         spec, placement = self.program.values[name], self.plan.boundaries[name]
         if not spec.shape:
             return tensor
-        return as_global(tensor, placement, tuple(int(n) for n in spec.shape), self.mesh)
+        shape = tuple(int(n) for n in spec.shape)
+        ranges = held(shape, placement, self.place, self.plan.mesh.sizes)
+        return as_global(without_padding(tensor, [end - start for start, end in ranges]), placement, shape, self.mesh)
 
 
 class _Piece(torch.autograd.Function):

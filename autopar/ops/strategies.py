@@ -69,8 +69,8 @@ def options(unit: Unit) -> tuple[Factor | None, ...]:
 
 
 def strategy(unit: Unit, choice: Sequence[Factor | None], axis_sizes: Sequence[int]) -> Strategy | None:
-    """The strategy of this choice; None if it cuts unevenly what it must not, a tensor would have no placement, or a node several
-    codes."""
+    """The strategy of this choice; None if it cuts unevenly what it must not, a tensor would have no placement, or a node
+    several codes."""
     cut = _Cut.of(unit, tuple(choice), axis_sizes)
     if cut is None or cut.tears_rows() or cut.wants_two_implementations():
         return None
