@@ -47,7 +47,7 @@ def refused(field: str, reason: str) -> PlanError:
 
 
 def wrong_rest(program: Program, plan: Plan) -> Iterator[tuple[str, str]]:
-    """What rests where it cannot: values in empty pieces, calls of a region that differ, state and results that are not whole."""
+    """What rests where it cannot: in empty pieces, unlike other calls of a region, or cut where it must be whole."""
     whole = Placement.whole(len(plan.mesh))
     for name, spec in program.values.items():
         shape, placement = tuple(int(n) for n in spec.shape), plan.boundaries[name]
