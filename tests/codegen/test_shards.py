@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from autopar.codegen.shards import as_dtensor, coordinate_of, piece, replicas_differ, whole
+from autopar.codegen.shards import (
+    as_dtensor,
+    coordinate_of,
+    held,
+    in_its_room,
+    piece,
+    replicas_differ,
+    whole,
+    with_padding,
+    without_padding,
+)
 from autopar.ir.placement import Placement, placements
 
 SIZES = (2, 2)
@@ -50,3 +60,30 @@ def test_dtensor_speaks_only_of_mesh_order() -> None:
     assert [str(p) for p in as_dtensor(Placement((0, "I")))] == ["S(0)", "R"]
     with pytest.raises(AssertionError):
         as_dtensor(AGAINST_MESH_ORDER)
+
+
+@pytest.mark.parametrize("placement", [Placement((0, "I")), Placement((0, 0)), Placement((1, 0)), Placement((1, "I"))], ids=str)
+def test_pieces_of_different_sizes(placement: Placement) -> None:
+    """[6, 7] on 2x2: each device knows which part it has, with padding all are alike."""
+    tensor = torch.arange(42.0).reshape(6, 7) + 1
+    pieces = {rank: piece(tensor, placement, coordinate_of(rank, SIZES), SIZES) for rank in range(4)}
+    assert torch.equal(whole(pieces, placement, SIZES), tensor)
+    local = placement.local_shape(tensor.shape, SIZES)
+    for rank, part in pieces.items():
+        ranges = held(tensor.shape, placement, coordinate_of(rank, SIZES), SIZES)
+        assert torch.equal(tensor[tuple(slice(*r) for r in ranges)], part)
+        padded = with_padding(part, local)
+        assert padded.shape == local
+        assert torch.equal(without_padding(padded, part.shape), part)
+        assert padded.count_nonzero() == part.numel()
+
+
+def test_a_piece_with_room_behind_it_is_not_copied() -> None:
+    part = torch.ones(3, 2)
+    roomy = without_padding(with_padding(part, (4, 2)), (3, 2))
+    assert in_its_room(roomy, (4, 2)).data_ptr() == roomy.data_ptr()
+    for other in (part, torch.ones(9, 2)[:3], torch.ones(4, 2)[1:], torch.ones(2, 3).t()):
+        padded = in_its_room(other, (4, 2))
+        assert padded.data_ptr() != other.data_ptr()
+        assert padded.tolist() == [[1.0, 1.0]] * 3 + [[0.0, 0.0]]
+    assert in_its_room(part, (3, 2)) is part

@@ -120,3 +120,26 @@ def test_all_conversions_of_a_shape_are_the_ways_onward_from_each_placement(
     one_by_one = [c for before in everywhere for c in conversions_from(before, shape, sizes, differentiable=differentiable)]
     wanted = [c for c in one_by_one if c.after in set(everywhere)]
     assert list(conversions(shape, sizes, letters, differentiable=differentiable)) == wanted
+
+
+def test_uneven_pieces_are_sent_with_their_padding() -> None:
+    """[97, 6] over 2x4 devices, the first axis cutting dim 1: 25 rows each of 3 columns, 100 rows on their way."""
+    shape, sizes = (97, 6), (2, 4)
+    gather = Conversion(p("S(1), S(0)"), p("S(1), R"))
+    assert gather.lengths(shape, sizes) == (97, None)
+    assert [gather.sent(kind, shape, sizes) for kind in (ALL_GATHER, REDUCE_SCATTER)] == [300, 300]
+    inner = Conversion(p("I, S(0)"), p("I, S(1)"))
+    assert inner.lengths(shape, sizes) == (97, 6)
+    assert inner.sent(ALL_TO_ALL, shape, sizes) == 25 * 8
+    even = Conversion(p("S(1), S(0)"), p("I, S(0)"))
+    assert even.lengths(shape, sizes) == (None, None)
+    assert even.sent(ALL_GATHER, shape, sizes) == 25 * 6
+    nested = Conversion(p("S(0), S(0)"), p("S(0), R"))
+    assert nested.lengths((14, 3), sizes) == (7, None)
+    assert nested.sent(ALL_GATHER, (14, 3), sizes) == 8 * 3
+
+
+def test_uneven_placements_are_reached_by_the_same_rows_of_the_table() -> None:
+    found = conversions((97, 6), (4,), ("R", "I", "P"), ragged=(0,))
+    assert {f"{c.before} {c.after}" for c in found} == {"S(0) R", "S(0) I", "I R", "I S(0)", "P I", "P S(0)"}
+    assert {f"{c.before} {c.after}" for c in conversions((97, 6), (4,), ("R", "I", "P"))} == {"I R", "P I"}

@@ -4,10 +4,11 @@ import itertools
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopar.ir.placement import Placement, State, placements
+from autopar.ir.placement import Placement, State, piece_size, placements
 
 STATES: st.SearchStrategy[State] = st.one_of(st.integers(0, 2), st.sampled_from("RIP"))
 
@@ -104,3 +105,34 @@ def test_placements_are_all_combinations_that_cut_evenly(shape: list[int], sizes
         )
     }
     assert {placement.states for placement in placements(shape, sizes, letters)} == even
+
+
+@given(st.integers(1, 60), st.integers(1, 9))
+def test_uneven_pieces_are_those_of_torch(n: int, count: int) -> None:
+    pieces = [len(piece) for piece in torch.arange(n).chunk(count)]
+    empty = len(pieces) < count
+    assert piece_size(n, (count,)) == (None if empty else pieces[0])
+    assert piece_size(n, (count,), ragged=False) == (pieces[0] if n % count == 0 else None)
+
+
+def test_only_the_innermost_cut_may_be_uneven() -> None:
+    assert piece_size(14, (2, 4)) == 2
+    assert piece_size(14, (4, 2)) is None
+    assert Placement((0, 0)).fits((14, 3), (2, 4))
+    assert not Placement((0, 0)).fits((14, 3), (2, 4), ragged=(1,))
+    assert not Placement((0, 0)).divides((14, 3), (2, 4))
+    assert Placement((0, 0)).local_shape((14, 3), (2, 4)) == (2, 3)
+    assert Placement((0, 0)).local_share((14, 3), (2, 4)) == pytest.approx(2 / 14)
+    assert not Placement((2,)).fits((14, 3), (2,))
+
+
+def test_ragged_dims_are_cut_unevenly_if_that_pads_little() -> None:
+    def found(shape: tuple[int, ...], sizes: tuple[int, ...], *ragged: int) -> set[str]:
+        return {str(p) for p in placements(shape, sizes, ("I",), ragged)}
+
+    assert found((97, 6), (4,)) == {"I"}
+    assert found((97, 6), (4,), 0) == {"I", "S(0)"}
+    assert found((97, 6), (2,), 0) == {"I", "S(0)", "S(1)"}
+    assert found((10, 6), (4,), 0) == {"I"}  # two rows of padding in ten
+    assert found((98, 6), (2, 4), 0) == found((98, 6), (2, 4)) | {"I, S(0)", "S(0), S(0)", "S(1), S(0)"}
+    assert found((96, 6), (2, 4), 0) == found((96, 6), (2, 4))

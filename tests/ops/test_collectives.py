@@ -14,21 +14,25 @@ from torch.distributed.device_mesh import init_device_mesh
 from autopar.ir.conversion import TABLE, Conversion
 from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
-from autopar.ir.placement import Placement, placements
+from autopar.ir.placement import Placement
 from autopar.ops.collectives import FUNCTIONS, all_reduce_max, arguments, copy, forget, gather, merge, shard
 from autopar.torch_private import by_rank, coordinates, rank_map
 from tests.ops.joint import collectives_of, trace_joint, with_groups
-from tests.ops.pieces import collect, cut, distribute, join
+from tests.ops.pieces import ANYTHING, collect, cut, distribute, join
 from tests.processes import run_processes
 
 MESHES = [MeshSpec((2,), ("a",)), MeshSpec((4,), ("a",)), MeshSpec((2, 2), ("a", "b"))]
 SHAPES = [(4, 3, 8), (4, 3, 8), (4, 8)]
+UNEVEN = [(5, 3, 8), (10, 4, 7), (6, 7)]
 NAMES = {"slice": "shard", "slice_replicate": "shard_replicate", "reduce_scatter": "scatter"}
 
 
 def conversions(shape: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[Conversion]:
-    """Every conversion of the table between placements of the shape, the other axis sharded or I (R and P act as I there)."""
-    for before, after in itertools.permutations(placements(shape, sizes), 2):
+    """Every conversion of the table between placements of the shape, pieces of different sizes included, the other axis sharded
+    or I (R and P act as I there)."""
+    states = itertools.product(["R", "I", "P", *range(len(shape))], repeat=len(sizes))
+    everywhere = [placement for placement in map(Placement, states) if placement.fits(shape, sizes)]
+    for before, after in itertools.permutations(everywhere, 2):
         same = [x for x, y in zip(before.states, after.states, strict=True) if x == y]
         if set(same) & {"R", "P"}:
             continue
@@ -38,9 +42,17 @@ def conversions(shape: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[Conv
             continue
 
 
-def call(conversion: Conversion, x: Tensor, axes: tuple[str, ...], sizes: tuple[int, ...], at: tuple[Tensor, ...]) -> Tensor:
+def call(
+    conversion: Conversion,
+    x: Tensor,
+    axes: tuple[str, ...],
+    sizes: tuple[int, ...],
+    at: tuple[Tensor, ...],
+    shape: tuple[int, ...],
+) -> Tensor:
     axis = conversion.axis
-    rest = arguments(conversion.kind, conversion.dims, axes[axis], sizes[axis], at[axis])
+    length, _ = conversion.lengths(shape, sizes)
+    rest = arguments(conversion.kind, conversion.dims, axes[axis], sizes[axis], at[axis], length)
     return FUNCTIONS[conversion.kind.name](x, *rest)
 
 
@@ -48,7 +60,7 @@ def test_there_is_a_function_for_every_row_of_the_table() -> None:
     assert [FUNCTIONS[kind.name].__name__ for kind in TABLE] == [NAMES.get(kind.name, kind.name) for kind in TABLE]
 
 
-@pytest.mark.parametrize(("mesh", "shape"), list(zip(MESHES, SHAPES, strict=True)), ids=str)
+@pytest.mark.parametrize(("mesh", "shape"), [*zip(MESHES, SHAPES, strict=True), *zip(MESHES, UNEVEN, strict=True)], ids=str)
 def test_values_and_gradients_follow_the_placements(mesh: MeshSpec, shape: tuple[int, ...]) -> None:
     full, upstream = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     seen = set()
@@ -57,8 +69,8 @@ def test_values_and_gradients_follow_the_placements(mesh: MeshSpec, shape: tuple
         at = coordinates(devices)
         for conversion in conversions(shape, mesh.sizes):
             before, after = conversion.before, conversion.after
-            x = distribute(full, before, mesh.sizes).requires_grad_()
-            y = call(conversion, x, groups, mesh.sizes, at)
+            x = distribute(full, before, mesh.sizes, padding=ANYTHING).requires_grad_()
+            y = call(conversion, x, groups, mesh.sizes, at, shape)
             (grad,) = torch.autograd.grad(y, [x], distribute(upstream, after.gradient(), mesh.sizes, seed=1))
             assert all(v.is_contiguous() for v in by_rank(y).values()), str(conversion)
             check(conversion, mesh, y, grad, full, upstream)
@@ -67,8 +79,9 @@ def test_values_and_gradients_follow_the_placements(mesh: MeshSpec, shape: tuple
 
 
 def check(conversion: Conversion, mesh: MeshSpec, y: Tensor, grad: Tensor, full: Tensor, upstream: Tensor) -> None:
-    close(conversion, collect(y, conversion.after, mesh.sizes, tolerance=1e-12), full)
-    close(conversion, collect(grad, conversion.before.gradient(), mesh.sizes, tolerance=1e-12), upstream)
+    close(conversion, collect(y, conversion.after, mesh.sizes, tolerance=1e-12, shape=full.shape), full)
+    whole = collect(grad, conversion.before.gradient(), mesh.sizes, tolerance=1e-12, shape=full.shape, zeros=True)
+    close(conversion, whole, upstream)
 
 
 def close(conversion: Conversion, actual: Tensor, expected: Tensor) -> None:
@@ -86,7 +99,7 @@ def test_joint_graphs_hold_just_the_collectives_of_the_table_and_compute_the_sam
     traced = []
     for conversion in conversions(shape, mesh.sizes):
         module = trace_joint(
-            lambda x, at, c=conversion: call(c, x, mesh.names, mesh.sizes, (at,)),
+            lambda x, at, c=conversion: call(c, x, mesh.names, mesh.sizes, (at,), shape),
             [torch.empty(conversion.before.local_shape(shape, mesh.sizes)).double().requires_grad_(), torch.tensor(0)],
             torch.empty(conversion.after.local_shape(shape, mesh.sizes)).double(),
         )
@@ -144,7 +157,7 @@ def real_process(rank: int, mesh: MeshSpec, shape: tuple[int, ...], folder: str)
     results = []
     for conversion in conversions(shape, mesh.sizes):
         x = cut(full, conversion.before, mesh.sizes)[rank].requires_grad_()
-        y = call(conversion, x, groups, mesh.sizes, at)
+        y = call(conversion, x, groups, mesh.sizes, at, shape)
         results.append(
             (y.detach(), *torch.autograd.grad(y, [x], cut(upstream, conversion.after.gradient(), mesh.sizes, 1)[rank]))
         )
@@ -161,8 +174,9 @@ def test_two_real_processes_agree(tmp_path: Path) -> None:
     pairs = list(zip(first, second, strict=True))
     *converted, integers, truths, halves = pairs
     for conversion, ((y0, grad0), (y1, grad1)) in zip(conversions(shape, mesh.sizes), converted, strict=True):
-        close(conversion, join([y0, y1], conversion.after, mesh.sizes, tolerance=1e-12), full)
-        close(conversion, join([grad0, grad1], conversion.before.gradient(), mesh.sizes, tolerance=1e-12), upstream)
+        close(conversion, join([y0, y1], conversion.after, mesh.sizes, tolerance=1e-12, shape=shape), full)
+        grad = join([grad0, grad1], conversion.before.gradient(), mesh.sizes, tolerance=1e-12, shape=shape, zeros=True)
+        close(conversion, grad, upstream)
     for (mine,), (other,) in (integers, truths, halves):
         assert torch.equal(mine, other)
         assert mine.tolist() == [0, 1, 1, 1]

@@ -9,15 +9,17 @@ from autopar.ops.collectives import FUNCTIONS, arguments
 from autopar.ops.joint import Joint, TensorLike, bytes_of, owner, trace_joint
 
 SHAPE, SIZE = (4, 6, 8), 2
+UNEVEN = (201, 203, 205)
 
 
-def joint_of(conversion: Conversion) -> Joint:
-    """One conversion alone, with its backward, on the pieces of a tensor of [4, 6, 8] float32."""
+def joint_of(conversion: Conversion, whole: tuple[int, ...]) -> Joint:
+    """One conversion alone, with its backward, on the pieces of a whole tensor of float32."""
     graph = torch.fx.Graph()
     x, coordinate = graph.placeholder("x"), graph.placeholder("coordinate")
-    given = arguments(conversion.kind, conversion.dims, "gpu", SIZE, coordinate)
+    length, _ = conversion.lengths(whole, (SIZE,))
+    given = arguments(conversion.kind, conversion.dims, "gpu", SIZE, coordinate, length)
     graph.output((graph.call_function(FUNCTIONS[conversion.kind.name], (x, *given)),))
-    local = TensorLike(shape=conversion.before.local_shape(SHAPE, (SIZE,)), dtype=torch.float32, needs_grad=True)
+    local = TensorLike(shape=conversion.before.local_shape(whole, (SIZE,)), dtype=torch.float32, needs_grad=True)
     return trace_joint(graph, [local, TensorLike(shape=(), dtype=torch.int64, needs_grad=False)], [True])
 
 
@@ -44,9 +46,16 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("whole", [SHAPE, UNEVEN], ids=["even", "uneven"])
 @pytest.mark.parametrize("conversion", CASES, ids=lambda c: f"{c.kind.name} {c.before} {c.after}")
-def test_copies_are_priced(conversion: Conversion) -> None:
-    joint, kind = joint_of(conversion), conversion.kind
-    source, target = (4 * torch.Size(p.local_shape(SHAPE, (SIZE,))).numel() for p in (conversion.before, conversion.after))
-    assert copied_bytes(joint.forward) == priced_bytes(moves(conversion, kind.forward), source, target)
-    assert copied_bytes(joint.backward) == priced_bytes(moves(conversion, kind.backward, back=True), target, source)
+def test_copies_are_priced(conversion: Conversion, whole: tuple[int, ...]) -> None:
+    """What is padded, but for the padding."""
+    joint, kind, lengths = joint_of(conversion, whole), conversion.kind, conversion.lengths(whole, (SIZE,))
+    source, target = (4 * torch.Size(p.local_shape(whole, (SIZE,))).numel() for p in (conversion.before, conversion.after))
+    forward, backward = (
+        moves(conversion, kind.forward, lengths=lengths),
+        moves(conversion, kind.backward, back=True, lengths=lengths),
+    )
+    exact = 0 if whole == SHAPE else 0.02
+    assert copied_bytes(joint.forward) == pytest.approx(priced_bytes(forward, source, target), rel=exact, abs=0)
+    assert copied_bytes(joint.backward) == pytest.approx(priced_bytes(backward, target, source), rel=exact, abs=0)

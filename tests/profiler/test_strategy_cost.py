@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import pytest
+import torch
 
 import tests.models
 from autopar.ir.mesh import MeshSpec
@@ -18,6 +19,7 @@ from autopar.profiler.strategy_cost import StrategyCosts
 from autopar.profiler.unit_cost import Monomial, NodeCost, UnitCost, constants, trace_unit, unit_cost
 from autopar.profiler.unit_cost import figures as trace_figures
 from autopar.tracer import trace
+from tests import uneven
 
 
 def needs_implementation(unit: Unit, strategy: Strategy) -> bool:
@@ -43,7 +45,10 @@ def cost_of_strategy(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str =
 
 @functools.cache
 def measured(model: str) -> ModelCost:
-    module, kwargs = getattr(tests.models, model)(device="meta")
+    if model == "uneven":
+        module, kwargs = uneven.gpt2(device="meta", dtype=torch.float32), uneven.tokens()
+    else:
+        module, kwargs = getattr(tests.models, model)(device="meta")
     return measure(trace(module, (), kwargs))
 
 
@@ -65,19 +70,20 @@ def figures(kernels: Iterable[NodeCost], at: Mapping[str, int], local: Mapping[s
     return Counter(f for f in found if f[0] or len(f[1]) != 2 or 1 not in local.values())
 
 
-CASES = [("gpt2", "2x2", 3), ("convnet", "2x2", 12)] + [
+CASES = [("gpt2", "2x2", 3), ("convnet", "2x2", 12), ("uneven", "2", None)] + [
     pytest.param(model, mesh, None, marks=pytest.mark.slow)
-    for model, mesh in (("gpt2", "2x4"), ("llama", "2x4"), ("bert", "2x2"), ("vit", "8"))
+    for model, mesh in (("gpt2", "2x4"), ("uneven", "2x3"), ("llama", "2x4"), ("bert", "2x2"), ("vit", "8"))
 ]
 
 
 @pytest.mark.parametrize(("model", "mesh", "most"), CASES)
 def test_equal_to_a_trace_of_the_strategy_itself(model: str, mesh: str, most: int | None) -> None:
     spec = MeshSpec.of(mesh)
-    costs, seen = StrategyCosts(spec, "cpu"), 0
+    costs, seen, padded = StrategyCosts(spec, "cpu"), 0, 0
     for m, chosen in with_implementation(model, spec, most):
         ours, true = costs.of(m, chosen), cost_of_strategy(m.unit, chosen, spec)
         sizes, seen = chosen.local_sizes(m.unit, spec.sizes), seen + 1
+        padded += bool(chosen.padded(m.unit, spec.sizes))
         where = f"{m.unit.name} {chosen.factors}"
         assert ours.forward_collectives == true.forward_collectives, where
         assert ours.backward_collectives == true.backward_collectives, where
@@ -86,6 +92,7 @@ def test_equal_to_a_trace_of_the_strategy_itself(model: str, mesh: str, most: in
         assert [i.at(sizes) for i in ours.internals] == [i.at({}) for i in true.internals], where
         assert ours.reads == true.reads, where
     assert seen > len(costs.families) / 2 > 0
+    assert (padded > 1) == (model == "uneven")
 
 
 def test_plain_strategies_and_linear_without_bias_are_traced_no_more() -> None:
