@@ -217,7 +217,9 @@ class Builder:
 
     def pads_little(self, unit: Unit, strategy: Strategy, ragged: frozenset[Factor]) -> bool:
         """Whether it cuts unevenly only what is `ragged` here, and with little padding."""
-        padded, local = strategy.padded(unit, self.mesh.sizes), strategy.local_sizes(unit, self.mesh.sizes)
+        if not unit.ragged or not (padded := strategy.padded(unit, self.mesh.sizes)):
+            return True
+        local = strategy.local_sizes(unit, self.mesh.sizes)
         held = {f: local[f] * strategy.parts(f, self.mesh.sizes) for f in padded}
         return padded <= ragged and all(n <= int(unit.sizes[f]) * (1 + MOST_PADDING) for f, n in held.items())
 

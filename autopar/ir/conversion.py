@@ -93,7 +93,11 @@ class Conversion:
 
     def between(self, shape: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
         """What a device would hold of a tensor of this shape if the axis cut nothing."""
-        return self.before.replace(self.axis, INVARIANT).local_shape(shape, sizes)
+        held = list(shape)
+        for axis, state in enumerate(self.before.states):
+            if isinstance(state, int) and axis != self.axis:
+                held[state] = -(-held[state] // sizes[axis])
+        return tuple(held)
 
     def lengths(self, shape: Sequence[int], sizes: Sequence[int]) -> Lengths:
         """Of the sharded dim before and after, what there is of it without this axis, if the axis cuts that unevenly; None if

@@ -233,6 +233,7 @@ def described(op: Any) -> str:
 
     sides = [", ".join(map(tensor, side)) for side in (found.operands, found.results)]
     marks = [f"{f} {' '.join(sorted(m.split(':')[0] for m in ms))}" for f, ms in found.marks.items() if ms]
+    marks += [f"{f} ragged" for f in sorted(rule.ragged & found.sizes.keys())]
     flags = [name for name, on in (("linear", rule.is_linear(node)), ("random", rule.random)) if on]
     return f"{op} [{rule.kind}]: {' -> '.join(sides)}{''.join(f'; {note}' for note in (*marks, *flags))}"
 
