@@ -25,7 +25,7 @@ from autopar.codegen.listing import listing
 from autopar.codegen.measure import Counted, measure
 from autopar.codegen.randomness import Randomness, shared_randomness
 from autopar.codegen.readable import forward_graph
-from autopar.codegen.shards import in_its_room, without_padding
+from autopar.codegen.shards import in_its_room, local_part, without_padding
 from autopar.codegen.trained import require_gradients
 from autopar.codegen.variant import Modes, Variant, Variants
 from autopar.codegen.weights import Weights
@@ -305,9 +305,6 @@ class _Step(torch.autograd.Function):
 
 def _gradient(local: Tensor | None, resting: Tensor, padded: bool) -> Tensor | None:
     """A local gradient as that of its parameter, of the same placement and dtype, without padding."""
-    if local is None:
-        return None
-    if padded:
-        assert isinstance(resting, DTensor)
-        local = without_padding(local, resting.to_local().shape)
-    return placed_like(local.to(resting.dtype), resting)
+    if local is not None and padded:
+        local = without_padding(local, local_part(resting).shape)
+    return None if local is None else placed_like(local.to(resting.dtype), resting)

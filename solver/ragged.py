@@ -77,7 +77,8 @@ class Ragged:
             for unit in units:
                 yield from (factor_end(region, unit, factor) for factor in unit.ragged if factor in unit.sharded)
         for name, placement in resting.items():
-            if name in self.program.state and not placement.divides(self.program.state[name].spec.shape, sizes):  # type: ignore[arg-type]
+            state = self.program.state.get(name)
+            if state is not None and not placement.divides([int(n) for n in state.spec.shape], sizes):
                 yield end_of("state", name, 0)
 
 

@@ -23,6 +23,7 @@ CUT = Constraints(
 TIED_CUT = Constraints(
     pins=("embed: factor=v on gpu", "embed.weight: rest=S(0) on gpu", "kind=loss: tensor=gpu", "head: tensor=gpu")
 )
+TIED_GATHERED = Constraints(pins=("embed.weight: rest=S(0) on gpu", "**: batch=gpu"))
 TIED_WHOLE = Constraints(pins=("embed.weight: rest=whole on gpu", "**: batch=gpu"))
 BERT_CUT = Constraints(
     pins=(

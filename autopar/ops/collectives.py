@@ -234,7 +234,8 @@ class ShardReplicate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         dim, size, length = ctx.constants
-        return among_zeros(grad, dim, size, *ctx.saved_tensors, length), None, None, None
+        (coordinate,) = ctx.saved_tensors
+        return among_zeros(grad, dim, size, coordinate, length), None, None, None
 
 
 class Forget(torch.autograd.Function):

@@ -50,7 +50,8 @@ class Strategy:
 
     def padded(self, unit: Unit, axis_sizes: Sequence[int]) -> frozenset[Factor]:
         """Factors that are cut unevenly, so that the last piece is padded."""
-        return frozenset(f for f in self.factors if f in unit.sizes and int(unit.sizes[f]) % self.parts(f, axis_sizes))
+        cut = {f for f in self.factors if f is not None and f != PASS_PARTIAL}
+        return frozenset(f for f in cut if int(unit.sizes[f]) % self.parts(f, axis_sizes))
 
 
 def strategies(unit: Unit, axis_sizes: Sequence[int]) -> tuple[Strategy, ...]:

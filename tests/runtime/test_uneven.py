@@ -26,7 +26,7 @@ from autopar.tracer import trace
 from tests.hardware_toy import toy_hardware
 from tests.processes import run_processes
 from tests.training import HIDDEN, whole
-from tests.uneven import TIED_CUT, TIED_WHOLE, VOCAB, batch, tied
+from tests.uneven import TIED_CUT, TIED_GATHERED, TIED_WHOLE, VOCAB, batch, tied
 
 WTE = "embed.weight"
 EXACT = {"rtol": 0.0, "atol": 1e-9}
@@ -37,7 +37,7 @@ ROWS = 33
 @pytest.mark.slow
 def test_uneven_pieces_do_not_show(tmp_path: Path) -> None:
     program = trace(tied(), (), batch())
-    for name, pins in (("cut", TIED_CUT), ("whole", TIED_WHOLE)):
+    for name, pins in (("cut", TIED_CUT), ("gathered", TIED_GATHERED), ("whole", TIED_WHOLE)):
         search: dict[str, Any] = {"hardware": toy_hardware(), "gap": 0.02, "time_limit_s": 5.0, "constraints": pins}
         plan_program(program, MeshSpec.of(str(RANKS)), **search)[0].save(tmp_path / f"{name}.json")
     save_file(weights(tied(seed=5)), tmp_path / "model.safetensors")
@@ -61,6 +61,7 @@ def use(rank: int, folder: str) -> None:
     without_labels(parallel, plain)
     saved_and_loaded(parallel, plain, compiled(tied(seed=1), mesh, Plan.load(here / "whole.json")), here)
     without_room(parallel, plain)
+    gathered(compiled(tied(), mesh, Plan.load(here / "gathered.json")), tied(), rank)
     from_meta(mesh, plan, here)
     frozen(mesh)
 
@@ -181,6 +182,16 @@ def without_room(parallel: ParallelModule, plain: nn.Module) -> None:
     flat = torch.full((ROWS * HIDDEN * 2,), torch.nan)
     piece = flat[: (ROWS - 1) * HIDDEN].view(ROWS - 1, HIDDEN).zero_()
     assert not in_its_room(piece, (ROWS, HIDDEN)).any(), "what lies behind a piece in other memory is not its padding"
+
+
+def gathered(parallel: ParallelModule, plain: nn.Module, rank: int) -> None:
+    """As in ZeRO-3: the table is whole while it is used, its gradient is reduced into uneven pieces."""
+    kinds = {(c.kind, c.phase) for c in parallel.plan.figures.collectives}
+    assert {("all_gather", "forward"), ("reduce_scatter", "backward")} <= kinds
+    forward_and_backward(parallel, plain)
+    trained(parallel, plain)
+    accumulated(parallel, plain)
+    as_it_rests(parallel, plain, rank)
 
 
 def from_meta(mesh: DeviceMesh, plan: Plan, here: Path) -> None:
