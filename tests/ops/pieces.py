@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from autopar.ops.pieces import collect, coordinates_of_ranks, cut, distribute, join
+from autopar.ops.pieces import ANYTHING, collect, coordinates_of_ranks, cut, distribute, join
 
-__all__ = ["collect", "coordinates_of_ranks", "cut", "distribute", "join"]
+__all__ = ["ANYTHING", "collect", "coordinates_of_ranks", "cut", "distribute", "join"]
