@@ -17,7 +17,7 @@ from autopar.codegen.local import Emitter, LocalRegion
 from autopar.codegen.split import Halves, split
 from autopar.ir.plan import Plan, PlannedClass
 from autopar.ir.program import Program
-from autopar.ops.flops import group_argument
+from autopar.ops.flops import bound_arguments
 from autopar.ops.joint import Joint, trace_joint
 
 
@@ -91,6 +91,5 @@ def bind(graph: torch.fx.Graph, groups: Mapping[str, str]) -> torch.fx.Graph:
     copied: dict[torch.fx.Node, torch.fx.Node] = {}
     bound.output(bound.graph_copy(graph, copied))
     for node in bound.nodes:
-        if (position := group_argument(node)) is not None:
-            node.args = (*node.args[:position], groups[str(node.args[position])], *node.args[position + 1 :])
+        node.args = bound_arguments(node, groups)
     return bound

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from autopar.codegen.schedule import ALL_REDUCE, WAIT, held_until_waited
+from autopar.ops.flops import inside
 from autopar.ops.joint import bytes_of, owner
 
 aten = torch.ops.aten
@@ -58,12 +59,18 @@ def alive_bytes(graph: Graph, dying: set[Node]) -> list[int]:
     alive, found = 0, []
     for i, node in enumerate(nodes):
         made = bytes_of(node) if node.op == "call_function" and owner(node) is node and not is_tuple_part(node) else 0
-        found.append(alive + (0 if node in in_place else made))
+        found.append(alive + (0 if node in in_place else made) + scratch_bytes(node))
         alive += made
         for source in reads[i]:
             if last[source] == i and node.op != "output" and (source.op == "call_function" or source in dying):
                 alive -= bytes_of(source) - sum(map(bytes_of, parts(source)))
     return found
+
+
+def scratch_bytes(node: Node) -> int:
+    """The most that an op has for itself while it runs, as far as it says so."""
+    found = inside(node)
+    return 0 if found is None else max(map(sum, found.alive))
 
 
 def reads_of(nodes: Iterable[Node]) -> list[set[Node]]:

@@ -7,7 +7,6 @@ names when a strategy asks: cutting k over one axis or the other is one entry.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,7 @@ from autopar.ir.mesh import MeshSpec
 from autopar.ops.factors import Factor
 from autopar.ops.flops import Collective, collectives_of
 from autopar.ops.lower import emit_unit
-from autopar.ops.strategies import Strategy
+from autopar.ops.strategies import Strategy, cut_by
 from autopar.ops.units import Unit
 from autopar.profiler.model_cost import Measured
 from autopar.profiler.unit_cost import (
@@ -39,8 +38,8 @@ ANY_SIZE = frozenset({"linear", "addmm", "convolution", "embedding", "mean", "cr
 """Implementations whose kernels depend on local sizes and on how many axes cut, but not on the sizes of axes, and into which
 no global size is written. The others are traced for each cut by itself."""
 
-Cuts = tuple[tuple[Factor, int], ...]
-"""Per mesh axis that cuts a factor with an implementation: that factor, and the size of the axis.
+Cuts = tuple[tuple[str, int], ...]
+"""Per mesh axis that cuts a factor with an implementation: that factor (or the pair, as in "b0+e"), and the size of the axis.
 
 Where sizes do not matter the axis has size 2, and the factor is the first of those that the implementation takes alike (all
 that make up the tokens of a loss)."""
@@ -96,15 +95,15 @@ class StrategyCosts:
             backward_collectives=tuple(Collective(s.kind, names[s.position], round(s.bytes.at(sizes))) for s in found.backward),
         )
 
-    def cut(self, unit: Unit, factor: Factor, axis: int) -> tuple[Factor, int]:
-        if not any_size(unit, factor):
+    def cut(self, unit: Unit, factor: str, axis: int) -> tuple[str, int]:
+        if factor not in unit.sharded or not any_size(unit, factor):
             return factor, self.mesh.sizes[axis]
         return next(f for f, places in unit.sharded.items() if places == unit.sharded[factor]), 2
 
 
 def cutting_axes(unit: Unit, chosen: Strategy) -> list[int]:
     """Mesh axes that cut a factor with an implementation, in the order in which `emit_unit` names them."""
-    return [axis for factor in unit.sharded for axis in chosen.axes_of(factor)]
+    return list(dict.fromkeys(axis for factor in unit.sharded for axis in chosen.axes_of(factor)))
 
 
 def runs_other_ops(unit: Unit, cuts: Cuts) -> bool:
@@ -125,14 +124,27 @@ def any_size(unit: Unit, factor: Factor) -> bool:
 
 def growing(unit: Unit, cuts: Cuts) -> list[Factor]:
     """Factors in whose sizes figures are monomials; the others' sizes are constants of a family."""
-    return [f for f in unit.sizes if f in unit.shardable and not (f in dict(cuts) and not any_size(unit, f))]
+    return [f for f in unit.sizes if f in unit.shardable and not (f in parts_of(cuts) and is_fixed(unit, f))]
+
+
+def is_fixed(unit: Unit, factor: Factor) -> bool:
+    """Whether an implementation depends on the sizes of the axes that cut the factor."""
+    return factor in unit.sharded and not any_size(unit, factor)
+
+
+def parts_of(cuts: Cuts) -> dict[Factor, int]:
+    """Into how many pieces each factor is cut."""
+    found: dict[Factor, int] = {}
+    for choice, size in cuts:
+        found |= {factor: found.get(factor, 1) * size for factor in cut_by(choice)}
+    return found
 
 
 def family(unit: Unit, cuts: Cuts, device: str, padded: frozenset[Factor]) -> Family:
     """Traced at local sizes equal to the unit's own (cut factors that do not grow: at their true local sizes), and again with
     every factor that may grow its prime times as large. Of factors in `padded` the last device lacks one element."""
-    fixed = {factor for factor, _ in cuts if not any_size(unit, factor)}
-    parts = {factor: math.prod(size for f, size in cuts if f == factor) for factor, _ in cuts}
+    parts = parts_of(cuts)
+    fixed = {factor for factor in parts if is_fixed(unit, factor)}
     local = {f: int(n) // parts[f] if f in fixed else int(n) for f, n in unit.sizes.items()}
     growth = dict(zip(growing(unit, cuts), PRIMES, strict=False))
     assert not padded & fixed, f"{unit.name}: what it costs to cut {sorted(padded & fixed)} unevenly depends on their sizes"

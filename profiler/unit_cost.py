@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import sympy
 import torch
@@ -19,7 +20,7 @@ import torch
 from autopar.ir.mesh import MeshSpec
 from autopar.ops.draws import KEY
 from autopar.ops.factors import Factor, local_shape
-from autopar.ops.flops import Collective, collectives_of, node_flops
+from autopar.ops.flops import Collective, collective_of, inside, node_flops
 from autopar.ops.joint import Joint, TensorLike, alias_base, bytes_of, owner, trace_joint
 from autopar.ops.lower import emit_unit
 from autopar.ops.lower_draws import keys_like
@@ -158,17 +159,34 @@ def live(nodes: Sequence[torch.fx.Node], given: Iterable[torch.fx.Node], wanted:
     last = {owner(source): i for i, node in enumerate(nodes) for source in node.all_input_nodes}
     last |= {owner(node): len(nodes) for node in wanted}
     alive = dict.fromkeys(given)
-    moments: list[dict[torch.fx.Node, None]] = [dict(alive)] if alive else []
+    moments: list[dict[torch.fx.Node | Scratch, None]] = [dict(alive)] if alive else []
     for i, node in enumerate(nodes):
         if owner(node) is node and not is_part(node):
             alive[node] = None
-        moments.append(dict(alive))
+        moments += [dict(alive) | dict.fromkeys(within) for within in scratch(node)]
         alive = {n: None for n in alive if last.get(n, i) > i or any(last.get(owner(u), i) > i for u in parts_of(n))}
     worth = [m for i, m in enumerate(moments) if not any(covers(o, m, j < i) for j, o in enumerate(moments) if j != i)]
-    return [[size for node in moment for size in tensor_bytes(node)] for moment in worth]
+    return [[n for one in moment for n in ([one.bytes] if isinstance(one, Scratch) else tensor_bytes(one))] for moment in worth]
 
 
-def covers(other: Mapping[torch.fx.Node, None], moment: Mapping[torch.fx.Node, None], earlier: bool) -> bool:
+@dataclass(frozen=True)
+class Scratch:
+    """One of the tensors that an op has for itself at one of its moments, by its place there."""
+
+    node: torch.fx.Node
+    moment: int
+    place: int
+    bytes: int
+
+
+def scratch(node: torch.fx.Node) -> list[list[Scratch]]:
+    """What the op has at each of its moments: at its only one nothing, for all but those that say what they do inside."""
+    found = inside(node)
+    moments = [()] if found is None else found.alive
+    return [[Scratch(node, i, j, size) for j, size in enumerate(moment)] for i, moment in enumerate(moments)]
+
+
+def covers(other: Mapping[Any, None], moment: Mapping[Any, None], earlier: bool) -> bool:
     """Whether all that is alive at `moment` is alive at the other one too (and more, or the other one came first)."""
     return moment.keys() <= other.keys() and (len(moment) < len(other) or earlier)
 
@@ -191,7 +209,7 @@ def parts_of(node: torch.fx.Node) -> list[torch.fx.Node]:
 
 def skipped(node: torch.fx.Node) -> bool:
     """Views cost nothing; collectives are priced by their link."""
-    return alias_base(node) is not None or bool(collectives_of([node])) or getattr(node.target, "__name__", "") == "getitem"
+    return alias_base(node) is not None or collective_of(node) is not None or getattr(node.target, "__name__", "") == "getitem"
 
 
 def node_figures(node: torch.fx.Node) -> Figures:
@@ -199,7 +217,8 @@ def node_figures(node: torch.fx.Node) -> Figures:
     made = [v for v in (value if isinstance(value, tuple | list) else (value,)) if isinstance(v, torch.Tensor)]
     dtype = str(made[0].dtype).removeprefix("torch.") if made else "float32"
     read = [bytes_of(n) for n in node.all_input_nodes]
-    return node_flops(node), [*read, *tensor_bytes(node)], dtype
+    found = inside(node)
+    return node_flops(node), [*read, *tensor_bytes(node), *(() if found is None else 2 * [*found.moved])], dtype
 
 
 def unsharded(unit: Unit) -> Strategy:

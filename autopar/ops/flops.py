@@ -13,7 +13,10 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry, shape_wrapp
 from autopar.ir.conversion import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
 from autopar.ir.experts import GROUPED_MM
 from autopar.ir.program import Size
+from autopar.ops import exchanged_cost
 from autopar.ops.collectives import all_gather_into, all_reduce_together
+from autopar.ops.exchanged import EXCHANGED, EXCHANGED_BACKWARD
+from autopar.ops.exchanged_cost import Inside
 from autopar.torch_private import OpOverload, size_of
 
 aten = torch.ops.aten
@@ -63,6 +66,8 @@ CORRECTED: Mapping[Any, Callable[..., Any]] = {
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
         aten._grouped_mm: grouped_mm_flops,
         GROUPED_MM: shared_grouped_mm_flops,
+        EXCHANGED: exchanged_cost.flops,
+        EXCHANGED_BACKWARD: exchanged_cost.backward_flops,
         aten.convolution_backward: convolution_backward_flops,
         aten.mv: matrix_vector_flops,
         aten.dot: matrix_vector_flops,
@@ -113,11 +118,37 @@ _KINDS: dict[Any, tuple[str, int]] = {
     all_reduce_together: (ALL_REDUCE, 2),
     _functional.reduce_scatter_tensor_coalesced.default: (REDUCE_SCATTER, 3),
 }
+_INSIDE: dict[Any, tuple[Callable[..., Inside], int]] = {
+    EXCHANGED.default: (exchanged_cost.forward_inside, 5),
+    EXCHANGED_BACKWARD.default: (exchanged_cost.backward_inside, 6),
+}
+"""Ops that communicate inside, by all-to-alls: what they do there, and the position of the argument that names the groups."""
 
 
 def group_argument(node: torch.fx.Node) -> int | None:
     """Position of the argument that names the process group; None if the node is no collective."""
     return _KINDS[node.target][1] if node.target in _KINDS else None
+
+
+def bound_arguments(node: torch.fx.Node, groups: Mapping[str, str]) -> tuple[Any, ...]:
+    """The node's arguments with the names of mesh axes replaced by those of process groups, if it communicates."""
+    _, position = _KINDS.get(node.target) or _INSIDE.get(node.target) or (None, None)
+    if position is None:
+        return node.args
+    said: Any = node.args[position]
+    return (
+        *node.args[:position],
+        groups[said] if isinstance(said, str) else [groups[name] for name in said],
+        *node.args[position + 1 :],
+    )
+
+
+def inside(node: torch.fx.Node) -> Inside | None:
+    """What an op does at even load that no other node shows; None for all but those that communicate inside."""
+    if node.target not in _INSIDE:
+        return None
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    return _INSIDE[node.target][0](*args, **kwargs)
 
 
 def collective_of(node: torch.fx.Node) -> Collective | None:
@@ -127,8 +158,13 @@ def collective_of(node: torch.fx.Node) -> Collective | None:
 
 
 def collectives_of(nodes: Iterable[torch.fx.Node]) -> list[Collective]:
-    """One per tensor, also of those that travel together."""
-    return [c for node in nodes for c in members(node)]
+    """One per tensor, also of those that travel together, and those inside ops."""
+    return [c for node in nodes for c in (*members(node), *collectives_inside(node))]
+
+
+def collectives_inside(node: torch.fx.Node) -> list[Collective]:
+    found = inside(node)
+    return [] if found is None else [Collective(ALL_TO_ALL, group, size) for group, size in found.sent]
 
 
 def members(node: torch.fx.Node) -> list[Collective]:

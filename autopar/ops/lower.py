@@ -15,7 +15,7 @@ import torch
 
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Size
-from autopar.ops import lower_indexing, lower_reductions, sharded, tables
+from autopar.ops import exchanged, lower_indexing, lower_reductions, sharded, tables
 from autopar.ops.draws import KEY
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.fits import argument, dim_list
@@ -39,7 +39,7 @@ class Cut:
 
 NOT_CUT = Cut((), ())
 Cuts = Mapping[Factor, Cut]
-"""By the factor names of the node's rule."""
+"""By the factor names of the node's rule; "+e": on these of the axes that cut e, pieces of another factor travel to it."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,9 @@ def cuts_of(
     names = {node.name: node for node in unit.nodes}
     found: dict[torch.fx.Node, tuple[str, dict[Factor, Cut]]] = {}
     padded = strategy.padded(unit, mesh.sizes)
-    for factor, places in unit.sharded.items():
-        axes = strategy.axes_of(factor)
+    cutting = [(factor, places, strategy.axes_of(factor)) for factor, places in unit.sharded.items()]
+    cutting += [(pair, places, strategy.axes_choosing(pair)) for pair, places in unit.exchanged.items()]
+    for factor, places, axes in cutting:
         for name, implementation, local_name in places if axes else ():
             cut = Cut(tuple((mesh.names[a], mesh.sizes[a]) for a in axes), tuple(coordinate(mesh.names[a]) for a in axes))
             _, by_factor = found.setdefault(names[name], (implementation, {}))
@@ -222,7 +223,10 @@ def _causal_attention(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
 
 
 def _experts(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    return call.emit(sharded.experts_of_axes, (*call.args[:6], cuts["e"].axes, cuts["e"].coordinates), call.kwargs)
+    given = *call.args[:6], cuts["e"].axes, cuts["e"].coordinates
+    if "+e" not in cuts:
+        return call.emit(sharded.experts_of_axes, given, call.kwargs)
+    return call.emit(exchanged.experts_exchanged, (*given, cuts["+e"].axes), call.kwargs)
 
 
 IMPLEMENTATIONS: dict[str, Lowering] = {

@@ -7,6 +7,7 @@
 A factor that is in a result is *parallel*; one that is only in operands is *reduced*: its shards hold partial sums.
 `sharded` names factors for which the op on local shapes is not the op itself, and the implementation that is to run
 instead (`autopar.ops.sharded`); factors in `invariant` are reduced inside that implementation, so that the result is I.
+`exchanged` names factors that one axis may cut together with such a factor: their pieces travel to its pieces and back.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class OpRule:
     `version` is another one when code behind a user's row is.
     `ragged`: factors whose last piece may be padded: what lies in the padding never reaches what does not, and gradients that
     come in with zeros there go out with zeros there.
+    `exchanged`: factor (or "b*") -> that of `sharded` to whose pieces its own travel where an axis cuts both.
     """
 
     kind: str
@@ -75,6 +77,7 @@ class OpRule:
     sharded: Mapping[Factor, str] = field(default_factory=dict)
     invariant: frozenset[Factor] = frozenset()
     version: str = ""
+    exchanged: Mapping[Factor, Factor] = field(default_factory=dict)
     ragged: frozenset[Factor] = frozenset()
 
     def tolerates(self, node: torch.fx.Node, factor: Factor) -> bool:
@@ -89,7 +92,7 @@ class OpRule:
         """Raises ValueError if the shapes do not fit the row."""
         if self.fit is not None:
             return self.fit(node, operands, results)
-        return fit_text(self.text, operands, results, self.sharded, self.invariant)
+        return fit_text(self.text, operands, results, self.sharded, self.invariant, self.exchanged)
 
 
 Target = Callable[..., Any] | str
@@ -150,6 +153,7 @@ def fit_text(
     results: Sequence[Shape],
     sharded: Mapping[Factor, str] | None = None,
     invariant: frozenset[Factor] = frozenset(),
+    exchanged: Mapping[Factor, Factor] | None = None,
 ) -> Signature:
     """Raises RuleError where the shapes do not fit the row: which tensor, or which factor of two sizes."""
     operand_words, result_words, whole = parse(text)
@@ -182,6 +186,12 @@ def fit_text(
             found.add(INVARIANT if factor in invariant else REDUCED)
         if sharded and factor in sharded:
             found.add(f"sharded:{sharded[factor]}:{factor}")
+        for goes, comes in (exchanged or {}).items():
+            found |= {
+                f"{way}:{(sharded or {})[comes]}:+{comes}"
+                for way, f in (("goes", goes), ("comes", comes))
+                if f in (factor, base)
+            }
         marks[factor] = frozenset(found)
     return Signature(operands=ins, results=outs, sizes=sizes, marks=marks)
 

@@ -2,7 +2,8 @@
 
 From the choice follow the placements of operands and results: a tensor with the factor is S on that axis, an operand
 without it R (its gradient is then a partial sum), and where no factor is chosen everything is I. A reduced factor makes
-results P. Units of linear ops may also pass partial sums through.
+results P. Units of linear ops may also pass partial sums through. Where pieces of one factor travel to those of another, both
+are cut on one axis, as in "b0+e": a tensor with either is S there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from autopar.ir.placement import INVARIANT, PARTIAL, REPLICATE, Placement, State
 from autopar.ops.factors import Factor
 from autopar.ops.rule import BY_PLACE
 from autopar.ops.rule import INVARIANT as REDUCED_INSIDE
-from autopar.ops.units import Unit, needs_grad
+from autopar.ops.units import TOGETHER, Unit, needs_grad
 
 PASS_PARTIAL = "~"
 """In place of a factor: all operands and results are partial sums on that axis."""
@@ -27,20 +28,24 @@ PASS_PARTIAL = "~"
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """`factors` per mesh axis (None: nothing is cut there); placements per operand and per result of the unit."""
+    """`factors` per mesh axis (None: nothing is cut there; "b0+e": both are); placements per operand and result of the unit."""
 
     factors: tuple[Factor | None, ...]
     operands: tuple[Placement, ...]
     results: tuple[Placement, ...]
 
     def axes_of(self, factor: Factor) -> tuple[int, ...]:
-        return tuple(axis for axis, f in enumerate(self.factors) if f == factor)
+        """Those that cut the factor, also together with another one."""
+        return tuple(axis for axis, choice in enumerate(self.factors) if factor in cut_by(choice))
+
+    def axes_choosing(self, choice: str) -> tuple[int, ...]:
+        return tuple(axis for axis, chosen in enumerate(self.factors) if chosen == choice)
 
     def local_sizes(self, unit: Unit, axis_sizes: Sequence[int]) -> dict[Factor, int]:
         """Factor sizes on one device, padding included."""
         sizes = {f: int(n) for f, n in unit.sizes.items()}
-        for axis, factor in enumerate(self.factors):
-            if factor is not None and factor != PASS_PARTIAL:
+        for axis, choice in enumerate(self.factors):
+            for factor in cut_by(choice):
                 sizes[factor] = -(-sizes[factor] // axis_sizes[axis])
         return sizes
 
@@ -50,8 +55,17 @@ class Strategy:
 
     def padded(self, unit: Unit, axis_sizes: Sequence[int]) -> frozenset[Factor]:
         """Factors that are cut unevenly, so that the last piece is padded."""
-        cut = {f for f in self.factors if f is not None and f != PASS_PARTIAL}
+        cut = {factor for choice in self.factors for factor in cut_by(choice)}
         return frozenset(f for f in cut if int(unit.sizes[f]) % self.parts(f, axis_sizes))
+
+
+def cut_by(choice: str | None) -> tuple[Factor, ...]:
+    """The factors that are cut by what a strategy chooses on an axis.
+
+    >>> cut_by("b0"), cut_by("b0+e"), cut_by("~"), cut_by(None)
+    (('b0',), ('b0', 'e'), (), ())
+    """
+    return () if choice is None or choice == PASS_PARTIAL else tuple(choice.split(TOGETHER))
 
 
 def strategies(unit: Unit, axis_sizes: Sequence[int]) -> tuple[Strategy, ...]:
@@ -66,7 +80,7 @@ def strategies(unit: Unit, axis_sizes: Sequence[int]) -> tuple[Strategy, ...]:
 def options(unit: Unit) -> tuple[Factor | None, ...]:
     """What a strategy may choose on an axis."""
     passes = unit.linear and any(needs_grad(n) for n in unit.results) and all(needs_grad(n) for n in unit.operands)
-    return (None, *unit.shardable, *((PASS_PARTIAL,) if passes and unit.operands else ()))
+    return (None, *unit.shardable, *unit.exchanged, *((PASS_PARTIAL,) if passes and unit.operands else ()))
 
 
 def strategy(unit: Unit, choice: Sequence[Factor | None], axis_sizes: Sequence[int]) -> Strategy | None:
@@ -97,8 +111,8 @@ class _Cut:
         """None if it cuts unevenly what it must not."""
         cut: dict[Factor, list[int]] = {}
         local = {f: int(n) for f, n in unit.sizes.items()}
-        for axis, factor in enumerate(choice):
-            if factor is not None and factor != PASS_PARTIAL:
+        for axis, chosen in enumerate(choice):
+            for factor in cut_by(chosen):
                 cut.setdefault(factor, []).append(axis)
         for factor, axes in cut.items():
             size = piece_size(local[factor], [axis_sizes[axis] for axis in axes], ragged=factor in unit.ragged)
@@ -152,6 +166,8 @@ class _Cut:
                 if axes and outer_is_whole:
                     return None
                 for axis in axes:
+                    if isinstance(states[axis], int):
+                        return None  # it has both factors that the axis cuts together
                     states[axis] = d
                 order += axes
                 outer_is_whole = outer_is_whole or self.local[factor] > 1

@@ -34,6 +34,8 @@ from autopar.ops.fits import all_whole
 from autopar.ops.rule import EVEN, INVARIANT, REDUCED, WHOLE, OpRule, Shape, Signature, tensor_operands
 from autopar.torch_private import size_of
 
+TOGETHER = "+"
+"""Between the names of two factors that one mesh axis cuts."""
 MERGES_DIMS = frozenset({torch.ops.aten.reshape.default, torch.ops.aten.view.default, torch.ops.aten.contiguous.default})
 FLATTENS = frozenset({torch.ops.aten.linear.default, torch.ops.aten.matmul.default})
 """Products of more than two dims are made of matrices: operands that do not lie so are copied."""
@@ -86,6 +88,18 @@ class Unit:
                     _, node, implementation, name = mark.split(":")
                     found[factor].append((node, implementation, name))
         return {factor: tuple(places) for factor, places in found.items()}
+
+    @cached_property
+    def exchanged(self) -> dict[str, tuple[tuple[str, str, str], ...]]:
+        """As `sharded`, for pairs of factors that an axis may cut together, named "b0+e": the pieces of the first travel to
+        those of the second."""
+        found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+        for goes, comes in itertools.product(self.shardable, repeat=2):
+            for mark in sorted(self.marks[goes]):
+                if mark.startswith("goes:") and mark.replace("goes:", "comes:", 1) in self.marks[comes]:
+                    _, node, implementation, name = mark.split(":")
+                    found[f"{goes}{TOGETHER}{comes}"].append((node, implementation, name))
+        return {pair: tuple(places) for pair, places in found.items()}
 
 
 def rule_of(node: torch.fx.Node) -> OpRule:
@@ -178,7 +192,7 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
         fresh = {}
         for factor, size in local.sizes.items():
             marks = {
-                f"sharded:{node.name}:{m.split(':', 1)[1]}" if m.startswith("sharded:") else m for m in local.marks[factor]
+                f"{what}:{node.name}:{how}" if how else m for m in local.marks[factor] for what, _, how in [m.partition(":")]
             }
             fresh[factor] = space.new(factor, size, marks if rule.tolerates(node, factor) else marks | {EVEN})
         counts[node] = {name: [fresh[f] for f in factors.split() if f in fresh] for name, factors in rule.counts.items()}

@@ -83,9 +83,10 @@ def of_matrices(node: torch.fx.Node, operands: Sequence[Shape | None], results: 
 
 
 def experts(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
-    """A mixture of experts: tokens are alike, experts and their hidden dim are summed over."""
+    """A mixture of experts: tokens are alike, and may travel to their experts; these and their hidden dim are summed over."""
     up = "e g! n i!" if len(operands[3] or ()) == 4 else "e n i!"
-    return fit_text(f"b* i!, b* c!, b* c!, {up}, e o! n -> b* o!", operands, results, {"e": "experts"})
+    text = f"b* i!, b* c!, b* c!, {up}, e o! n -> b* o!"
+    return fit_text(text, operands, results, {"e": "experts"}, exchanged={"b*": "e"})
 
 
 ROWS: Rows = {

@@ -1,0 +1,263 @@
+"""Mixtures of experts whose tokens travel: cut by the same mesh axes, tokens go to their experts, and results come back.
+
+How many rows a device gets is up to the router. No graph could say the shapes of what lies in between, so from tokens to what
+their experts return it is one op, and so is its backward. Inside, sizes are those of the step: devices tell each other how many
+rows will come, and no row is dropped, and none is padded. Backward is given what forward was given: it sends the tokens again,
+and makes the products before the activation again, since what forward made of them has no shape under which it could be kept.
+
+Over several axes rows travel axis by axis, the outermost first, as the experts lie. What this costs at even load is said by
+`autopar.ops.exchanged_cost`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from autopar.ir.experts import ACTIVATIONS, grouped_mm
+from autopar.ops.collectives import c10d, run, wait
+from autopar.torch_private import runs_together
+
+aten = torch.ops.aten
+
+SLOPES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": aten.silu_backward,
+    "relu": lambda grad, x: aten.threshold_backward(grad, x, 0),
+    "gelu": aten.gelu_backward,
+    "gelu_tanh": lambda grad, x: aten.gelu_backward(grad, x, approximate="tanh"),
+}
+"""Gradients of `ACTIVATIONS`."""
+ARGUMENTS = "Tensor x, Tensor index, Tensor up, Tensor down, str activation, str[] groups, int[] sizes, float share=1."
+
+
+def exchange(rows: Tensor, received: Sequence[int], sent: Sequence[int], group: str) -> Tensor:
+    """So many rows to each device of the group, one device's after the other's; those that come are in order of their senders."""
+    return wait(c10d.all_to_all_single(rows, received, sent, group))
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Along one axis: rows that go to and come from each device; `order` puts those that came in the order of their experts."""
+
+    group: str
+    sent: Sequence[int]
+    received: Sequence[int]
+    order: Tensor
+
+
+@dataclass(frozen=True)
+class Journey:
+    """How rows travel: `order` has the rows that do, first those of the first expert; `ends` (int32) where those of each
+    expert that is here end among the rows that arrive."""
+
+    order: Tensor
+    legs: tuple[Leg, ...]
+    ends: Tensor
+
+    @staticmethod
+    def of(index: Tensor, experts: int, groups: Sequence[str], sizes: Sequence[int]) -> Journey:
+        """For rows with these experts, of which each device has `experts`; rows of higher numbers stay at home."""
+        ids, order = torch.sort(index.reshape(-1), stable=True)
+        numbers = torch.arange(experts * math.prod(sizes), dtype=ids.dtype, device=ids.device)
+        ends = torch.searchsorted(ids, numbers, right=True)
+        counts = torch.diff(ends, prepend=ends.new_zeros(1))
+        legs: list[Leg] = []
+        for group, size in zip(groups, sizes, strict=True):
+            leg, counts = leg_of(counts.view(size, -1), group)
+            legs.append(leg)
+        return Journey(order[: sum(legs[0].sent)], tuple(legs), counts.cumsum(0, dtype=torch.int32))
+
+    def there(self, rows: Tensor) -> Tensor:
+        for leg in self.legs:
+            rows = exchange(rows, leg.received, leg.sent, leg.group)
+            rows = rows.index_select(0, leg.order)
+        return rows
+
+    def back(self, rows: Tensor) -> Tensor:
+        for leg in reversed(self.legs):
+            rows = torch.empty_like(rows).index_copy_(0, leg.order, rows)
+            rows = exchange(rows, leg.sent, leg.received, leg.group)
+        return rows
+
+
+def leg_of(counts: Tensor, group: str) -> tuple[Leg, Tensor]:
+    """For counts [devices, experts of each] of the rows that go: the way, and the counts of the rows that have come."""
+    size, experts = counts.shape
+    coming = exchange(counts, [1] * size, [1] * size, group)
+    sent, received = torch.stack([counts.sum(1), coming.sum(1)]).tolist()
+    numbers = torch.arange(experts, device=counts.device).repeat(size)
+    ids = torch.repeat_interleave(numbers, coming.reshape(-1))
+    return Leg(group, sent, received, torch.sort(ids, stable=True).indices), coming.sum(0)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Of rows [rows, k] in the order of their experts, with up [experts, n, k], or [experts, 2, n, k] with the gate first, and
+    down [experts, o, n]."""
+
+    rows: Tensor
+    up: Tensor
+    down: Tensor
+    activation: str
+    ends: Tensor
+
+    def wide(self) -> Tensor:
+        return grouped_mm(self.rows, self.up.flatten(1, -2).transpose(1, 2), self.ends)  # type: ignore[no-any-return]
+
+    def inner(self, wide: Tensor) -> Tensor:
+        act = ACTIVATIONS[self.activation]
+        if self.up.dim() == 3:
+            return act(wide)
+        gate, value = torch.chunk(wide, 2, 1)
+        return act(gate) * value
+
+    def inner_backward(self, grad: Tensor, wide: Tensor) -> Tensor:
+        slope = SLOPES[self.activation]
+        if self.up.dim() == 3:
+            return slope(grad, wide)
+        gate, value = torch.chunk(wide, 2, 1)
+        return torch.cat([slope(grad * value, gate), grad * ACTIVATIONS[self.activation](gate)], 1)
+
+    def forward(self) -> Tensor:
+        return grouped_mm(self.inner(self.wide()), self.down.transpose(1, 2), self.ends)  # type: ignore[no-any-return]
+
+    def backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of rows, up and down."""
+        wide = self.wide()
+        down_grad = grouped_mm(grad.t(), self.inner(wide), self.ends)
+        grad = grouped_mm(grad, self.down, self.ends)
+        grad = self.inner_backward(grad, wide)
+        del wide
+        up_grad = grouped_mm(grad.t(), self.rows, self.ends)
+        return grouped_mm(grad, self.up.flatten(1, -2), self.ends), up_grad.view_as(self.up), down_grad
+
+
+def results_of_experts(
+    x: Tensor,
+    index: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: str,
+    groups: Sequence[str],
+    sizes: Sequence[int],
+    share: float = 1.0,
+) -> Tensor:
+    """What the chosen experts return: x [..., k], index [..., choices] -> [..., choices, o].
+
+    x and index are this device's tokens, up and down its experts; together the devices of the groups, of these sizes, have all
+    experts, which index counts in the order of the groups, the first being the outermost. A number beyond them is that of no
+    expert, and gives 0; `share` is the expected fraction of the others.
+    """
+    journey = Journey.of(index, down.shape[0], groups, sizes)
+    rows = journey.there(flat(x).index_select(0, journey.order // index.shape[-1]))
+    out = journey.back(Products(rows, up, down, activation, journey.ends).forward())
+    return x.new_zeros(index.numel(), down.shape[1]).index_copy_(0, journey.order, out).view(*index.shape, -1)
+
+
+def gradients_of_experts(
+    grad: Tensor,
+    x: Tensor,
+    index: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: str,
+    groups: Sequence[str],
+    sizes: Sequence[int],
+    share: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, up and down, from that of the result of `results_of_experts`."""
+    journey = Journey.of(index, down.shape[0], groups, sizes)
+    rows = journey.there(flat(x).index_select(0, journey.order // index.shape[-1]))
+    upstream = journey.there(flat(grad).index_select(0, journey.order))
+    rows_grad, up_grad, down_grad = Products(rows, up, down, activation, journey.ends).backward(upstream)
+    mine = x.new_zeros(index.numel(), x.shape[-1]).index_copy_(0, journey.order, journey.back(rows_grad))
+    return mine.view(-1, index.shape[-1], x.shape[-1]).sum(1).view_as(x), up_grad, down_grad
+
+
+def flat(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+FORWARD, BACKWARD = "autopar::experts_exchanged", "autopar::experts_exchanged_backward"
+SCHEMAS = {FORWARD: f"({ARGUMENTS}) -> Tensor", BACKWARD: f"(Tensor grad, {ARGUMENTS}) -> (Tensor, Tensor, Tensor)"}
+for _name, _body in ((FORWARD, results_of_experts), (BACKWARD, gradients_of_experts)):
+    torch.library.custom_op(_name, _body, mutates_args=(), schema=SCHEMAS[_name])
+    runs_together(_name, _body)
+EXCHANGED, EXCHANGED_BACKWARD = torch.ops.autopar.experts_exchanged, torch.ops.autopar.experts_exchanged_backward
+
+
+@torch.library.register_fake(FORWARD)
+def _(x: Tensor, index: Tensor, up: Tensor, down: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(*index.shape, down.shape[1])
+
+
+@torch.library.register_fake(BACKWARD)
+def _(grad: Tensor, x: Tensor, index: Tensor, up: Tensor, down: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(t.shape) for t in (x, up, down))
+
+
+class Exchanged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, up: Tensor, down: Tensor, *options: Any) -> Any:
+        ctx.options = options
+        ctx.save_for_backward(x, index, up, down)
+        return EXCHANGED(x, index, up, down, *options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x_grad, up_grad, down_grad = EXCHANGED_BACKWARD(grad, *ctx.saved_tensors, *ctx.options)
+        return x_grad, None, up_grad, down_grad, *(None for _ in ctx.options)
+
+
+Axes = Sequence[tuple[str, int]]
+
+
+def experts_exchanged(
+    x: Tensor,
+    index: Tensor,
+    scale: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: str,
+    axes: Axes,
+    coordinates: Sequence[Tensor],
+    travelled: Axes,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """autopar.experts with the experts sharded over `axes`: up and down S(0). On axes that are `travelled`, x, index, scale and
+    the result are S along the tokens; on the others x, index and scale are R and the result is P.
+
+    Communicates, per travelled axis, rows of tokens there and back (forward), and tokens and gradients there, gradients back
+    (backward), and each time before that how many they are. Keeps x, index, the experts' weights and what they returned.
+    """
+    mine = numbers_travelled(index, down.shape[0], axes, coordinates, travelled)
+    outermost_first = [axis for axis in axes if axis in travelled]
+    share = math.prod(size for _, size in travelled) / math.prod(size for _, size in axes)
+    options = activation, [group for group, _ in outermost_first], [size for _, size in outermost_first], share
+    chosen = run(Exchanged, x, mine, up, down, *options)
+    total = (chosen * scale.unsqueeze(-1)).sum(-2)
+    return total if dtype is None else total.to(dtype)
+
+
+def numbers_travelled(index: Tensor, experts: int, axes: Axes, coordinates: Sequence[Tensor], travelled: Axes) -> Tensor:
+    """Numbers of experts as only the travelled axes count them; one beyond the last where another axis has them elsewhere."""
+    if len(travelled) == len(axes):
+        return index
+    number, here = torch.zeros_like(index), torch.ones_like(index, dtype=torch.bool)
+    inner = experts * math.prod(size for _, size in axes)
+    for axis, coordinate in zip(axes, coordinates, strict=True):
+        inner //= axis[1]
+        digit = index // inner % axis[1]
+        if axis in travelled:
+            number = number * axis[1] + digit
+        else:
+            here = here & (digit == coordinate)
+    there = experts * math.prod(size for _, size in travelled)
+    return (number * experts + index % experts).masked_fill(~here, there)
