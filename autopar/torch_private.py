@@ -68,7 +68,7 @@ def runs_together(op: str, body: Callable[..., Any]) -> None:
     after rank. `LocalTensorMode` has sizes that differ between ranks: torch 2.11, 2.13."""
 
     def dispatch(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        with mode:
+        with type(mode)(mode.ranks):  # to enter this one again would leave it disabled
             return body(*args, **kwargs)
 
     _TOGETHER[op] = dispatch

@@ -23,7 +23,7 @@ from autopar.solver.check import TOLERANCE, check
 from autopar.solver.checkpointing import Policy, choices_of, with_choices
 from autopar.solver.problem import ClassChoice, Problem, Solution, Unit
 from autopar.solver.restriction import Restriction
-from autopar.solver.roles import BATCH, HIDDEN, SEQUENCE, TENSOR, TENSOR_KINDS
+from autopar.solver.roles import BATCH, EXPERT, HIDDEN, SEQUENCE, TENSOR, TENSOR_KINDS
 from autopar.solver.smallest import Clock
 from autopar.solver.two_stage import shard
 from autopar.solver.vicinity import Vicinity
@@ -35,7 +35,7 @@ CHECKPOINTS: tuple[Checkpoint, ...] = ("none", "selective", "full")
 Option = TypeVar("Option")
 Roles = Collection[str | None]
 Purposes = tuple[str, ...]
-"""What each mesh axis is for: BATCH, TENSOR or SEQUENCE."""
+"""What each mesh axis is for: BATCH, TENSOR, SEQUENCE or EXPERT."""
 
 NORM_KINDS = frozenset({"norm", "reduction"})
 BATCH_WISHES: Sequence[Roles] = ({BATCH}, {None})
@@ -77,9 +77,11 @@ BASELINES: dict[str, Baseline] = {
     "tp+sp": Baseline(inner=TENSOR, sequence=True),
     "2d": Baseline(inner=TENSOR, sequence=True, zero=3, outer=1),
     "ulysses": Baseline(inner=SEQUENCE, zero=3),
+    "ep": Baseline(inner=EXPERT, zero=3),
 }
 """DDP; ZeRO-1, 2, 3; ZeRO-3 within nodes and DDP across them; Megatron tensor parallelism, without and with sequence
-parallelism; ZeRO-3 across nodes with that within; sequence parallelism with attention by heads, and ZeRO-3 over all axes."""
+parallelism; ZeRO-3 across nodes with that within; sequence parallelism with attention by heads, and ZeRO-3 over all axes;
+ZeRO-3 where tokens travel to their experts along the inner axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +287,8 @@ def wishes(wanted: Baseline, unit: Unit, purpose: str) -> Sequence[Roles]:
     """Roles that a unit may have on an axis of this purpose, best first."""
     if purpose == BATCH:
         return BATCH_WISHES
+    if purpose == EXPERT:
+        return ({EXPERT}, *BATCH_WISHES)
     if purpose == SEQUENCE:
         return ({TENSOR}, {None}) if unit.kind == "attention" else ({SEQUENCE}, WITHIN_TOKEN)
     if unit.kind in TENSOR_KINDS:

@@ -26,7 +26,7 @@ from autopar.solver import problem as p
 from autopar.solver.groups import UnionFind
 from autopar.solver.ragged import Ragged
 from autopar.solver.restriction import split
-from autopar.solver.roles import BATCH, roles
+from autopar.solver.roles import BATCH, role_of, roles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ class Builder:
         if any(needs_grad(n) for n in touched) or any(n.flops.coefficient for n in measured.cost.forward):
             return found
         role = self.roles[region][measured.unit.name]
-        return tuple(s for s in found if all(f is None or role[f] == BATCH for f in s.factors))
+        return tuple(s for s in found if all(f is None or role_of(f, role) == BATCH for f in s.factors))
 
     def pads_little(self, unit: Unit, strategy: Strategy, ragged: frozenset[Factor]) -> bool:
         """Whether it cuts unevenly only what is `ragged` here, and with little padding."""
@@ -232,7 +232,7 @@ class Builder:
         role = self.roles[region][unit.name]
         return p.Strategy(
             factors=chosen.factors,
-            roles=tuple(role.get(f, "partial") if f is not None else None for f in chosen.factors),
+            roles=tuple(role_of(f, role) for f in chosen.factors),
             operands=chosen.operands,
             results=chosen.results,
             reads=cost.reads,

@@ -16,6 +16,7 @@ from autopar.errors import ConstraintError, SolverError
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints, Rule, Statement
 from autopar.ir.placement import INVARIANT, REPLICATE
 from autopar.ir.program import Program
+from autopar.ops.strategies import cut_by
 from autopar.solver.build import Builder
 from autopar.solver.choices import Choices, choices, places
 from autopar.solver.problem import Problem, Strategy
@@ -213,13 +214,14 @@ class Translation:
             raise ConstraintError(f"min_micro_batch {rows} is more than the whole batch, {batch} rows: give a larger batch")
         wish = f"min_micro_batch {rows}"
         for key, unit in self.units.items():
-            few = [i for i, s in enumerate(unit.strategies) if self.cuts(s) * rows <= batch]
+            few = [i for i, s in enumerate(unit.strategies) if self.cuts(key, s) * rows <= batch]
             if len(few) < len(unit.strategies):
                 self.strategies.restrict(key, wish, few)
 
-    def cuts(self, strategy: Strategy) -> int:
+    def cuts(self, key: Key, strategy: Strategy) -> int:
         """Into how many pieces it cuts the batch."""
-        return math.prod(n for n, role in zip(self.builder.mesh.sizes, strategy.roles, strict=True) if role == BATCH)
+        role, choices = self.roles(key), zip(self.builder.mesh.sizes, strategy.factors, strict=True)
+        return math.prod(n for n, choice in choices if BATCH in {role[f] for f in cut_by(choice)})
 
     @cached_property
     def batch_rows(self) -> int | None:

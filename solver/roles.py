@@ -1,8 +1,9 @@
-"""What people call a factor: batch, sequence, tensor or hidden. Only the baselines and the printed plan need to know.
+"""What people call a factor: batch, sequence, tensor or hidden. Only constraints, baselines and the printed plan need to know.
 
 Batch is what dim 0 of the model's inputs runs over, sequence dim 1 of the integer ones; tensor are the other factors of
 matrix products, attention, embeddings and losses; hidden is the rest. What is expanded along the batch (a mask, a bias of
-positions) does not come from it: such dims get their role from where they meet it.
+positions) does not come from it: such dims get their role from where they meet it. What cuts tokens and the experts that they
+travel to has a role of its own.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ import torch
 
 from autopar.ir.program import Program
 from autopar.ops.factors import Factor
+from autopar.ops.strategies import PASS_PARTIAL, cut_by
 from autopar.ops.units import Unit
 
-BATCH, SEQUENCE, TENSOR, HIDDEN = "batch", "sequence", "tensor", "hidden"
+BATCH, SEQUENCE, TENSOR, HIDDEN, EXPERT, PARTIAL = "batch", "sequence", "tensor", "hidden", "expert", "partial"
 TENSOR_KINDS = frozenset({"matmul", "attention", "embedding", "loss"})
 
 Labels = tuple[str | None, ...]
+
+
+def role_of(choice: str | None, role: Mapping[Factor, str]) -> str | None:
+    """Of what a strategy chooses on an axis, from the roles of the unit's factors."""
+    cut = cut_by(choice)
+    return EXPERT if len(cut) > 1 else role[cut[0]] if cut else PARTIAL if choice == PASS_PARTIAL else None
 
 
 def roles(program: Program, units: Mapping[str, tuple[Unit, ...]]) -> dict[str, dict[str, dict[Factor, str]]]:

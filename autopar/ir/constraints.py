@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from autopar.errors import ConstraintError, InputError
 from autopar.ir.placement import INVARIANT, PARTIAL, REPLICATE, State
 
-ROLES = ("batch", "sequence", "tensor", "hidden", "partial", "none")
+ROLES = ("batch", "sequence", "tensor", "hidden", "expert", "partial", "none")
 ALL_AXES = "*"
 CUT, WHOLE = "S", "whole"
 SUBJECTS = ("in", "out", "rest", "factor", "zero3")
