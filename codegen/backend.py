@@ -17,10 +17,11 @@ from torch.fx import Graph, GraphModule, Node
 
 from autopar.codegen.boxed import boxed_module
 from autopar.codegen.liveness import overwrite
-from autopar.codegen.schedule import ALL_REDUCE, TOGETHER, WAIT, held_until_waited, is_collective, started
+from autopar.codegen.schedule import ALL_REDUCE, TOGETHER, WAIT, held_until_waited, started
 from autopar.codegen.split import results_of
 from autopar.errors import BackendError, InputError
 from autopar.ops.collectives import all_gather_into, all_reduce_together
+from autopar.ops.flops import communicates
 from autopar.torch_private import compile_by_inductor, cpp_compiler, fake_mode
 
 ALL_GATHER = torch.ops._c10d_functional.all_gather_into_tensor.default
@@ -124,7 +125,7 @@ class Inductor:
             return (*(t.contiguous() for t in found[:read]), *found[read:])
 
         # where collectives are, the order of nodes is the plan's: their starts and waits stay where the schedule put them
-        options = {"reorder_for_peak_memory": False} if any(map(is_collective, graph.nodes)) else {}
+        options = {"reorder_for_peak_memory": False} if any(map(communicates, graph.nodes)) else {}
         try:
             with torch.no_grad(), fake_mode():
                 fakes = [i.empty() for i in inputs]

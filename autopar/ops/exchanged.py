@@ -37,7 +37,7 @@ ARGUMENTS = "Tensor x, Tensor index, Tensor up, Tensor down, str activation, str
 
 
 def exchange(rows: Tensor, received: Sequence[int], sent: Sequence[int], group: str) -> Tensor:
-    """So many rows to each device of the group, one device's after the other's; those that come are in order of their senders."""
+    """So many rows to and from each device of the group, one device's after the other's."""
     return wait(c10d.all_to_all_single(rows, received, sent, group))
 
 
@@ -174,8 +174,8 @@ def gradients_of_experts(
     """Of x, up and down, from that of the result of `results_of_experts`."""
     journey = Journey.of(index, down.shape[0], groups, sizes)
     rows = journey.there(flat(x).index_select(0, journey.order // index.shape[-1]))
-    upstream = journey.there(flat(grad).index_select(0, journey.order))
-    rows_grad, up_grad, down_grad = Products(rows, up, down, activation, journey.ends).backward(upstream)
+    products = Products(rows, up, down, activation, journey.ends)
+    rows_grad, up_grad, down_grad = products.backward(journey.there(flat(grad).index_select(0, journey.order)))
     mine = x.new_zeros(index.numel(), x.shape[-1]).index_copy_(0, journey.order, journey.back(rows_grad))
     return mine.view(-1, index.shape[-1], x.shape[-1]).sum(1).view_as(x), up_grad, down_grad
 

@@ -130,17 +130,19 @@ def group_argument(node: torch.fx.Node) -> int | None:
     return _KINDS[node.target][1] if node.target in _KINDS else None
 
 
+def communicates(node: torch.fx.Node) -> bool:
+    """Whether it is a collective, or has some inside."""
+    return node.target in _KINDS or node.target in _INSIDE
+
+
 def bound_arguments(node: torch.fx.Node, groups: Mapping[str, str]) -> tuple[Any, ...]:
     """The node's arguments with the names of mesh axes replaced by those of process groups, if it communicates."""
-    _, position = _KINDS.get(node.target) or _INSIDE.get(node.target) or (None, None)
-    if position is None:
+    if not communicates(node):
         return node.args
+    position = _KINDS[node.target][1] if node.target in _KINDS else _INSIDE[node.target][1]
     said: Any = node.args[position]
-    return (
-        *node.args[:position],
-        groups[said] if isinstance(said, str) else [groups[name] for name in said],
-        *node.args[position + 1 :],
-    )
+    bound = groups[said] if isinstance(said, str) else [groups[name] for name in said]
+    return (*node.args[:position], bound, *node.args[position + 1 :])
 
 
 def inside(node: torch.fx.Node) -> Inside | None:

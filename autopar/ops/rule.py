@@ -187,11 +187,8 @@ def fit_text(
         if sharded and factor in sharded:
             found.add(f"sharded:{sharded[factor]}:{factor}")
         for goes, comes in (exchanged or {}).items():
-            found |= {
-                f"{way}:{(sharded or {})[comes]}:+{comes}"
-                for way, f in (("goes", goes), ("comes", comes))
-                if f in (factor, base)
-            }
+            ways = {"goes": goes, "comes": comes}
+            found |= {f"{way}:{(sharded or {})[comes]}:+{comes}" for way, f in ways.items() if f in (factor, base)}
         marks[factor] = frozenset(found)
     return Signature(operands=ins, results=outs, sizes=sizes, marks=marks)
 

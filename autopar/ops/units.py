@@ -191,9 +191,7 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
         linear = linear and rule.is_linear(node)
         fresh = {}
         for factor, size in local.sizes.items():
-            marks = {
-                f"{what}:{node.name}:{how}" if how else m for m in local.marks[factor] for what, _, how in [m.partition(":")]
-            }
+            marks = {m.replace(":", f":{node.name}:", 1) for m in local.marks[factor]}
             fresh[factor] = space.new(factor, size, marks if rule.tolerates(node, factor) else marks | {EVEN})
         counts[node] = {name: [fresh[f] for f in factors.split() if f in fresh] for name, factors in rule.counts.items()}
         reads = [

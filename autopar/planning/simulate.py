@@ -1,10 +1,10 @@
 """One training step of emitted graphs on a clock: what computes when, what travels when, and who waits for whom.
 
 Two kinds of resources: the device computes one kernel after the other, and each mesh axis carries one collective after the
-other beside it. Seconds are those that plans are made with: kernels by the roofline of the hardware, collectives by its links,
-and the share of a collective's time that the device is kept from computing by its `overlap`. What a collective brings arrives
-`skew_s` later than its link needs, since other devices are not there yet. The order is that of the graphs, with reductions that
-outlive their graph (`codegen/flight.py`).
+other beside it; for those inside an op the device waits. Seconds are those that plans are made with: kernels by the roofline of
+the hardware, collectives by its links, and the share of a collective's time that the device is kept from computing by its
+`overlap`. What a collective brings arrives `skew_s` later than its link needs, since other devices are not there yet. The order
+is that of the graphs, with reductions that outlive their graph (`codegen/flight.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from autopar.codegen.schedule import WAIT, started
 from autopar.codegen.split import results_of
 from autopar.hardware import Hardware
 from autopar.ir.timeline import COMPUTE, WAITS, Event, Timeline
-from autopar.ops.flops import Collective, collective_of
+from autopar.ops.flops import Collective, collective_of, collectives_inside
 from autopar.ops.joint import owner
 from autopar.profiler.unit_cost import node_figures, skipped
 
@@ -77,7 +77,7 @@ class Clock:
                 result = owner(node)
                 self.wait((started(result) or result).name, name, arrives.get(result, 0.0))
             elif (sent := collective_of(node)) is not None:
-                seconds = self.links[sent.axis].collective_s(sent.kind, sent.bytes, self.sizes[sent.axis])
+                seconds = self.travels_s(sent)
                 start = max(self.free_s[COMPUTE], self.free_s[sent.axis])
                 whose = node.meta.get("of_next", node.name)
                 self.occupy(sent.axis, whose, name, start, seconds, self.about(node, region, sent))
@@ -85,9 +85,13 @@ class Clock:
                 self.free_s[COMPUTE] += (1 - self.hardware.overlap) * seconds
             elif not skipped(node):
                 flops, moved, dtype = node_figures(node)
-                seconds = self.hardware.time_s(flops, sum(moved), dtype)
+                within_s = sum(self.travels_s(sent) + self.hardware.skew_s for sent in collectives_inside(node))
+                seconds = self.hardware.time_s(flops, sum(moved), dtype) + within_s
                 self.occupy(COMPUTE, node.name, name, self.free_s[COMPUTE], seconds, self.about(node, region))
         return arrives
+
+    def travels_s(self, sent: Collective) -> float:
+        return self.links[sent.axis].collective_s(sent.kind, sent.bytes, self.sizes[sent.axis])
 
     def about(self, node: Node, region: EmittedRegion, sent: Collective | None = None) -> Mapping[str, Any]:
         """Once per node: calls share their graphs."""
