@@ -66,12 +66,16 @@ def test_three_axes_and_any_sizes(name: str, mesh: str, sizes: dict[str, int]) -
     [
         ("2x2", ()),
         ("2", ("op=autopar.experts: tensor=gpu",)),
+        ("2", ("op=autopar.experts: expert=gpu",)),
+        ("2x2", ("op=autopar.experts: expert=*",)),
         pytest.param("2", (), marks=MORE),
         pytest.param("2x2", ("op=autopar.experts: tensor=gpu",), marks=MORE),
+        pytest.param("4", ("op=autopar.experts: expert=gpu",), marks=MORE),
+        pytest.param("2x4", ("op=autopar.experts: expert=gpu, tensor=node",), marks=MORE),
     ],
 )
 def test_mixtures_of_experts(mesh: str, pins: tuple[str, ...]) -> None:
-    """Cut as is best, and by experts or by their hidden dim."""
+    """Cut as is best, by experts or by their hidden dim, and by tokens and experts, so that tokens travel."""
     model, kwargs = ZOO["mixtral"].build()
     constraints = autopar.Constraints(pins=pins)
     hardware = toy_hardware()

@@ -128,14 +128,14 @@ class Products:
         return grouped_mm(self.inner(self.wide()), self.down.transpose(1, 2), self.ends)  # type: ignore[no-any-return]
 
     def backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of rows, up and down."""
+        """Gradients of up, down and rows."""
         wide = self.wide()
         down_grad = grouped_mm(grad.t(), self.inner(wide), self.ends)
         grad = grouped_mm(grad, self.down, self.ends)
         grad = self.inner_backward(grad, wide)
         del wide
         up_grad = grouped_mm(grad.t(), self.rows, self.ends)
-        return grouped_mm(grad, self.up.flatten(1, -2), self.ends), up_grad.view_as(self.up), down_grad
+        return up_grad.view_as(self.up), down_grad, grouped_mm(grad, self.up.flatten(1, -2), self.ends)
 
 
 def results_of_experts(
@@ -156,8 +156,9 @@ def results_of_experts(
     """
     journey = Journey.of(index, down.shape[0], groups, sizes)
     rows = journey.there(flat(x).index_select(0, journey.order // index.shape[-1]))
-    out = journey.back(Products(rows, up, down, activation, journey.ends).forward())
-    return x.new_zeros(index.numel(), down.shape[1]).index_copy_(0, journey.order, out).view(*index.shape, -1)
+    results = [Products(rows, up, down, activation, journey.ends).forward()]
+    del rows  # and in a list, so that nothing is held here that has been sent
+    return at_home(index, journey, journey.back(results.pop()))
 
 
 def gradients_of_experts(
@@ -175,9 +176,15 @@ def gradients_of_experts(
     journey = Journey.of(index, down.shape[0], groups, sizes)
     rows = journey.there(flat(x).index_select(0, journey.order // index.shape[-1]))
     products = Products(rows, up, down, activation, journey.ends)
-    rows_grad, up_grad, down_grad = products.backward(journey.there(flat(grad).index_select(0, journey.order)))
-    mine = x.new_zeros(index.numel(), x.shape[-1]).index_copy_(0, journey.order, journey.back(rows_grad))
-    return mine.view(-1, index.shape[-1], x.shape[-1]).sum(1).view_as(x), up_grad, down_grad
+    up_grad, down_grad, *row_grads = products.backward(journey.there(flat(grad).index_select(0, journey.order)))
+    del rows, products
+    mine = at_home(index, journey, journey.back(row_grads.pop()))
+    return mine.sum(-2).view_as(x), up_grad, down_grad
+
+
+def at_home(index: Tensor, journey: Journey, rows: Tensor) -> Tensor:
+    """Rows that are back, in their places [..., choices, width]; 0 for those that did not travel."""
+    return rows.new_zeros(index.numel(), rows.shape[1]).index_copy_(0, journey.order, rows).view(*index.shape, -1)
 
 
 def flat(x: Tensor) -> Tensor:

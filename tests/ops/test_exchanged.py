@@ -122,7 +122,7 @@ def any_load(rank: int) -> None:
 
 
 RUNS = 5
-"""A thread of gloo lets go of a collective's tensors a moment after the wait for it: the least of some runs is what is needed."""
+"""A thread of gloo lets go of a collective's tensors a moment after the wait: the least of some runs is what is needed."""
 LARGE = {"tokens": 256, "k": 64, "n": 48, "o": 80}
 
 

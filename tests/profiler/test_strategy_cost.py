@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import pytest
 import torch
 
-import tests.models
 from autopar.ir.mesh import MeshSpec
 from autopar.ops.flops import collectives_of
-from autopar.ops.strategies import Strategy, strategies
+from autopar.ops.strategies import Strategy, cut_by, strategies
 from autopar.ops.units import Unit
 from autopar.profiler.model_cost import Measured, ModelCost, measure
 from autopar.profiler.strategy_cost import StrategyCosts
@@ -20,11 +19,13 @@ from autopar.profiler.unit_cost import Monomial, NodeCost, UnitCost, constants, 
 from autopar.profiler.unit_cost import figures as trace_figures
 from autopar.tracer import trace
 from tests import uneven
+from tests.models import MODELS
+from tests.zoo import ZOO
 
 
 def needs_implementation(unit: Unit, strategy: Strategy) -> bool:
     """Whether some node runs another op than its own (its cost is then measured for that strategy by itself)."""
-    return any(factor in unit.sharded for factor in strategy.factors if factor is not None)
+    return any(factor in unit.sharded for choice in strategy.factors for factor in cut_by(choice))
 
 
 def cost_of_strategy(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str = "cpu") -> UnitCost:
@@ -47,8 +48,10 @@ def cost_of_strategy(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str =
 def measured(model: str) -> ModelCost:
     if model == "uneven":
         module, kwargs = uneven.gpt2(device="meta", dtype=torch.float32), uneven.tokens()
+    elif model in MODELS:
+        module, kwargs = MODELS[model](device="meta")
     else:
-        module, kwargs = getattr(tests.models, model)(device="meta")
+        module, kwargs = ZOO[model].build()
     return measure(trace(module, (), kwargs))
 
 
@@ -70,9 +73,12 @@ def figures(kernels: Iterable[NodeCost], at: Mapping[str, int], local: Mapping[s
     return Counter(f for f in found if f[0] or len(f[1]) != 2 or 1 not in local.values())
 
 
-CASES = [("gpt2", "2x2", 3), ("convnet", "2x2", 12), ("uneven", "2", None)] + [
+CASES = [("gpt2", "2x2", 3), ("convnet", "2x2", 12), ("uneven", "2", None), ("mixtral", "2x2", 8)] + [
     pytest.param(model, mesh, None, marks=pytest.mark.slow)
-    for model, mesh in (("gpt2", "2x4"), ("uneven", "2x3"), ("llama", "2x4"), ("bert", "2x2"), ("vit", "8"))
+    for model, mesh in (
+        *(("gpt2", "2x4"), ("uneven", "2x3"), ("llama", "2x4"), ("bert", "2x2"), ("vit", "8")),
+        ("mixtral", "2x2"),
+    )
 ]
 
 
