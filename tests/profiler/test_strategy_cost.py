@@ -19,7 +19,7 @@ from autopar.profiler.unit_cost import Monomial, NodeCost, UnitCost, constants, 
 from autopar.profiler.unit_cost import figures as trace_figures
 from autopar.tracer import trace
 from tests import uneven
-from tests.models import MODELS
+from tests.models import MODELS, convnet
 from tests.zoo import ZOO
 
 
@@ -48,10 +48,10 @@ def cost_of_strategy(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str =
 def measured(model: str) -> ModelCost:
     if model == "uneven":
         module, kwargs = uneven.gpt2(device="meta", dtype=torch.float32), uneven.tokens()
-    elif model in MODELS:
-        module, kwargs = MODELS[model](device="meta")
-    else:
+    elif model == "mixtral":
         module, kwargs = ZOO[model].build()
+    else:
+        module, kwargs = (MODELS | {"convnet": convnet})[model](device="meta")
     return measure(trace(module, (), kwargs))
 
 
