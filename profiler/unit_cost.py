@@ -159,11 +159,11 @@ def live(nodes: Sequence[torch.fx.Node], given: Iterable[torch.fx.Node], wanted:
     last = {owner(source): i for i, node in enumerate(nodes) for source in node.all_input_nodes}
     last |= {owner(node): len(nodes) for node in wanted}
     alive = dict.fromkeys(given)
-    moments: list[dict[torch.fx.Node | Scratch, None]] = [dict(alive)] if alive else []
+    moments: list[dict[torch.fx.Node | Scratch, None]] = [dict.fromkeys(alive)] if alive else []
     for i, node in enumerate(nodes):
         if owner(node) is node and not is_part(node):
             alive[node] = None
-        moments += [dict(alive) | dict.fromkeys(within) for within in scratch(node)]
+        moments += [{**dict.fromkeys(alive), **dict.fromkeys(within)} for within in scratch(node)]
         alive = {n: None for n in alive if last.get(n, i) > i or any(last.get(owner(u), i) > i for u in parts_of(n))}
     worth = [m for i, m in enumerate(moments) if not any(covers(o, m, j < i) for j, o in enumerate(moments) if j != i)]
     return [[n for one in moment for n in ([one.bytes] if isinstance(one, Scratch) else tensor_bytes(one))] for moment in worth]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
@@ -36,15 +37,25 @@ def test_training_on_processes_equals_serial(mesh: str, tmp_path: Path) -> None:
 
 
 def train_both(rank: int, path: str) -> None:
-    """Other random weights on each rank: those of rank 0 must win. An ordinary loop, in float64 throughout."""
-    plan = Plan.load(path)
-    mesh = init_device_mesh("cpu", plan.mesh.sizes, mesh_dim_names=plan.mesh.names)
+    """Other random weights on each rank: those of rank 0 must win."""
     torch.manual_seed(rank)
-    model, kwargs = gpt2(dtype=torch.float64)
+    parallel = trained_as_serial(*gpt2(dtype=torch.float64), Plan.load(path))
+
+    clipped = torch.nn.utils.clip_grad_norm_(parallel.parameters(), 0.5)
+    norm = clipped.full_tensor() if isinstance(clipped, DTensor) else clipped
+    again = torch.stack([g.square().sum() for g in whole_tensors({n: p.grad for n, p in parallel.named_parameters()}).values()])
+    assert norm > 0.5
+    torch.testing.assert_close(again.sum().sqrt(), torch.tensor(0.5, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+def trained_as_serial(model: nn.Module, kwargs: dict[str, torch.Tensor], plan: Plan) -> ParallelModule:
+    """The model after an ordinary loop, in float64 throughout, which must have gone as the serial one does."""
+    mesh = init_device_mesh("cpu", plan.mesh.sizes, mesh_dim_names=plan.mesh.names)
     program = widened(trace(model, (), kwargs))
     parallel = ParallelModule(emit(program, plan), model, mesh)
     assert all(isinstance(p, DTensor) for p in parallel.parameters())
-    state = whole_tensors(parallel.state_dict())
+    buffers = dict(model.named_buffers())  # also those that no checkpoint has
+    state = whole_tensors({**buffers, **parallel.state_dict()})
     serial = run_serial(program, {name: state[name] for name in program.state}, dict(zip_inputs(program, (), kwargs)), STEPS)
 
     optimizer = torch.optim.AdamW(parallel.parameters(), lr=LEARNING_RATE, eps=EPS)
@@ -57,17 +68,12 @@ def train_both(rank: int, path: str) -> None:
             gradients = whole_tensors({n: p.grad for n, p in parallel.named_parameters() if p.grad is not None})
         optimizer.step()
         losses.append(loss.item())
-    weights = whole_tensors(parallel.state_dict())
+    weights = whole_tensors({**buffers, **parallel.state_dict()})
     ours = Trajectory(losses=losses, outputs=serial.outputs, gradients=gradients, weights=weights)
-    assert set(weights) == set(model.state_dict())
+    assert set(parallel.state_dict()) == set(model.state_dict())
     worst = compare(ours, serial, program)[0]
     assert worst.relative_error <= TOLERANCE, worst
-
-    clipped = torch.nn.utils.clip_grad_norm_(parallel.parameters(), 0.5)
-    norm = clipped.full_tensor() if isinstance(clipped, DTensor) else clipped
-    again = torch.stack([g.square().sum() for g in whole_tensors({n: p.grad for n, p in parallel.named_parameters()}).values()])
-    assert norm > 0.5
-    torch.testing.assert_close(again.sum().sqrt(), torch.tensor(0.5, dtype=torch.float64), rtol=1e-5, atol=0)
+    return parallel
 
 
 def whole_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

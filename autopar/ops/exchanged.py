@@ -192,19 +192,20 @@ def flat(x: Tensor) -> Tensor:
 
 
 FORWARD, BACKWARD = "autopar::experts_exchanged", "autopar::experts_exchanged_backward"
-SCHEMAS = {FORWARD: f"({ARGUMENTS}) -> Tensor", BACKWARD: f"(Tensor grad, {ARGUMENTS}) -> (Tensor, Tensor, Tensor)"}
-for _name, _body in ((FORWARD, results_of_experts), (BACKWARD, gradients_of_experts)):
-    torch.library.custom_op(_name, _body, mutates_args=(), schema=SCHEMAS[_name])
-    runs_together(_name, _body)
+SCHEMAS = f"({ARGUMENTS}) -> Tensor", f"(Tensor grad, {ARGUMENTS}) -> (Tensor, Tensor, Tensor)"
+_forward = torch.library.custom_op(FORWARD, results_of_experts, mutates_args=(), schema=SCHEMAS[0])
+_backward = torch.library.custom_op(BACKWARD, gradients_of_experts, mutates_args=(), schema=SCHEMAS[1])
+runs_together(FORWARD, results_of_experts)
+runs_together(BACKWARD, gradients_of_experts)
 EXCHANGED, EXCHANGED_BACKWARD = torch.ops.autopar.experts_exchanged, torch.ops.autopar.experts_exchanged_backward
 
 
-@torch.library.register_fake(FORWARD)
+@_forward.register_fake
 def _(x: Tensor, index: Tensor, up: Tensor, down: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*index.shape, down.shape[1])
 
 
-@torch.library.register_fake(BACKWARD)
+@_backward.register_fake
 def _(grad: Tensor, x: Tensor, index: Tensor, up: Tensor, down: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(t.shape) for t in (x, up, down))
 

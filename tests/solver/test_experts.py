@@ -61,7 +61,7 @@ def test_a_pin_is_for_tokens_that_travel() -> None:
 
 def test_a_pin_that_cannot_hold_says_what_there_is() -> None:
     with pytest.raises(
-        ConstraintError, match=r"expert=gpu' cannot hold: mlp_experts_autopar of .* can be on gpu batch, none, tensor$"
+        ConstraintError, match=r"expert=gpu' cannot hold: mlp_experts_autopar of .* on gpu batch, none, tensor$"
     ):
         wanted(Constraints(pins=[PIN.format("gpu")]), *built("8"))
 
