@@ -84,6 +84,36 @@ def test_mixtures_of_experts(mesh: str, pins: tuple[str, ...]) -> None:
     assert report.ok, report.tensors[:3]
 
 
+def gpt_oss() -> tuple[Any, dict[str, Any]]:
+    """Two layers of four experts, all parameters random (it makes biases zero)."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
+    mixture = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
+    config = transformers.GptOssConfig(**sizes, **mixture, vocab_size=64, pad_token_id=0, eos_token_id=1, use_cache=False)
+    generator = torch.Generator().manual_seed(0)
+    model = transformers.GptOssForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1, generator=generator)
+    ids = torch.randint(0, 64, (8, 8), generator=generator)
+    return model, {"input_ids": ids, "labels": ids}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh", "pin"),
+    [("2x2", "expert=*"), pytest.param("2", "tensor=gpu", marks=MORE), pytest.param("2", "expert=gpu", marks=MORE)],
+)
+def test_experts_with_biases_and_interleaved_gates(mesh: str, pin: str) -> None:
+    model, kwargs = gpt_oss()
+    constraints = autopar.Constraints(pins=[f"op=autopar.experts: {pin}"])
+    search: dict[str, Any] = {"hardware": toy_hardware(), "gap": GAP, "time_limit_s": 20}
+    report = autopar.verify(model, mesh, kwargs=kwargs, constraints=constraints, **search)
+    assert report.ok, report.tensors[:3]
+    biases = [t for t in report.tensors if "experts" in t.name and t.name.endswith("bias") and t.kind == "gradient"]
+    assert len(biases) == 4
+
+
 def test_verify_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gathers that give back half of the gradient: the forward is right, the training is not."""
     case = traced("gpt2")

@@ -10,20 +10,13 @@ since torch's has no double precision, which proofs compare in, and since the ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "silu": torch.nn.functional.silu,
-    "relu": torch.relu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-}
-"""What may stand between the products of an expert."""
+from autopar.ir.activations import activated
 
 
 @torch.library.custom_op("autopar::grouped_mm", mutates_args=())
@@ -117,16 +110,18 @@ def experts(
     down: Tensor,
     activation: str,
     share: float = 1.0,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """sum_c scale[..., c] * down[e] @ act(up[e] @ x), with e = index[..., c]: x [..., k] -> [..., o].
+    """sum_c scale[..., c] * (down[e] @ act(up[e] @ x + up_bias[e]) + down_bias[e]), e = index[..., c]: x [..., k] -> [..., o].
 
-    index and scale [..., choices]; down [experts, o, n]; up [experts, n, k], or [experts, 2, n, k] with the gate first:
-    then act(gate @ x) * (up @ x). An index of `experts` means none of them and adds nothing; `share` is the expected
-    fraction of the others. The sum is cast to `dtype` if that is given.
+    index and scale [..., choices]; down [experts, o, n]; up [experts, n, k], or [experts, 2, n, k] with the gate first, as in
+    `autopar.ir.activations`; biases [experts, (2,) n] and [experts, o]. An index of `experts` means none of them and adds
+    nothing; `share` is the expected fraction of the others. The sum is cast to `dtype` if that is given.
     """
-    count, hidden, choices = down.shape[0], down.shape[2], index.shape[-1]
+    count, choices = down.shape[0], index.shape[-1]
     ids, order = torch.sort(index.reshape(-1))
     numbers = torch.arange(count, dtype=ids.dtype, device=ids.device)
     offsets = torch.searchsorted(ids, numbers, right=True, out_int32=True)
@@ -136,13 +131,12 @@ def experts(
     rows = run(ToExperts, x.reshape(-1, x.shape[-1]), order, back, choices)
     rows = rows if absent is None else rows.masked_fill(absent, 0)
     wide = run(GroupedLinear, rows, up.reshape(count, -1, up.shape[-1]), offsets, share)
-    act = ACTIVATIONS[activation]
-    if up.dim() == 4:
-        gate, value = torch.split(wide, hidden, 1)
-        inner = act(gate) * value
-    else:
-        inner = act(wide)
-    out = run(GroupedLinear, inner, down, offsets, share)
+    present = ids if absent is None else ids.clamp(max=count - 1)
+    if up_bias is not None:
+        wide = wide + up_bias.reshape(count, -1).index_select(0, present)
+        wide = wide if absent is None else wide.masked_fill(absent, 0)
+    out = run(GroupedLinear, activated(wide, activation, up.dim() == 4), down, offsets, share)
+    out = out if down_bias is None else out + down_bias.index_select(0, present)
     out = out if absent is None else out.masked_fill(absent, 0)
     chosen = run(FromExperts, out, order, back).reshape(*index.shape, down.shape[1])
     total = (chosen * scale.unsqueeze(-1)).sum(-2)
@@ -152,8 +146,8 @@ def experts(
 LIBRARY: Any = torch.library.Library("autopar", "FRAGMENT")  # type: ignore[no-untyped-call]
 """Holds the op's registration for as long as the process lives."""
 LIBRARY.define(
-    "experts(Tensor x, Tensor index, Tensor scale, Tensor up, Tensor down, str activation, float share=1., *, "
-    "ScalarType? dtype=None) -> Tensor"
+    "experts(Tensor x, Tensor index, Tensor scale, Tensor up, Tensor down, str activation, float share=1., "
+    "Tensor? up_bias=None, Tensor? down_bias=None, *, ScalarType? dtype=None) -> Tensor"
 )
 LIBRARY.impl("experts", experts, "CompositeImplicitAutograd")
 EXPERTS = torch.ops.autopar.experts.default

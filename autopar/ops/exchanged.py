@@ -12,28 +12,25 @@ Over several axes rows travel axis by axis, the outermost first, as the experts 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from autopar.ir.experts import ACTIVATIONS, grouped_mm
+from autopar.ir.activations import activated, activated_backward
+from autopar.ir.experts import grouped_mm
 from autopar.ops.collectives import c10d, run, wait
+from autopar.ops.sharded import added_once
 from autopar.torch_private import runs_together
 
-aten = torch.ops.aten
-
-SLOPES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "silu": aten.silu_backward,
-    "relu": lambda grad, x: aten.threshold_backward(grad, x, 0),
-    "gelu": aten.gelu_backward,
-    "gelu_tanh": lambda grad, x: aten.gelu_backward(grad, x, approximate="tanh"),
-}
-"""Gradients of `ACTIVATIONS`."""
-ARGUMENTS = "Tensor x, Tensor index, Tensor up, Tensor down, str activation, str[] groups, int[] sizes, float share=1."
+ARGUMENTS = (
+    "Tensor x, Tensor index, Tensor up, Tensor down, str activation, str[] groups, int[] sizes, float share=1., "
+    "Tensor? up_bias=None, Tensor? down_bias=None"
+)
 
 
 def exchange(rows: Tensor, received: Sequence[int], sent: Sequence[int], group: str) -> Tensor:
@@ -98,44 +95,51 @@ def leg_of(counts: Tensor, group: str) -> tuple[Leg, Tensor]:
 
 @dataclass(frozen=True)
 class Products:
-    """Of rows [rows, k] in the order of their experts, with up [experts, n, k], or [experts, 2, n, k] with the gate first, and
-    down [experts, o, n]."""
+    """Of rows [rows, k] in the order of their experts, with weights as in `autopar.ir.experts`."""
 
     rows: Tensor
     up: Tensor
     down: Tensor
     activation: str
     ends: Tensor
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+
+    @property
+    def gated(self) -> bool:
+        return self.up.dim() == 4
+
+    @cached_property
+    def experts(self) -> Tensor:
+        """Of each row."""
+        counts = torch.diff(self.ends, prepend=self.ends.new_zeros(1))
+        return torch.repeat_interleave(torch.arange(counts.shape[0], device=counts.device), counts)
+
+    def biased(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        return rows if bias is None else rows.add_(bias.flatten(1).index_select(0, self.experts))
+
+    def bias_gradient(self, grad: Tensor, bias: Tensor | None) -> list[Tensor]:
+        """None where there is no bias."""
+        return [] if bias is None else [torch.zeros_like(bias).flatten(1).index_add_(0, self.experts, grad).view_as(bias)]
 
     def wide(self) -> Tensor:
-        return grouped_mm(self.rows, self.up.flatten(1, -2).transpose(1, 2), self.ends)  # type: ignore[no-any-return]
-
-    def inner(self, wide: Tensor) -> Tensor:
-        act = ACTIVATIONS[self.activation]
-        if self.up.dim() == 3:
-            return act(wide)
-        gate, value = torch.chunk(wide, 2, 1)
-        return act(gate) * value
-
-    def inner_backward(self, grad: Tensor, wide: Tensor) -> Tensor:
-        slope = SLOPES[self.activation]
-        if self.up.dim() == 3:
-            return slope(grad, wide)
-        gate, value = torch.chunk(wide, 2, 1)
-        return torch.cat([slope(grad * value, gate), grad * ACTIVATIONS[self.activation](gate)], 1)
+        return self.biased(grouped_mm(self.rows, self.up.flatten(1, -2).transpose(1, 2), self.ends), self.up_bias)
 
     def forward(self) -> Tensor:
-        return grouped_mm(self.inner(self.wide()), self.down.transpose(1, 2), self.ends)  # type: ignore[no-any-return]
+        inner = activated(self.wide(), self.activation, self.gated)
+        return self.biased(grouped_mm(inner, self.down.transpose(1, 2), self.ends), self.down_bias)
 
-    def backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of up, down and rows."""
+    def backward(self, grad: Tensor) -> list[Tensor]:
+        """Gradients of up, down, biases if there are any, and rows."""
         wide = self.wide()
-        down_grad = grouped_mm(grad.t(), self.inner(wide), self.ends)
+        down_grad = grouped_mm(grad.t(), activated(wide, self.activation, self.gated), self.ends)
+        down_bias_grad = self.bias_gradient(grad, self.down_bias)
         grad = grouped_mm(grad, self.down, self.ends)
-        grad = self.inner_backward(grad, wide)
+        grad = activated_backward(grad, wide, self.activation, self.gated)
         del wide
-        up_grad = grouped_mm(grad.t(), self.rows, self.ends)
-        return up_grad.view_as(self.up), down_grad, grouped_mm(grad, self.up.flatten(1, -2), self.ends)
+        biases = [*self.bias_gradient(grad, self.up_bias), *down_bias_grad]
+        up_grad = grouped_mm(grad.t(), self.rows, self.ends).view_as(self.up)
+        return [up_grad, down_grad, *biases, grouped_mm(grad, self.up.flatten(1, -2), self.ends)]
 
 
 def results_of_experts(
@@ -147,6 +151,8 @@ def results_of_experts(
     groups: Sequence[str],
     sizes: Sequence[int],
     share: float = 1.0,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
 ) -> Tensor:
     """What the chosen experts return: x [..., k], index [..., choices] -> [..., choices, o].
 
@@ -156,7 +162,7 @@ def results_of_experts(
     """
     journey = Journey.of(index, down.shape[0], groups, sizes)
     rows = journey.there(flat(x).index_select(0, journey.order // index.shape[-1]))
-    results = [Products(rows, up, down, activation, journey.ends).forward()]
+    results = [Products(rows, up, down, activation, journey.ends, up_bias, down_bias).forward()]
     del rows  # and in a list, so that nothing is held here that has been sent
     return at_home(index, journey, journey.back(results.pop()))
 
@@ -171,15 +177,17 @@ def gradients_of_experts(
     groups: Sequence[str],
     sizes: Sequence[int],
     share: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of x, up and down, from that of the result of `results_of_experts`."""
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+) -> list[Tensor]:
+    """Of x, up and down, and biases if there are any, from that of the result of `results_of_experts`."""
     journey = Journey.of(index, down.shape[0], groups, sizes)
     rows = journey.there(flat(x).index_select(0, journey.order // index.shape[-1]))
-    products = Products(rows, up, down, activation, journey.ends)
-    up_grad, down_grad, *row_grads = products.backward(journey.there(flat(grad).index_select(0, journey.order)))
+    products = Products(rows, up, down, activation, journey.ends, up_bias, down_bias)
+    found = products.backward(journey.there(flat(grad).index_select(0, journey.order)))
     del rows, products
-    mine = at_home(index, journey, journey.back(row_grads.pop()))
-    return mine.sum(-2).view_as(x), up_grad, down_grad
+    mine = at_home(index, journey, journey.back(found.pop()))
+    return [mine.sum(-2).view_as(x), *found]
 
 
 def at_home(index: Tensor, journey: Journey, rows: Tensor) -> Tensor:
@@ -192,7 +200,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 FORWARD, BACKWARD = "autopar::experts_exchanged", "autopar::experts_exchanged_backward"
-SCHEMAS = f"({ARGUMENTS}) -> Tensor", f"(Tensor grad, {ARGUMENTS}) -> (Tensor, Tensor, Tensor)"
+SCHEMAS = f"({ARGUMENTS}) -> Tensor", f"(Tensor grad, {ARGUMENTS}) -> Tensor[]"
 _forward = torch.library.custom_op(FORWARD, results_of_experts, mutates_args=(), schema=SCHEMAS[0])
 _backward = torch.library.custom_op(BACKWARD, gradients_of_experts, mutates_args=(), schema=SCHEMAS[1])
 runs_together(FORWARD, results_of_experts)
@@ -206,22 +214,34 @@ def _(x: Tensor, index: Tensor, up: Tensor, down: Tensor, *_: Any) -> Tensor:
 
 
 @_backward.register_fake
-def _(grad: Tensor, x: Tensor, index: Tensor, up: Tensor, down: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(t.shape) for t in (x, up, down))
+def _(grad: Tensor, x: Tensor, index: Tensor, up: Tensor, down: Tensor, *options: Any) -> list[Tensor]:
+    biases = [t for t in options if isinstance(t, Tensor)]
+    return [x.new_empty(t.shape) for t in (x, up, down, *biases)]
 
 
 class Exchanged(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, up: Tensor, down: Tensor, *options: Any) -> Any:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        index: Tensor,
+        up: Tensor,
+        down: Tensor,
+        up_bias: Tensor | None,
+        down_bias: Tensor | None,
+        *options: Any,
+    ) -> Any:
         ctx.options = options
-        ctx.save_for_backward(x, index, up, down)
-        return EXCHANGED(x, index, up, down, *options)
+        ctx.save_for_backward(x, index, up, down, up_bias, down_bias)
+        return EXCHANGED(x, index, up, down, *options, up_bias, down_bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x_grad, up_grad, down_grad = EXCHANGED_BACKWARD(grad, *ctx.saved_tensors, *ctx.options)
-        return x_grad, None, up_grad, down_grad, *(None for _ in ctx.options)
+        x, index, up, down, *biases = ctx.saved_tensors
+        x_grad, up_grad, down_grad, *found = EXCHANGED_BACKWARD(grad, x, index, up, down, *ctx.options, *biases)
+        bias_grads = [None if bias is None else found.pop(0) for bias in biases]
+        return x_grad, None, up_grad, down_grad, *bias_grads, *(None for _ in ctx.options)
 
 
 Axes = Sequence[tuple[str, int]]
@@ -237,10 +257,15 @@ def experts_exchanged(
     axes: Axes,
     coordinates: Sequence[Tensor],
     travelled: Axes,
+    *,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    summed: Sequence[Tensor] = (),
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """autopar.experts with the experts sharded over `axes`: up and down S(0). On axes that are `travelled`, x, index, scale and
-    the result are S along the tokens; on the others x, index and scale are R and the result is P.
+    """autopar.experts with the experts sharded over `axes`: up and down S(0); biases and `summed` as in
+    `sharded.experts_of_axes`. On axes that are `travelled`, x, index, scale and the result are S along the tokens; on the
+    others x, index and scale are R and the result is P.
 
     Communicates, per travelled axis, rows of tokens there and back (forward), and tokens and gradients there, gradients back
     (backward), and each time before that how many they are. Keeps x, index, the experts' weights and what they returned.
@@ -249,7 +274,7 @@ def experts_exchanged(
     outermost_first = [axis for axis in axes if axis in travelled]
     share = math.prod(size for _, size in travelled) / math.prod(size for _, size in axes)
     options = activation, [group for group, _ in outermost_first], [size for _, size in outermost_first], share
-    chosen = run(Exchanged, x, mine, up, down, *options)
+    chosen = run(Exchanged, x, mine, up, down, up_bias, added_once(down_bias, summed), *options)
     total = (chosen * scale.unsqueeze(-1)).sum(-2)
     return total if dtype is None else total.to(dtype)
 

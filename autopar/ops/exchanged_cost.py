@@ -18,7 +18,16 @@ NUMBER_BYTES = 8
 
 
 def flops(
-    x: Shape, index: Shape, up: Shape, down: Shape, activation: str, groups: Any, sizes: Any, share: float = 1.0, **_: Any
+    x: Shape,
+    index: Shape,
+    up: Shape,
+    down: Shape,
+    activation: str,
+    groups: Any,
+    sizes: Any,
+    share: float = 1.0,
+    *_: Any,
+    **__: Any,
 ) -> Any:
     """Products before and after the activation; a multiply-add is two."""
     return shared(2 * math.prod(index) * (math.prod(up[1:]) + math.prod(down[1:])), share)
@@ -71,6 +80,8 @@ def forward_inside(
     groups: Sequence[str],
     sizes: Sequence[int],
     share: float = 1.0,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
 ) -> Inside:
     """Sends numbers of rows, tokens there, results back. Most is alive where rows travel, or around the activation."""
     rows, gated = Rows.of(x, index, up, down, share), up.dim() == 4
@@ -98,6 +109,8 @@ def backward_inside(
     groups: Sequence[str],
     sizes: Sequence[int],
     share: float = 1.0,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
 ) -> Inside:
     """Sends numbers of rows, tokens and gradients there, gradients back."""
     rows, gated = Rows.of(x, index, up, down, share), up.dim() == 4

@@ -223,10 +223,13 @@ def _causal_attention(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
 
 
 def _experts(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    given = *call.args[:6], cuts["e"].axes, cuts["e"].coordinates
+    experts, options = cuts.get("e", NOT_CUT), dict(call.kwargs)
+    if "n" in cuts:
+        options["summed"] = cuts["n"].coordinates
+    given = *call.args[:6], experts.axes, experts.coordinates
     if "+e" not in cuts:
-        return call.emit(sharded.experts_of_axes, given, call.kwargs)
-    return call.emit(exchanged.experts_exchanged, (*given, cuts["+e"].axes), call.kwargs)
+        return call.emit(sharded.experts_of_axes, given, options)
+    return call.emit(exchanged.experts_exchanged, (*given, cuts["+e"].axes), options)
 
 
 IMPLEMENTATIONS: dict[str, Lowering] = {

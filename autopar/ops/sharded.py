@@ -400,13 +400,24 @@ def experts_of_axes(
     activation: str,
     axes: Axes,
     coordinates: Sequence[Tensor],
+    *,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    summed: Sequence[Tensor] = (),
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """autopar.experts with the experts sharded: up and down S(0), x, index and scale R; the result is P.
+    """autopar.experts with the experts sharded: up and down S(0), x, index and scale R; the result is P. Biases are as these,
+    and where the hidden dim is cut too the first device along these axes (the coordinates `summed`) adds the second one.
 
     Each device sees all tokens and works on those that chose its experts. Rows are static in number, so memory is that of
     all tokens; products run over the local experts' rows only, of which a device expects its even share.
     """
     local, here = local_index(index, down.shape[0], axes, coordinates)
     mine = local.masked_fill(~here, down.shape[0])
-    return cast(Tensor, EXPERTS(x, mine, scale, up, down, activation, 1 / parts(axes), dtype=dtype))
+    down_bias = added_once(down_bias, summed)
+    return cast(Tensor, EXPERTS(x, mine, scale, up, down, activation, 1 / parts(axes), up_bias, down_bias, dtype=dtype))
+
+
+def added_once(bias: Tensor | None, summed: Sequence[Tensor]) -> Tensor | None:
+    """The bias on the first device along axes over which the result is summed, 0 on the others."""
+    return bias if bias is None or not summed else bias.masked_fill(not_first(summed), 0)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from autopar.ir.activations import CLAMPED
 from autopar.ir.experts import EXPERTS
 from autopar.torch_private import OpOverload
 from autopar.tracer.clean import shape_of
@@ -36,18 +37,30 @@ class Unlike(Exception):
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """The nodes that matter: x [tokens, k], index and scale [tokens, choices], the weights as they rest and whether they are
-    transposed (the contracted dim first); `last` is the weighted sum."""
+    transposed (the contracted dim first), biases as they rest; `last` is the weighted sum."""
 
     x: Node
     index: Node
     scale: Node
     up: Node
     up_transposed: bool
-    gated: bool
+    up_bias: Node | None
+    inner: Inner
     down: Node
     down_transposed: bool
-    activation: str
+    down_bias: Node | None
     last: Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """What stands between the products: an `activation` (`autopar.ir.activations`) of `wide`, the first product with its bias.
+    A gate is the first half of this, or, interleaved, every other number of it."""
+
+    activation: str
+    wide: Node
+    gated: bool = False
+    interleaved: bool = False
 
 
 def whole_experts(graph: Graph) -> None:
@@ -63,8 +76,9 @@ def whole_experts(graph: Graph) -> None:
 
 def find(second: Node) -> Found:
     """The mixture whose second product this is; raises Unlike."""
-    inner, down, offsets = product(second)
-    activation, first, gated = activated(inner)
+    middle, down, offsets = product(second)
+    inner = activated(middle)
+    first, up_bias = unbiased(inner.wide)
     rows, up, same = product(first)
     need(same is offsets)
     x, (chosen,) = indexed(rows)
@@ -76,8 +90,10 @@ def find(second: Node) -> Found:
     index = flattened(unsorted)
     need(shape_of(index.meta["val"]) == (shape_of(x.meta["val"])[0], choices))
     ends(offsets, sort, experts=shape_of(down.meta["val"])[0])
-    weighted = only_user(second)
-    per_row = next(a for a in call(weighted, aten.mul.Tensor) if a is not second)
+    out = only_user(second) if only_user(second).target is aten.add.Tensor else second
+    down_bias = unbiased(out)[1]
+    weighted = only_user(out)
+    per_row = next(a for a in call(weighted, aten.mul.Tensor) if a is not out)
     scale, (reordered,) = indexed(call(per_row, aten.unsqueeze.default)[0])
     need(reordered is order and call(per_row, aten.unsqueeze.default)[1] in (-1, 1))
     restored = only_user(weighted)
@@ -87,16 +103,18 @@ def find(second: Node) -> Found:
     need(call(last, aten.sum.dim_IntList)[1:] == ([1],))
     need(shape_of(only_user(restored).meta["val"])[:2] == shape_of(index.meta["val"]))
     (up, up_transposed), (down, down_transposed) = weight(up), weight(down)
+    need(all(rows is None or one_of(rows[1], 0, aten.sort.default) is sort for rows in (up_bias, down_bias)))
     return Found(
         x=x,
         index=index,
         scale=flattened(scale),
         up=up,
         up_transposed=up_transposed,
-        gated=gated,
+        up_bias=up_bias and up_bias[0],
+        inner=inner,
         down=down,
         down_transposed=down_transposed,
-        activation=activation,
+        down_bias=down_bias and down_bias[0],
         last=last,
     )
 
@@ -137,11 +155,24 @@ def weight(node: Node) -> tuple[Node, bool]:
     return node, True
 
 
-def activated(inner: Node) -> tuple[str, Node, bool]:
-    """Of act(first product), or act(its first half) * its second half: the activation, the product, whether it is halved."""
+def unbiased(node: Node) -> tuple[Node, tuple[Node, Node] | None]:
+    """A product, and, of a bias that was added to it, the biases of all experts and the experts of the rows."""
+    if node.target is not aten.add.Tensor:
+        return node, None
+    rows = node.args[1]
+    need(len(node.args) == 2 and not node.kwargs and isinstance(rows, Node) and isinstance(node.args[0], Node))
+    bias, (experts,) = indexed(rows)  # type: ignore[arg-type]
+    need(len(shape_of(bias.meta["val"])) == 2)
+    return node.args[0], (bias, experts)  # type: ignore[return-value]
+
+
+def activated(inner: Node) -> Inner:
+    """Of act(wide), act(first half) * second half, or the gate of GPT-OSS."""
     if inner.target is not aten.mul.Tensor:
-        return activation(inner), inner.args[0], False  # type: ignore[return-value]
+        return Inner(activation=activation(inner), wide=inner.args[0])  # type: ignore[arg-type]
     left, right = call(inner, aten.mul.Tensor)
+    if aten.add.Tensor in (getattr(left, "target", None), getattr(right, "target", None)):
+        return clamped(left, right)
     act, value = (left, right) if left.target is not operator.getitem else (right, left)
     halves = one_of(value, 1, aten.split_with_sizes.default, aten.split.Tensor)
     need(isinstance(act, Node) and bool(act.args) and one_of(act.args[0], 0, halves.target) is halves)
@@ -149,11 +180,27 @@ def activated(inner: Node) -> tuple[str, Node, bool]:
     whole, sizes, *dim = given
     width = shape_of(whole.meta["val"])[1]
     need((*dim, 0)[0] in (-1, 1) and sizes in (width // 2, [width // 2] * 2))
-    return activation(act), whole, True
+    return Inner(activation=activation(act), wide=whole, gated=True)
+
+
+def clamped(left: Any, right: Any) -> Inner:
+    """(v + 1) * (g * sigmoid(g * A)) with g = clamp(even numbers, max=L) and v = clamp(odd numbers, -L, L)."""
+    plus, glu = (left, right) if left.target is aten.add.Tensor else (right, left)
+    value, one = call(plus, aten.add.Tensor)
+    gate, sigmoid = call(glu, aten.mul.Tensor)
+    low, alpha = call(call(sigmoid, aten.sigmoid.default)[0], aten.mul.Tensor)
+    (evens, *bounds), (odds, *both) = call(gate, aten.clamp.default), call(value, aten.clamp.default)
+    need(low is gate and one == 1 and isinstance(alpha, float) and len(bounds) == 2 and bounds[0] is None)
+    limit = bounds[1]
+    need(isinstance(limit, int | float) and both == [-limit, limit])
+    (wide, *even), (same, *odd) = call(evens, aten.slice.Tensor), call(odds, aten.slice.Tensor)
+    last_dim = shape_of(wide.meta["val"])[1]
+    need(same is wide and [n if n < last_dim else None for n in even + odd] == [1, 0, None, 2, 1, 1, None, 2])
+    return Inner(activation=f"{CLAMPED}{alpha}:{float(limit)}", wide=wide, gated=True, interleaved=True)
 
 
 def activation(node: Node) -> str:
-    """Its name in `autopar.ir.experts.ACTIVATIONS`."""
+    """Its name in `autopar.ir.activations.ACTIVATIONS`."""
     options = {**dict(zip(("approximate",), node.args[1:], strict=False)), **node.kwargs}
     name = {aten.silu.default: "silu", aten.relu.default: "relu", aten.gelu.default: "gelu"}.get(node.target)  # type: ignore[call-overload]
     if name == "gelu":
@@ -212,19 +259,13 @@ def replace(graph: Graph, found: Found) -> None:
     else:
         tokens.settle()
     with graph.inserting_before(found.last):
-        up, down = (
-            kept if not transposed else made(graph, aten.permute.default, (kept, [0, 2, 1]), swapped(kept))
-            for kept, transposed in ((found.up, found.up_transposed), (found.down, found.down_transposed))
-        )
-        if found.gated:
-            experts, width, k = shape_of(up.meta["val"])
-            halves = [experts, 2, width // 2, k]
-            up = made(graph, aten.reshape.default, (up, halves), up.meta["val"].new_empty(halves), found.last)
+        weights = weights_of(graph, found)
+        biases = biases_of(graph, found)
         cast = only_cast(found.last)
         value = (cast or found.last).meta["val"]
-        options = {} if cast is None else {"dtype": value.dtype}
+        options: dict[str, Any] = {**biases} if cast is None else {**biases, "dtype": value.dtype}
         lead = list(x.meta["val"].shape[:-1])
-        args = x, index, scale, up, down, found.activation
+        args = x, index, scale, *weights, found.inner.activation
         result = made(graph, EXPERTS, args, value.new_empty([*lead, value.shape[-1]]), found.last)
         result.kwargs = options
         flat = (
@@ -236,17 +277,51 @@ def replace(graph: Graph, found: Found) -> None:
             user.replace_all_uses_with(result)
 
 
+def weights_of(graph: Graph, found: Found) -> tuple[Node, Node]:
+    """Up [experts, n, k], or with a gate [experts, 2, n, k], and down [experts, o, n]."""
+    up, down = found.up, found.down
+    if found.down_transposed:
+        down = permuted(graph, down, [0, 2, 1])
+    if found.inner.interleaved:
+        if not found.up_transposed:
+            return permuted(graph, split(graph, up, 1, found.last, last=2), [0, 2, 1, 3]), down
+        return permuted(graph, split(graph, up, 2, found.last, last=2), [0, 3, 2, 1]), down
+    if found.up_transposed:
+        up = permuted(graph, up, [0, 2, 1])
+    return split(graph, up, 1, found.last) if found.inner.gated else up, down
+
+
+def biases_of(graph: Graph, found: Found) -> dict[str, Node]:
+    """Those that there are, by the names of the op's arguments."""
+    biases = {}
+    if found.up_bias is not None:
+        bias = found.up_bias
+        if found.inner.interleaved:
+            bias = permuted(graph, split(graph, bias, 1, found.last, last=2), [0, 2, 1])
+        elif found.inner.gated:
+            bias = split(graph, bias, 1, found.last)
+        biases["up_bias"] = bias
+    return biases if found.down_bias is None else {**biases, "down_bias": found.down_bias}
+
+
+def split(graph: Graph, node: Node, dim: int, like: Node, *, last: int = 0) -> Node:
+    """The dim as two: of 2 and the rest, or of the rest and `last`."""
+    shape = list(node.meta["val"].shape)
+    shape[dim : dim + 1] = [shape[dim] // last, last] if last else [2, shape[dim] // 2]
+    return made(graph, aten.reshape.default, (node, shape), node.meta["val"].new_empty(shape), like)
+
+
+def permuted(graph: Graph, node: Node, dims: list[int]) -> Node:
+    value = node.meta["val"]
+    return made(graph, aten.permute.default, (node, dims), value.new_empty([value.shape[d] for d in dims]))
+
+
 def only_cast(node: Node) -> Node | None:
     """The cast between floating dtypes that alone reads the node."""
     users = list(node.users)
     if len(users) == 1 and users[0].target is aten._to_copy.default and users[0].meta["val"].is_floating_point():
         return users[0]
     return None
-
-
-def swapped(node: Node) -> torch.Tensor:
-    value = node.meta["val"]
-    return value.new_empty([value.shape[0], value.shape[2], value.shape[1]])  # type: ignore[no-any-return]
 
 
 def made(graph: Graph, target: Callable[..., Any], args: tuple[Any, ...], value: Any, like: Node | None = None) -> Node:

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from autopar.ir.experts import ACTIVATIONS, experts
+from autopar.ir.activations import ACTIVATIONS
+from autopar.ir.experts import experts
 from autopar.ir.local_ranks import local_ranks
 from autopar.ir.placement import Placement
 from autopar.ops import exchanged

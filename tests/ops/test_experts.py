@@ -9,6 +9,7 @@ from autopar.ir.experts import EXPERTS
 from autopar.ops.flops import node_flops
 from autopar.ops.joint import TensorLike, trace_joint
 from autopar.ops.sharded import experts_of_axes
+from tests.ops.proofs import Call, prove, unit_of
 
 TOKENS, HIDDEN, WIDTH, COUNT, CHOICES = 24, 16, 32, 4, 2
 ROWS = TOKENS * CHOICES
@@ -50,3 +51,14 @@ def test_products_of_each_row_once_and_twice_in_backward() -> None:
 def test_cut_experts_cost_their_even_share(axes: tuple[tuple[str, int], ...]) -> None:
     parts = 2 ** len(axes)
     assert flops(graph_of(experts_of_axes, len(axes), axes), COUNT // parts) == (PRODUCTS / parts, 2 * PRODUCTS / parts)
+
+
+@pytest.mark.parametrize("activation", ["silu", "clamped:1.7:0.5"])
+def test_biases_are_added_once_however_it_is_cut(activation: str) -> None:
+    """All strategies on two axes: over tokens, experts, both, and the hidden dim that the second bias does not have."""
+    torch.manual_seed(0)
+    shapes = ((4, 8, 6), (4, 8, 2), (4, 2, 8, 6), (4, 10, 8), (4, 2, 8), (4, 10))
+    x, scale, up, down, up_bias, down_bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+    index = torch.randint(0, 4, (4, 8, 2))
+    biases = {"up_bias": up_bias, "down_bias": down_bias}
+    assert prove(*unit_of([Call(EXPERTS, (x, index, scale, up, down, activation), biases)]), (2, 2)) == 49

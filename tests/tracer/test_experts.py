@@ -68,6 +68,8 @@ class Mixture(nn.Module):
         self.router = nn.Linear(HIDDEN, COUNT)
         self.up = nn.Parameter(torch.randn(COUNT, 2 * WIDTH if odd != "no gate" else WIDTH, HIDDEN))
         self.down = nn.Parameter(torch.randn(COUNT, *((WIDTH, HIDDEN) if odd == "transposed" else (HIDDEN, WIDTH))))
+        self.up_bias = nn.Parameter(torch.randn(COUNT, self.up.shape[1])) if "bias" in odd else None
+        self.down_bias = nn.Parameter(torch.randn(COUNT, HIDDEN)) if "bias" in odd else None
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         x = tokens.view(-1, HIDDEN)
@@ -77,27 +79,36 @@ class Mixture(nn.Module):
         offsets = counts.cumsum(0, dtype=torch.int32)
         rows = x[order // 2] if self.odd != "other rows" else x[order // 4]
         wide = grouped_mm(rows, self.up.transpose(1, 2), offsets)
+        if self.up_bias is not None:
+            wide = wide + self.up_bias[ids if self.odd != "biases of others" else index.reshape(-1)]
         if self.odd == "no gate":
             inner = F.gelu(wide, approximate="tanh")
+        elif self.odd.startswith("interleaved"):
+            gate, value = wide[..., ::2].clamp(max=1.5), wide[..., 1::2].clamp(-1.5, 1.5 if "biases" in self.odd else 2)
+            inner = (value + 1) * (gate * torch.sigmoid(gate * 1.7))
         else:
             gate, value = wide.chunk(2, dim=-1)
             inner = F.silu(gate) * (value + 1 if self.odd == "shifted" else value)
         down = self.down if self.odd == "transposed" else self.down.transpose(1, 2)
-        out = grouped_mm(inner, down, offsets) * scale.reshape(-1)[order].unsqueeze(-1)
+        out = grouped_mm(inner, down, offsets)
+        out = out if self.down_bias is None else out + self.down_bias[ids]
+        out = out * scale.reshape(-1)[order].unsqueeze(-1)
         back = torch.empty_like(order)
         back[order] = torch.arange(order.shape[0])
         result = out[back].view(-1, 2, HIDDEN)
         return {"loss": (result.sum(1) if self.odd != "not summed" else result[:, 0]).square().mean()}
 
 
-@pytest.mark.parametrize("odd", ["", "no gate", "transposed"])
+@pytest.mark.parametrize("odd", ["", "no gate", "transposed", "biases", "interleaved, biases"])
 def test_forms_of_it(odd: str) -> None:
     torch.manual_seed(0)
     program = equals_eager(Mixture(odd), (torch.randn(2, 6, HIDDEN),), {})
     assert len(calls_of_experts(program)) == 1
 
 
-@pytest.mark.parametrize("odd", ["descending", "other bins", "other rows", "shifted", "not summed"])
+@pytest.mark.parametrize(
+    "odd", ["descending", "other bins", "other rows", "shifted", "not summed", "interleaved", "biases of others"]
+)
 def test_what_is_no_mixture_stays_as_it_is(odd: str) -> None:
     torch.manual_seed(0)
     assert calls_of_experts(trace(Mixture(odd), (torch.randn(2, 6, HIDDEN),))) == []

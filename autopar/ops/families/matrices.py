@@ -85,8 +85,9 @@ def of_matrices(node: torch.fx.Node, operands: Sequence[Shape | None], results: 
 def experts(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
     """A mixture of experts: tokens are alike, and may travel to their experts; these and their hidden dim are summed over."""
     up = "e g! n i!" if len(operands[3] or ()) == 4 else "e n i!"
-    text = f"b* i!, b* c!, b* c!, {up}, e o! n -> b* o!"
-    return fit_text(text, operands, results, {"e": "experts"}, exchanged={"b*": "e"})
+    text = f"b* i!, b* c!, b* c!, {up}, e o! n, {up.removesuffix(' i!')}, e o! -> b* o!"
+    biased = len(operands) > 5
+    return fit_text(text, operands, results, {"e": "experts", **({"n": "experts"} if biased else {})}, exchanged={"b*": "e"})
 
 
 ROWS: Rows = {

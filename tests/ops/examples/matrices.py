@@ -117,8 +117,9 @@ def experts(p: Pick) -> Call:
             p.tensor(*batch, choices),
             p.tensor(count, *gated, n, k),
             p.tensor(count, o, n),
-            p.one("silu", "gelu_tanh", "gelu", "relu"),
+            p.one("silu", "gelu_tanh", "gelu", "relu", *(["clamped:1.7:0.5"] if gated else [])),
         ),
+        p.one({}, {"up_bias": p.tensor(count, *gated, n), "down_bias": p.tensor(count, o)}),
     )
 
 
