@@ -51,27 +51,9 @@ def ranks_in_one_process(sizes: tuple[int, ...], names: tuple[str, ...]) -> Iter
     from torch.distributed._local_tensor import LocalTensorMode
     from torch.distributed.device_mesh import init_device_mesh
 
-    while _TOGETHER:
-        name, body = _TOGETHER.popitem()
-        torch.library.register_torch_dispatch(name, LocalTensorMode, body)
     devices = math.prod(sizes)
     with fake_process_group(devices), LocalTensorMode(devices):
         yield init_device_mesh("cpu", sizes, mesh_dim_names=names)
-
-
-_TOGETHER: dict[str, Callable[..., Any]] = {}
-"""What `runs_together` was given, until the first time that all ranks run in one process."""
-
-
-def runs_together(op: str, body: Callable[..., Any]) -> None:
-    """Inside `ranks_in_one_process` run the body of this custom op once for all ranks, as it communicates; other ops run rank
-    after rank. `LocalTensorMode` has sizes that differ between ranks: torch 2.11, 2.13."""
-
-    def dispatch(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        with type(mode)(mode.ranks):  # to enter this one again would leave it disabled
-            return body(*args, **kwargs)
-
-    _TOGETHER[op] = dispatch
 
 
 def rank_map(value: Callable[[int], Tensor]) -> Tensor:

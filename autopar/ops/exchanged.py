@@ -23,9 +23,9 @@ from torch.autograd.function import once_differentiable
 
 from autopar.ir.activations import activated, activated_backward
 from autopar.ir.experts import grouped_mm
+from autopar.ir.local_ranks import runs_together
 from autopar.ops.collectives import c10d, run, wait
 from autopar.ops.sharded import added_once
-from autopar.torch_private import runs_together
 
 ARGUMENTS = (
     "Tensor x, Tensor index, Tensor up, Tensor down, str activation, str[] groups, int[] sizes, float share=1., "
