@@ -1,7 +1,8 @@
 """Which models work: every model of the zoo on every mesh, traced, planned, emitted, and equal to the serial run in float64.
 
-    python -m benchmarks.coverage                                   # everything: about an hour on one core
+    python -m benchmarks.coverage                                   # the zoo on four meshes
     python -m benchmarks.coverage --models llama,resnet --meshes 2,2x2 --forced tensor
+    python -m benchmarks.coverage --models more --meshes 2x2        # 160 more classes of transformers
     python -m benchmarks.coverage --table                           # only write the table of what is known
 
 Models are tiny, with random weights, and hardware is made up so that cutting pays (`tests/hardware_toy.py`): plans of tiny
@@ -13,6 +14,7 @@ the sequence, or what tensor parallelism cuts. Every row is a line of JSON; one 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import time
@@ -38,6 +40,8 @@ from autopar.verification import verify
 from benchmarks.coverage_table import cell, document
 from tests.hardware_toy import toy_hardware
 from tests.zoo import ZOO
+from tests.zoo_more import MORE
+from tests.zoo_plain import PLAIN
 from tests.zoo_science import SCIENCE
 
 MESHES = ("2", "4", "2x2", "2x4")
@@ -54,7 +58,8 @@ def of_zoo(name: str) -> Callable[[], Case]:
     return lambda: ZOO[name].build(batch=BATCH, seq=0 if name in FIXED_SEQ else SEQ)
 
 
-MODELS: dict[str, Callable[[], Case]] = {**{name: of_zoo(name) for name in ZOO}, **SCIENCE}
+MODELS: dict[str, Callable[[], Case]] = {**{name: of_zoo(name) for name in ZOO}, **SCIENCE, **PLAIN}
+FURTHER: dict[str, Callable[[], Case]] = {name: functools.partial(setup.build, batch=4) for name, setup in MORE.items()}
 
 
 def kept_whole(program: Program) -> Counter[str]:
@@ -107,7 +112,7 @@ def measure(model: str, mesh: str, force: str) -> Row:
     row: Row = {"stage": "traced"}
     began = time.monotonic()
     try:
-        module, kwargs = MODELS[model]()
+        module, kwargs = (MODELS | FURTHER)[model]()
         program = trace(module, (), kwargs, name=model)
         row["kept_whole"] = dict(kept_whole(program))
         row |= {"trace_s": time.monotonic() - began, "stage": "planned"}
@@ -153,9 +158,7 @@ def main() -> int:
     given = parser.parse_args()
     rows = known(given.output)
     forced = FORCED if given.forced == "all" else tuple(filter(None, given.forced.split(",")))
-    jobs = [
-        (model, mesh, force) for model in given.models.split(",") for mesh in given.meshes.split(",") for force in ("", *forced)
-    ]
+    jobs = [(model, mesh, force) for model in models for mesh in given.meshes.split(",") for force in ("", *forced)]
     todo = [j for j in jobs if given.again or rows.get(j, {}).get("stage") not in ("equal", "refused")]
     bad = 0
     for row in () if given.table else run(todo, given.processes):
