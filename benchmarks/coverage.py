@@ -58,8 +58,14 @@ def of_zoo(name: str) -> Callable[[], Case]:
     return lambda: ZOO[name].build(batch=BATCH, seq=0 if name in FIXED_SEQ else SEQ)
 
 
-MODELS: dict[str, Callable[[], Case]] = {**{name: of_zoo(name) for name in ZOO}, **SCIENCE, **PLAIN}
-FURTHER: dict[str, Callable[[], Case]] = {name: functools.partial(setup.build, batch=4) for name, setup in MORE.items()}
+FURTHER: dict[str, Callable[[], Case]] = {name: functools.partial(setup.build, batch=BATCH) for name, setup in MORE.items()}
+NAMED = {"falcon": "FalconForCausalLM", "detr": "DetrForObjectDetection"}
+MODELS: dict[str, Callable[[], Case]] = {
+    **{name: of_zoo(name) for name in ZOO},
+    **{name: FURTHER[of] for name, of in NAMED.items()},
+    **SCIENCE,
+    **PLAIN,
+}
 
 
 def kept_whole(program: Program) -> Counter[str]:
@@ -158,6 +164,7 @@ def main() -> int:
     given = parser.parse_args()
     rows = known(given.output)
     forced = FORCED if given.forced == "all" else tuple(filter(None, given.forced.split(",")))
+    models = list(FURTHER) if given.models == "more" else given.models.split(",")
     jobs = [(model, mesh, force) for model in models for mesh in given.meshes.split(",") for force in ("", *forced)]
     todo = [j for j in jobs if given.again or rows.get(j, {}).get("stage") not in ("equal", "refused")]
     bad = 0
