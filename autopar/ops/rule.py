@@ -13,7 +13,7 @@ instead (`autopar.ops.sharded`); factors in `invariant` are reduced inside that 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -80,10 +80,13 @@ class OpRule:
     exchanged: Mapping[Factor, Factor] = field(default_factory=dict)
     ragged: frozenset[Factor] = frozenset()
 
-    def tolerates(self, node: torch.fx.Node, factor: Factor) -> bool:
-        """Whether the factor may be cut unevenly, as far as this node goes: it is in `ragged`, or the op is a view or pointwise
-        and linear."""
-        return factor in self.ragged or (self.kind in ("view", "pointwise") and not self.random and self.is_linear(node))
+    def tolerates(self, node: torch.fx.Node, factor: Factor, marks: Iterable[str]) -> bool:
+        """Whether the factor, so marked, may be cut unevenly, as far as this node goes: it is in `ragged`, or the op is a view
+        or pointwise and linear, and runs as it is."""
+        if factor in self.ragged:
+            return True
+        plain = not any(mark.startswith("sharded:") for mark in marks)
+        return plain and self.kind in ("view", "pointwise") and not self.random and self.is_linear(node)
 
     def is_linear(self, node: torch.fx.Node) -> bool:
         return self.linear(node) if callable(self.linear) else self.linear

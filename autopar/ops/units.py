@@ -192,7 +192,7 @@ def compose(nodes: Sequence[torch.fx.Node], name: str = "") -> Unit:
         fresh = {}
         for factor, size in local.sizes.items():
             marks = {m.replace(":", f":{node.name}:", 1) for m in local.marks[factor]}
-            fresh[factor] = space.new(factor, size, marks if rule.tolerates(node, factor) else marks | {EVEN})
+            fresh[factor] = space.new(factor, size, marks if rule.tolerates(node, factor, marks) else marks | {EVEN})
         counts[node] = {name: [fresh[f] for f in factors.split() if f in fresh] for name, factors in rule.counts.items()}
         reads = [
             (n, renamed(d, fresh))
