@@ -146,9 +146,21 @@ def emit_same(call: LocalCall, shape: Sequence[Size], device: str) -> torch.fx.N
     if position is not None:
         spelled = [int(n) for n in shape][len(shape) - len(args[position]) :]
         args = (*args[:position], spelled, *args[position + 1 :])
+    if node.target is torch.ops.aten.repeat.default:
+        args = (args[0], repeats(node, shape))
     if "device" in kwargs:
         kwargs = {**kwargs, "device": torch.device(device)}
     return replace(call, args=args, kwargs=kwargs).again()
+
+
+def repeats(node: torch.fx.Node, shape: Sequence[Size]) -> list[int]:
+    """How often each dim is repeated where the result has this shape: one element as often as there is room for it."""
+    source, counts = node.args
+    assert isinstance(source, torch.fx.Node)
+    assert isinstance(counts, list | tuple)
+    given = shapes_of(source)[0]
+    sizes = (*[1] * (len(counts) - len(given)), *given)
+    return [int(shape[d]) if size == 1 else count for d, (size, count) in enumerate(zip(sizes, counts, strict=True))]
 
 
 def squeezed_dims(node: torch.fx.Node) -> list[int]:

@@ -107,15 +107,6 @@ def embedding_bag(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     return call.emit(sharded_indexing.embedding_bag, (weight, ids, offsets, *options, *cut_of(cuts, "v")))
 
 
-def repeat(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    """A dim of one element that is repeated: less often on each device."""
-    counts = list(call.args[1])
-    for factor, cut in cuts.items():
-        for _, size in cut.axes:
-            counts[int(factor.removeprefix("d"))] //= size
-    return call.emit(call.target, (call.args[0], counts))
-
-
 IMPLEMENTATIONS: dict[str, Lowering] = {
     "index": index,
     "index_rows": index_rows,
@@ -124,5 +115,4 @@ IMPLEMENTATIONS: dict[str, Lowering] = {
     "scatter": scatter,
     "index_put": index_put,
     "embedding_bag": embedding_bag,
-    "repeat": repeat,
 }

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, Node
 
 from autopar.torch_private import size_of
+from autopar.tracer.strides import read_in_order
 
 aten = torch.ops.aten
 
@@ -23,7 +24,7 @@ WHOLE_DIM = 2**62
 
 def clean(graph: Graph) -> None:
     """All passes, in the order in which one makes work for the next."""
-    for one in (drop_checks, whole_dropout, canonical_names, drop_identities, drop_dead):
+    for one in (drop_checks, whole_dropout, canonical_names, drop_identities, read_in_order, drop_dead):
         one(graph)
 
 
@@ -60,6 +61,8 @@ def canonical_names(graph: Graph) -> None:
             node.target = aten._conj_physical.default
         elif node.target is aten.clone.default and node.kwargs.get("memory_format") is torch.contiguous_format:
             node.target, node.kwargs = aten.contiguous.default, {}
+        elif node.target is aten.cat.default:
+            node.args = ([part for part in node.args[0] if not _is_nothing(part, node)] or node.args[0], *node.args[1:])
         elif node.target in EMPTY:
             options = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
             node.target, node.args, node.kwargs = aten.zeros.default, node.args[:1], options
@@ -91,6 +94,12 @@ def shape_of(val: torch.Tensor) -> tuple[Any, ...]:
 def _same_shape(node: Node) -> bool:
     source = node.args[0]
     return isinstance(source, Node) and shape_of(source.meta["val"]) == shape_of(node.meta["val"])
+
+
+def _is_nothing(part: Any, cat: Node) -> bool:
+    """Whether torch leaves it out of a `cat`, as it does with one dim of no elements, whatever the others have."""
+    val, result = part.meta["val"], cat.meta["val"]
+    return bool(shape_of(val) == (0,) and result.ndim != 1 and val.dtype == result.dtype)
 
 
 def _spells_out(copy: Node) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -26,9 +25,7 @@ def repeat(node: torch.fx.Node, operands: Sequence[Shape | None], results: Seque
     ins: list[tuple[Factor, ...]] = [out[d] if d in kept else () if n == 1 else (f"i{d}",) for d, n in enumerate(shape)]
     sizes |= {f"i{d}": n for d, n in enumerate(shape) if n != 1 and d not in kept}
     whole = [f for f in sizes if f not in {f"d{d}" for d in (*kept, *made)}]
-    base = fits.signature([tuple(ins[len(result) - len(operands[0] or ()) :])], [out], sizes, whole)
-    marks = {f"d{d}": frozenset({f"sharded:repeat:d{d}"}) for d in made if f"d{d}" in sizes}
-    return replace(base, marks={**base.marks, **marks})
+    return fits.signature([tuple(ins[len(result) - len(operands[0] or ()) :])], [out], sizes, whole)
 
 
 def dims_moved_last(*names: str) -> Fit:
