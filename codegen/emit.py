@@ -7,7 +7,7 @@ Group names in the graphs are mesh axis names: `bind` puts the process groups of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +19,8 @@ from autopar.ir.plan import Plan, PlannedClass
 from autopar.ir.program import Program
 from autopar.ops.flops import bound_arguments
 from autopar.ops.joint import Joint, trace_joint
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ def emit(program: Program, plan: Plan, device: str = "cpu", joint_graph: Callabl
     regions = {}
     for name, accepted in accept(program, plan).items():
         local = Emitter(program, accepted, plan, device).local_region()
-        joint = joint_graph(local.graph, local.inputs, local.differentiated, device)
+        joint = passing_on(joint_graph(local.graph, local.inputs, local.differentiated, device), len(local.region.inputs))
         classes = plan.regions[name].classes
         halves: dict[PlannedClass, Halves] = {}
         for i, keep in enumerate(classes):
@@ -93,3 +95,18 @@ def bind(graph: torch.fx.Graph, groups: Mapping[str, str]) -> torch.fx.Graph:
     for node in bound.nodes:
         node.args = bound_arguments(node, groups)
     return bound
+
+
+def passing_on(joint: Joint, inputs: int) -> Joint:
+    """With contiguous gradients of the first `inputs` of its inputs: the graph that takes them was traced with such."""
+    gradients = list(joint.gradients)
+    output = joint.graph.output_node()
+    for i, gradient in enumerate(gradients[:inputs]):
+        if gradient is not None and not gradient.meta["val"].is_contiguous():
+            with joint.graph.inserting_before(output):
+                name, options = f"{gradient.name}_contiguous", {"memory_format": torch.contiguous_format}
+                copy = joint.graph.create_node("call_function", aten.clone.default, (gradient,), options, name=name)
+            copy.meta = {**gradient.meta, "val": gradient.meta["val"].contiguous()}
+            gradients[i] = copy
+    output.args = ((joint.outputs, tuple(gradients)),)
+    return replace(joint, gradients=tuple(gradients))
