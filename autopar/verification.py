@@ -184,7 +184,8 @@ def run_serial(program: Program, state: Mapping[str, Tensor], inputs: Mapping[st
 
 def compare(parallel: Trajectory, serial: Trajectory, program: Program) -> tuple[Difference, ...]:
     """Every tensor of both runs. Some are zero but for rounding (the gradient of attention's key bias): errors are relative
-    to no less than a millionth of the largest gradient, and weights to no less than one optimizer step."""
+    to no less than a hundred-thousandth of the largest gradient (1e-14 of it is a sum's rounding), and weights to no less than
+    one optimizer step."""
     largest = max((float(g.abs().max()) for g in serial.gradients.values() if g.numel()), default=1.0)
     found = [
         Difference(name=f"step {i}", kind="loss", relative_error=relative(torch.tensor(a), torch.tensor(b), 0.0))
@@ -192,7 +193,7 @@ def compare(parallel: Trajectory, serial: Trajectory, program: Program) -> tuple
     ]
     for kind, ours, theirs, floor in (
         ("output", parallel.outputs, serial.outputs, 0.0),
-        ("gradient", parallel.gradients, serial.gradients, 1e-6 * largest),
+        ("gradient", parallel.gradients, serial.gradients, 1e-5 * largest),
         ("weight", parallel.weights, serial.weights, LEARNING_RATE),
     ):
         for name in theirs:
