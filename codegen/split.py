@@ -46,12 +46,15 @@ class Provided:
     """What a plan gives the backward of one class of calls to read.
 
     `state`: parameters, buffers and coordinates, which are there anyway; `kept`: owners of the values that are saved;
-    `redone`: forward nodes that may run again; casts of parameters always may, next to where these rest.
+    `redone`: forward nodes that may run again; casts of parameters always may, next to where these rest. `viewed`: owners of
+    what kept insides of units are views of: a copy that the profile saw inside may be none at these sizes (a dim of one), and
+    then what is read there is saved, if it is not there otherwise.
     """
 
     state: frozenset[torch.fx.Node]
     kept: frozenset[torch.fx.Node]
     redone: frozenset[torch.fx.Node]
+    viewed: frozenset[torch.fx.Node]
 
 
 def provided(local: LocalRegion, joint: Joint, keep: PlannedClass) -> Provided:
@@ -65,6 +68,7 @@ def provided(local: LocalRegion, joint: Joint, keep: PlannedClass) -> Provided:
             for n, o in joint.origin.items()
             if step[o].get("unit") in keep.redone or step[o].get("conversion") in conversions or "cast" in step[o]
         ),
+        viewed=frozenset(owner(n) for n, o in joint.origin.items() if step[o].get("unit") in keep.kept_internals),
     )
 
 
@@ -115,17 +119,27 @@ class Backward:
             if node in self.given.state:
                 self.taken.append(node)
                 self.env[node] = copy_placeholder(self.graph, node)
-            elif node in self.given.kept or (node in self.joint.origin and is_empty(node)):
+            elif self.is_saved(node):
                 self.saved.append(node)
                 self.env[node] = copy_placeholder(self.graph, node)
             else:
                 self.env[node] = self.make(node)
         return self.env[node]
 
-    def make(self, node: torch.fx.Node) -> torch.fx.Node:
+    def is_saved(self, node: torch.fx.Node) -> bool:
+        if node in self.given.kept or (node in self.joint.origin and is_empty(node)):
+            return True
+        return node in self.given.viewed and not self.may_be_made(node)
+
+    def may_be_made(self, node: torch.fx.Node) -> bool:
+        """A gradient, or a forward node that may run again."""
         again = node in self.joint.origin
-        if node.op == "placeholder" or not (not again or node in self.given.redone or self.is_incidental(node)):
+        return node.op != "placeholder" and (not again or node in self.given.redone or self.is_incidental(node))
+
+    def make(self, node: torch.fx.Node) -> torch.fx.Node:
+        if not self.may_be_made(node):
             raise NotProvided(node)
+        again = node in self.joint.origin
         for source in node.all_input_nodes:
             self.need(source)
         new = copy_node(self.graph, node, self.env, "_again" if again else "")

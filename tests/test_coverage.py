@@ -16,6 +16,14 @@ def test_trains_as_the_serial_run_does(model: str) -> None:
     assert row["roles"].get("cut"), "a plan that cuts nothing proves nothing"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "mesh"), [("encoder", "2x4"), ("segformer", "2x4")])
+def test_batches_of_one_per_device_copy_less_than_was_profiled(model: str, mesh: str) -> None:
+    """What a product copies of larger batches it reads where it lies here: backward reads the operand, not the copy."""
+    row = measure(model, mesh, "")
+    assert row["stage"] == "equal", row
+
+
 def test_a_pin_forces_or_is_refused() -> None:
     forced = measure("mlp", "2", "tensor")
     assert forced["stage"] == "equal"
