@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -104,7 +105,8 @@ def passing_on(joint: Joint, inputs: int) -> Joint:
     for i, gradient in enumerate(gradients[:inputs]):
         if gradient is not None and not gradient.meta["val"].is_contiguous():
             with joint.graph.inserting_before(output):
-                name, options = f"{gradient.name}_contiguous", {"memory_format": torch.contiguous_format}
+                options: dict[str, Any] = {"memory_format": torch.contiguous_format}
+                name = f"{gradient.name}_contiguous"
                 copy = joint.graph.create_node("call_function", aten.clone.default, (gradient,), options, name=name)
             copy.meta = {**gradient.meta, "val": gradient.meta["val"].contiguous()}
             gradients[i] = copy

@@ -23,7 +23,8 @@ def read_in_order(graph: Graph) -> None:
         assert isinstance(source, Node)
         val: Tensor = source.meta["val"]
         offset = 0 if not given or given[0] is None else given[0] - val.storage_offset()
-        order = sorted(range(val.ndim), key=lambda d: (-val.stride(d), d))
+        strides = val.stride()
+        order = sorted(range(val.ndim), key=lambda d: (-strides[d], d))
         if not val.permute(order).is_contiguous() or not within(val, size, stride, offset):
             place = source_of(node)
             raise TraceError(
