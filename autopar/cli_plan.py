@@ -29,6 +29,7 @@ from autopar.cli_options import (
     read_constraints,
     stages,
 )
+from autopar.cli_origin import with_origin
 from autopar.cli_profile import check_picture
 from autopar.errors import InputError, MeshError
 
@@ -114,6 +115,7 @@ def plan(
         else:
             options |= {"cache": not no_cache}
             found = autopar.plan(*example, devices=devices, global_batch=global_batch, micro_batch=micro_batch, **options)
+        found = with_origin(found, model=model, hardware=hardware, batch=batch, seq=seq, dtype=dtype, global_batch=global_batch)
         if trace is not None and not hasattr(found, "plans"):
             stage("writing the timeline")
             write_timeline(trace, loaded, found, hardware, global_batch)

@@ -139,9 +139,26 @@ class TriedSetting(_Part):
     reason: str = ""
 
 
+class Origin(_Part):
+    """What the command line was told, so that other commands can build the model and its example inputs again.
+
+    `model` and `hardware` as they were named: paths are relative to the folder that `autopar plan` ran in. `versions`: of
+    autopar and of the packages that decide what the model's graph is.
+    """
+
+    model: str
+    hardware: str
+    batch: int | None = None
+    seq: int | None = None
+    dtype: str | None = None
+    global_batch: int | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
 class Plan(Document):
     """A complete plan. Times in seconds, bytes per device. The program is one of `micro_batches` of a training step.
-    `bucket_bytes`, by mesh axis: gradients that are smaller are reduced together, up to about so many bytes."""
+    `bucket_bytes`, by mesh axis: gradients that are smaller are reduced together, up to about so many bytes. `origin` is there
+    if the plan was made from the command line."""
 
     WHAT: ClassVar[str] = "plan"
     FORMAT: ClassVar[str] = "autopar-plan"
@@ -151,6 +168,7 @@ class Plan(Document):
     format: Literal["autopar-plan"] = "autopar-plan"
     version: int = VERSION
     model: str
+    origin: Origin | None = None
     fingerprint: str
     mesh: MeshSpec
     hardware: str
@@ -174,6 +192,11 @@ class Plan(Document):
     state: dict[str, PlannedTensor]
     boundaries: dict[str, PlacementText]
     regions: dict[str, PlannedRegion]
+
+    @property
+    def overlap(self) -> bool:
+        """Whether its times count on communication beside the computation."""
+        return "overlapped" in self.figures.time_s
 
     def require_consistent(self, where: str = "the plan") -> None:
         """Raise PlanError, naming the first field that contradicts others, or that no plan can say."""

@@ -1,0 +1,100 @@
+"""How a plan was made, written into it, and the model built again from that: to question a plan takes the plan alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autopar.cli_options import load_model
+from autopar.errors import InputError
+
+if TYPE_CHECKING:
+    from autopar import Pareto, Plan
+    from autopar.hardware import Hardware
+    from autopar.ir.plan import Origin
+    from autopar.models import Loaded
+
+PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="A file that `autopar plan -o` wrote.")]
+AgainOption = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="If it is elsewhere than when the plan was made; as for `plan`.")
+]
+HardwareAgainOption = Annotated[
+    str | None, typer.Option("--hardware", help="If its file is elsewhere than when the plan was made.")
+]
+PACKAGES = ("autopar", "torch", "transformers")
+"""Whose versions decide what a model's graph is; those that were imported are recorded."""
+
+
+def with_origin(found: Plan | Pareto, **told: Any) -> Plan | Pareto:
+    """The plan or plans, with what the command line was told (see `Origin`)."""
+    from autopar.ir.plan import Origin
+
+    origin = Origin(**told, versions=versions())
+    known = {"origin": origin}
+    if hasattr(found, "plans"):
+        return found.model_copy(update={"plans": tuple(plan.model_copy(update=known) for plan in found.plans)})
+    return found.model_copy(update=known)
+
+
+def versions() -> dict[str, str]:
+    import sys
+
+    return {name: sys.modules[name].__version__ for name in PACKAGES if name in sys.modules}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Again:
+    """What a plan was made from: the model with the inputs of one micro-batch, and the hardware."""
+
+    loaded: Loaded
+    hardware: Hardware
+
+
+def again(plan: Plan, path: Path, stage: Callable[[str], None], model: str | None = None, hardware: str | None = None) -> Again:
+    """Build the model of a plan as `autopar plan` did; raises InputError, HardwareError.
+
+    `model` and `hardware` replace what the plan names.
+    """
+    from autopar import hardware as devices
+
+    origin = origin_of(plan, path, model, hardware)
+    device = devices.load(origin.hardware)
+    loaded = load_model(origin.model, origin.hardware, origin.batch, origin.seq, origin.dtype, stage, quiet=True)
+    if origin.global_batch is not None:
+        from autopar.planning.batches import with_batch
+
+        args, kwargs = with_batch(loaded.args, loaded.kwargs, origin.global_batch // plan.micro_batches)
+        loaded = replace(loaded, args=args, kwargs=kwargs)
+    return Again(loaded=loaded, hardware=device)
+
+
+def origin_of(plan: Plan, path: Path, model: str | None, hardware: str | None) -> Origin:
+    """What the plan says, or what is said here; raises InputError where both are silent."""
+    from autopar.ir.plan import Origin
+
+    if plan.origin is None and model is None:
+        raise InputError(
+            f"{path} does not say how its model is built (it was made from Python, or before plans said so): name it with "
+            "--model, as for `autopar plan`"
+        )
+    origin = plan.origin or sizes_of(plan, model or "", plan.hardware)
+    moved = {"model": model, "hardware": hardware}
+    return Origin.model_validate(origin.model_dump() | {name: said for name, said in moved.items() if said is not None})
+
+
+def sizes_of(plan: Plan, model: str, hardware: str) -> Origin:
+    """Batch and sequence as its inputs have them, for a plan that does not say more."""
+    from autopar.ir.plan import Origin
+
+    tokens = plan.inputs.get("input_ids")
+    shape = next((tensor.shape for tensor in plan.inputs.values() if tensor.shape), ())
+    return Origin(
+        model=model,
+        hardware=hardware,
+        batch=shape[0] if shape else None,
+        seq=tokens.shape[1] if tokens is not None and len(tokens.shape) > 1 else None,
+    )

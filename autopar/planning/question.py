@@ -1,0 +1,73 @@
+"""A plan with its program, priced again: what questions about it begin with, without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from autopar.codegen.emit import Emitted, emit
+from autopar.hardware import Hardware
+from autopar.ir.plan import Plan
+from autopar.ir.timeline import Timeline
+from autopar.planning.planner import Aims, Planner, Priced, Progress, silent
+from autopar.planning.simulate import simulate
+from autopar.solver.from_plan import to_solution
+from autopar.solver.problem import Problem, Solution
+from autopar.tracer import trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """`solution` is the plan as a choice among those of `problem`, which has the plan's budget."""
+
+    plan: Plan
+    planner: Planner
+    progress: Progress
+
+    @cached_property
+    def priced(self) -> Priced:
+        return self.planner.priced(self.plan.mesh)
+
+    @cached_property
+    def problem(self) -> Problem:
+        return replace(self.priced.problem, budget_bytes=self.plan.budget_bytes)
+
+    @cached_property
+    def solution(self) -> Solution:
+        """Raises PlanError if this version prices other choices than the one that made the plan."""
+        return to_solution(self.priced.builder, self.priced.problem, self.plan)
+
+    @cached_property
+    def emitted(self) -> Emitted:
+        """Its graphs, on fake tensors."""
+        self.progress("emitting")
+        return emit(self.planner.program, self.plan)
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """One forward and backward on a clock."""
+        emitted = self.emitted
+        self.progress("running the clock")
+        return simulate(emitted, self.planner.aims.hardware)
+
+
+def ask(
+    model: nn.Module,
+    plan: Plan,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    hardware: Hardware,
+    progress: Progress = silent,
+) -> Question:
+    """`args`/`kwargs`: of one micro-batch. Raises TraceError, PlanError if the plan is for another program."""
+    progress("tracing")
+    program = trace(model, args, dict(kwargs), name=plan.model, precision=plan.precision, progress=progress)
+    plan.require(program, plan.mesh)
+    aims = Aims(hardware=hardware, optimizer=plan.optimizer, overlap=plan.overlap, constraints=plan.constraints)
+    return Question(
+        plan=plan, planner=Planner(program, aims, micro_batches=plan.micro_batches, progress=progress), progress=progress
+    )
