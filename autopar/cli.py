@@ -37,6 +37,7 @@ from autopar.cli_options import (
 )
 from autopar.cli_plan import diff, plan, show, write_timeline
 from autopar.cli_profile import profile
+from autopar.cli_question import compare, explain
 from autopar.errors import AutoparError
 
 WRONG, INTERRUPTED = 2, 130
@@ -80,6 +81,8 @@ def common(
 app.command("plan")(plan)
 app.command("show")(show)
 app.command("diff")(diff)
+app.command("compare")(compare)
+app.command("explain")(explain)
 
 
 @app.command()

@@ -8,8 +8,8 @@ the error names them before anything is searched.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from autopar.errors import ConstraintError, SolverError
@@ -18,7 +18,7 @@ from autopar.ir.placement import INVARIANT, REPLICATE
 from autopar.ir.program import Program
 from autopar.ops.strategies import cut_by
 from autopar.solver.build import Builder
-from autopar.solver.choices import Choices, choices, places
+from autopar.solver.choices import Choices, Options, choices, places
 from autopar.solver.problem import Problem, Strategy
 from autopar.solver.restriction import Restriction
 from autopar.solver.roles import BATCH, TENSOR_KINDS
@@ -28,10 +28,16 @@ from autopar.solver.space import narrow
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What the constraints leave, and remarks for the plan on how they were understood."""
+    """What the constraints leave, and remarks for the plan on how they were understood. `wishes`: by unit, each wish that says
+    anything of it, with the strategies that it leaves."""
 
     allow: Restriction
     notes: tuple[str, ...] = ()
+    wishes: Mapping[Hashable, Sequence[tuple[str, Options]]] = field(default_factory=dict)
+
+    def against(self, region: str, unit: str, strategy: int) -> tuple[str, ...]:
+        """The wishes that forbid the unit this strategy."""
+        return tuple(dict.fromkeys(wish for wish, left in self.wishes.get((region, unit), ()) if strategy not in left))
 
 
 def wanted(constraints: Constraints, builder: Builder, problem: Problem) -> Wanted:
@@ -66,7 +72,7 @@ class Translation:
         self.require_no_conflict_in_backward()
         if self.constraints.checkpoints == "honour":
             self.honour_checkpoints()
-        return Wanted(allow=self.restriction(), notes=tuple(dict.fromkeys(self.notes)))
+        return Wanted(allow=self.restriction(), notes=tuple(dict.fromkeys(self.notes)), wishes=self.strategies.wishes)
 
     def apply(self, rule: Rule, said: Statement) -> None:
         wish = str(rule) if len(rule.statements) == 1 else f"{rule} ({said.text})"

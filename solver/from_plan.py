@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autopar.codegen.accept import accept, refused
+from autopar.errors import PlanError
 from autopar.ir.plan import Plan, PlannedClass, PlannedRegion
 from autopar.solver.build import Builder
 from autopar.solver.check import InvalidSolution, check
@@ -13,13 +13,12 @@ from autopar.solver.problem import ClassChoice, Problem, Region, RegionChoice, S
 
 
 def to_solution(builder: Builder, problem: Problem, plan: Plan) -> Solution:
-    """The plan's decisions, at the checker's figures; raises PlanError where the program or the problem has no such choice.
+    """The decisions of an accepted plan, at the checker's figures; raises PlanError where the problem has no such choice.
 
     Its peak is the solver's estimate, from above: that of the graphs is in the plan.
     """
-    accept(builder.program, plan)
     found = Solution(
-        regions={region.name: chosen(builder, region, plan.regions[region.name]) for region in problem.regions},
+        regions={region.name: chosen(region, plan.regions[region.name]) for region in problem.regions},
         boundaries={boundary: plan.boundaries[value] for value, boundary in builder.boundary_of.items()},
         rest={group: plan.state[name].placement for name, group in builder.group_of.items()},
         cost_s=0.0,
@@ -36,7 +35,11 @@ def to_solution(builder: Builder, problem: Problem, plan: Plan) -> Solution:
     return replace(found, cost_s=verdict.cost_s, peak_bytes=verdict.peak_bytes, bound_s=bound_s)
 
 
-def chosen(builder: Builder, region: Region, planned: PlannedRegion) -> RegionChoice:
+def refused(field: str, reason: str) -> PlanError:
+    return PlanError(f"the plan's field {field}: {reason}. Make it again with `autopar plan`")
+
+
+def chosen(region: Region, planned: PlannedRegion) -> RegionChoice:
     strategies = {}
     for unit in region.units:
         factors = planned.units[unit.name].factors

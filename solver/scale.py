@@ -32,3 +32,13 @@ def typical_s(problem: Problem) -> float:
     )
     longest = max((s.forward_s + s.backward_s for r in problem.regions for u in r.units for s in u.strategies), default=0.0)
     return fastest or longest or 1.0
+
+
+def ample_bytes(problem: Problem) -> float:
+    """More than any plan needs: as good as no budget, for the model that says what is kept has rows of memory."""
+    found = sum(max(at.values(), default=0.0) for g in problem.state.values() for at in (g.bytes_at, g.step_bytes_at))
+    for region in problem.regions:
+        calls = sum(region.classes)
+        found += 4 * calls * sum(max(t.bytes_at.values(), default=0.0) for t in region.tensors.values())
+        found += sum(max(calls * s.saved_bytes + s.backward_temp_bytes for s in u.strategies) for u in region.units)
+    return 2 * found

@@ -23,7 +23,7 @@ from autopar.solver.nearby import Root, relax, search_near, within
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.restriction import FREE, Restriction, fix
 from autopar.solver.rounding import arcs_of, draft_of, judged, to_solution, to_start
-from autopar.solver.scale import Scale, scale_of, typical_s
+from autopar.solver.scale import Scale, ample_bytes, scale_of, typical_s
 from autopar.solver.smallest import Clock, Smallest, human_bytes, smallest
 from autopar.solver.space import Arcs, Space, narrow
 
@@ -126,16 +126,6 @@ def solve(
     if not hunt.closed and problem.budget_bytes is not None:
         _fit(hunt, space, floor, loose)
     return hunt.finish() if hunt.best else _out_of_time(hunt, space)
-
-
-def ample_bytes(problem: Problem) -> float:
-    """More than any plan needs: as good as no budget, for the model that says what is kept has rows of memory."""
-    found = sum(max(at.values(), default=0.0) for g in problem.state.values() for at in (g.bytes_at, g.step_bytes_at))
-    for region in problem.regions:
-        calls = sum(region.classes)
-        found += 4 * calls * sum(max(t.bytes_at.values(), default=0.0) for t in region.tensors.values())
-        found += sum(max(calls * s.saved_bytes + s.backward_temp_bytes for s in u.strategies) for u in region.units)
-    return 2 * found
 
 
 def admissible(problem: Problem, incumbents: Iterable[Solution], allow: Restriction) -> list[Solution]:

@@ -21,7 +21,7 @@ from autopar.solver.model import build
 from autopar.solver.problem import Problem, Solution
 from autopar.solver.restriction import fix
 from autopar.solver.rounding import arcs_of, to_solution
-from autopar.solver.scale import SCALE, scale_of, typical_s
+from autopar.solver.scale import SCALE, ample_bytes, scale_of, typical_s
 from autopar.solver.smallest import Clock
 from autopar.solver.space import Space, narrow
 
@@ -81,15 +81,18 @@ def at_rest_bytes(problem: Problem, name: str, placement: Placement) -> float:
 
 
 def save_memory(space: Space, draft: Solution, gap: float, clock: Clock) -> Solution | None:
-    """Stage 2: the draft with the fastest choice of what to keep and to make again; None if none fits."""
-    problem = space.problem
-    limit = problem.budget_bytes
-    if limit is None or draft.peak_bytes <= limit * (1 + TOLERANCE):
+    """Stage 2: the draft with the fastest choice of what to keep and to make again; None if none fits.
+
+    A draft that fits is returned as it is, unless the space forbids keeping some of what it keeps.
+    """
+    problem, allow = space.problem, space.allow
+    limit = ample_bytes(problem) if problem.budget_bytes is None else problem.budget_bytes
+    if draft.peak_bytes <= limit * (1 + TOLERANCE) and allow.admits(problem, draft):
         return draft
     known = [checkpointed(problem, draft, policy) for policy in KNOWN]
-    fitting = [s for s in known if s.peak_bytes <= limit]
+    fitting = [s for s in known if s.peak_bytes <= limit and allow.admits(problem, s)]
     try:
-        tight = narrow(problem, fix(draft), arcs_of(space, draft))
+        tight = narrow(problem, fix(draft, allow), arcs_of(space, draft))
     except SolverError:
         return min(fitting, key=lambda s: s.cost_s, default=None)
     model = build(tight, memory=True, scale=scale_of(size=limit, cost_s=draft.cost_s))

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -117,12 +118,25 @@ class Planner:
             builder = Builder(cost, self.setting(mesh))
             problem = builder.problem()
             require_shardable(problem, mesh, self.program)
-            allowed = wanted(self.aims.constraints, builder, problem)
-            if self.aims.resting:
-                allowed = replace(allowed, allow=allowed.allow & resting(builder, self.aims.resting))
-            self._priced[key] = Priced(builder=builder, problem=problem, wanted=allowed)
+            self._priced[key] = Priced(builder=builder, problem=problem, wanted=self.wanted(builder, problem))
             self._pricing_s[key] = time.monotonic() - began_s
         return self._priced[key]
+
+    def under(self, constraints: Constraints) -> Planner:
+        """The same program under other constraints; what was measured and priced is taken over."""
+        other = copy(self)
+        other.aims, other._loosest = replace(self.aims, constraints=constraints), {}
+        other._priced = {
+            key: replace(priced, wanted=other.wanted(priced.builder, priced.problem)) for key, priced in self._priced.items()
+        }
+        return other
+
+    def wanted(self, builder: Builder, problem: Problem) -> Wanted:
+        """What the constraints leave, and parameters that stay where they are."""
+        allowed = wanted(self.aims.constraints, builder, problem)
+        if self.aims.resting:
+            allowed = replace(allowed, allow=allowed.allow & resting(builder, self.aims.resting))
+        return allowed
 
     def loosest(self, mesh: MeshSpec, time_limit_s: float | None = None, gap: float | None = None) -> Solution:
         """The best plan if memory were free, with its bound: no plan on this mesh takes less, whatever its budget.

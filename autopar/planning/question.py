@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from autopar.codegen.accept import accept
 from autopar.codegen.emit import Emitted, emit
 from autopar.hardware import Hardware
 from autopar.ir.plan import Plan
@@ -39,6 +40,7 @@ class Question:
     @cached_property
     def solution(self) -> Solution:
         """Raises PlanError if this version prices other choices than the one that made the plan."""
+        accept(self.planner.program, self.plan)
         return to_solution(self.priced.builder, self.priced.problem, self.plan)
 
     @cached_property

@@ -1,0 +1,113 @@
+"""A plan beside the known ways to parallelize the same program on the same mesh, each counted on graphs of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from autopar.hardware.link import Link
+from autopar.ir.plan import Plan
+from autopar.planning.planner import realise
+from autopar.planning.question import Question
+from autopar.solver.baselines import BASELINES, CHECKPOINTS, Checkpoint, Purposes, Tried, try_baselines
+
+OURS = "autopar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to parallelize, as predicted per step: seconds, and bytes per device.
+
+    `checkpoint` says what backward makes again: none, selective (norms and pointwise work, attention) or full (all of a
+    layer); "as planned" for the plan itself. `purposes`: what each mesh axis is for. `time_s` splits the step time as
+    `Figures.time_s`, `sent_bytes` has what a device sends on each axis, `redone_flops` what runs twice.
+    """
+
+    name: str
+    checkpoint: Checkpoint | str
+    purposes: Purposes = ()
+    step_time_s: float
+    peak_bytes: float
+    fits: bool
+    sent_bytes: Mapping[str, float]
+    time_s: Mapping[str, float]
+    redone_flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """`ways`: the plan first, then the known ones in their usual order. `absent` have no place here: no dim to cut so."""
+
+    budget_bytes: int | None
+    ways: tuple[Way, ...]
+    absent: tuple[str, ...] = ()
+
+    @property
+    def ours(self) -> Way:
+        return self.ways[0]
+
+    @property
+    def best(self) -> Way | None:
+        """The fastest of the known ways that fit."""
+        return min((way for way in self.ways[1:] if way.fits), key=lambda way: way.step_time_s, default=None)
+
+
+def compare(
+    question: Question, names: Iterable[str] = tuple(BASELINES), checkpoints: Iterable[Checkpoint] = CHECKPOINTS
+) -> Comparison:
+    """Each way with each checkpoint, whether it fits the plan's budget or not; of its variants the fastest that fits.
+
+    Peaks are those of the emitted graphs, as the plan's is.
+    """
+    names, progress = tuple(names), question.progress
+    progress("finding the known ways to parallelize")
+    tried = try_baselines(question.problem, names, checkpoints=checkpoints)
+    unlimited = replace(question.problem, budget_bytes=None)
+    known: dict[int, Plan] = {}
+    ways = [ours(question)]
+    for way in tried:
+        progress(f"counting {way.name}, checkpoint {way.checkpoint}")
+        if id(way.solution) not in known:
+            known[id(way.solution)] = realise(question.priced.builder, unlimited, way.solution).plan
+        ways.append(counted(question, way, known[id(way.solution)]))
+    there = {way.name for way in tried}
+    return Comparison(
+        budget_bytes=question.plan.budget_bytes, ways=tuple(ways), absent=tuple(name for name in names if name not in there)
+    )
+
+
+def ours(question: Question) -> Way:
+    plan = question.plan
+    return way_of(question, plan, OURS, "as planned", plan.peak_bytes)
+
+
+def counted(question: Question, tried: Tried, plan: Plan) -> Way:
+    """ZeRO-1 is run as ZeRO-2's plan, and needs whole gradients beside it."""
+    more = tried.peak_bytes - tried.solution.peak_bytes
+    return way_of(question, plan, tried.name, tried.checkpoint, plan.peak_bytes + more, tried.purposes)
+
+
+def way_of(question: Question, plan: Plan, name: str, checkpoint: str, peak_bytes: float, purposes: Purposes = ()) -> Way:
+    budget = question.plan.budget_bytes
+    return Way(
+        name=name,
+        checkpoint=checkpoint,
+        purposes=purposes,
+        step_time_s=plan.step_time_s,
+        peak_bytes=peak_bytes,
+        fits=budget is None or peak_bytes <= budget,
+        sent_bytes=sent_bytes(plan, question.priced.builder.links),
+        time_s=plan.figures.time_s,
+        redone_flops=plan.figures.redone_flops * plan.micro_batches,
+    )
+
+
+def sent_bytes(plan: Plan, links: Iterable[Link]) -> dict[str, float]:
+    """What one device sends in a step, by mesh axis."""
+    axes = {name: (size, link) for name, size, link in zip(plan.mesh.names, plan.mesh.sizes, links, strict=True)}
+    found: Counter[str] = Counter(dict.fromkeys(axes, 0))
+    for c in plan.figures.collectives:
+        size, link = axes[c.axis]
+        found[c.axis] += plan.micro_batches * link.sent_bytes(c.kind, c.bytes, size)  # type: ignore[assignment]
+    return dict(found)

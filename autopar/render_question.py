@@ -1,0 +1,192 @@
+"""Answers about a plan as tables: the known ways beside it, where its time goes, and what other strategies would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from autopar.bytes import human
+from autopar.render import human_flops, human_s, new_console, new_table
+from autopar.render_region import factor_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from autopar.ir.plan import Plan
+    from autopar.planning.compare import Comparison, Way
+    from autopar.planning.costs import Cost
+    from autopar.planning.explain import Alternative, Explained, WhyNot
+
+SHOWN = 12
+"""Strategies of a unit, and costs, that are listed if not all are asked for."""
+IN_FULL = 3
+"""Of more units than this each is one row."""
+
+
+def print_comparison(plan: Plan, found: Comparison, console: Console | None = None) -> None:
+    console = console or new_console()
+    budget = "no budget" if found.budget_bytes is None else f"budget {human(found.budget_bytes)}"
+    title = f"{plan.model} on {plan.mesh} of {plan.hardware}, {budget}: predicted per step and device"
+    table = new_table(title, ("way", {"overflow": "fold"}), "checkpoint")
+    for column in ("step time", "ours is", "peak", "fits", *(f"sent on {axis}" for axis in plan.mesh.names), "redone"):
+        table.add_column(column, justify="right")
+    before = ""
+    for way in found.ways:
+        if way.name != before and before:
+            table.add_section()
+        table.add_row(*way_cells(plan, found, way, first=way.name != before), style=way_style(found, way))
+        before = way.name
+    console.print(table)
+    if found.absent:
+        console.print(Text(f"no place here: {', '.join(found.absent)} (no dim to cut so)"), style="dim")
+    console.print(Text(verdict(found)))
+
+
+def way_cells(plan: Plan, found: Comparison, way: Way, *, first: bool) -> Iterator[str]:
+    purposes = f" ({', '.join(f'{axis} {purpose}' for axis, purpose in zip(plan.mesh.names, way.purposes, strict=False))})"
+    yield f"{way.name}{purposes if way.purposes else ''}" if first else ""
+    yield way.checkpoint
+    yield human_s(way.step_time_s)
+    yield "" if way is found.ours else faster(way.step_time_s / found.ours.step_time_s)
+    yield human(way.peak_bytes)
+    yield "yes" if way.fits else "no"
+    for axis in plan.mesh.names:
+        yield human(way.sent_bytes[axis]) if way.sent_bytes[axis] else "–"
+    yield human_flops(way.redone_flops) if way.redone_flops else "–"
+
+
+def way_style(found: Comparison, way: Way) -> str | None:
+    return "bold" if way is found.ours else "green" if way is found.best else None if way.fits else "dim"
+
+
+def faster(ratio: float) -> str:
+    """
+    >>> faster(1.25), faster(0.98), faster(1.0)
+    ('1.25× faster', '1.02× slower', 'as fast')
+    """
+    if abs(ratio - 1) < 0.005:
+        return "as fast"
+    return f"{ratio:.2f}× faster" if ratio > 1 else f"{1 / ratio:.2f}× slower"
+
+
+def verdict(found: Comparison) -> str:
+    best = found.best
+    if best is None:
+        return "none of the known ways fits the budget"
+    ours = faster(best.step_time_s / found.ours.step_time_s)
+    return f"the best of the known ways that fit is {best.name}, checkpoint {best.checkpoint}: autopar is predicted {ours}"
+
+
+def print_costs(plan: Plan, found: Sequence[Cost], all_of_them: bool = False, console: Console | None = None) -> None:
+    console = console or new_console()
+    shown = found if all_of_them else found[:SHOWN]
+    whole = sum(cost.seconds for cost in found) or 1.0
+    table = new_table(f"where the time of {plan.model} goes, if nothing ran beside it", ("", {"overflow": "fold"}))
+    for name in ("layer type", "does"):
+        table.add_column(name, overflow="fold")
+    for name in ("calls", "time", "share"):
+        table.add_column(name, justify="right")
+    words = {"unit": "", "conversion": " →", "again": " again"}
+    for cost in shown:
+        name, share = f"{cost.of}{words[cost.what]}", f"{cost.seconds / whole:.1%}"
+        table.add_row(Text(name), cost.region, Text(cost.does), str(cost.calls), human_s(cost.seconds), share)
+    if rest := found[len(shown) :]:
+        seconds = sum(cost.seconds for cost in rest)
+        table.add_row(f"{len(rest)} more (--all)", "", "", "", human_s(seconds), f"{seconds / whole:.1%}", style="dim")
+    console.print(table)
+    console.print(Text("→: conversions of a tensor. Ask for a unit, a module or op=NAME to see what else it could do."))
+
+
+def print_explained(plan: Plan, found: Sequence[Explained], all_of_them: bool = False, console: Console | None = None) -> None:
+    console = console or new_console()
+    if len(found) > IN_FULL:
+        console.print(units_table(plan, found))
+        console.print(Text("Each with all else as it is; ask for one unit to see all its strategies."))
+        return
+    for one in found:
+        for line in about(one):
+            console.print(Text(line))
+        console.print(strategies_table(plan, one, all_of_them))
+        for factor, why in one.uncut.items():
+            console.print(Text(f"{factor} ({one.sizes[factor]}) is cut by no strategy: {why}"), style="dim")
+        console.print()
+    console.print(Text("Changes are of the whole plan, with all else as it is; --why-not plans everything anew around a wish."))
+
+
+def about(one: Explained) -> Iterator[str]:
+    times = f", {one.calls} equal layers" if one.calls > 1 else ""
+    yield f"{one.unit}: {one.op} ({one.kind}) of {one.path}{times}"
+    sizes = ", ".join(f"{factor} {size}" for factor, size in one.sizes.items())
+    yield f"{one.source}  factors: {sizes}" if one.source else f"factors: {sizes}"
+
+
+def units_table(plan: Plan, found: Sequence[Explained]) -> Table:
+    table = new_table("units, and the best that each could do instead", ("unit", {"overflow": "fold"}))
+    for name in ("chosen", "next best"):
+        table.add_column(name, overflow="fold")
+    for name in ("step time", "peak"):
+        table.add_column(name, justify="right")
+    for one in found:
+        other = one.next_best
+        cells = (axes_text(plan, other), *changed(plan, one, other)) if other else ("nothing else is possible", "", "")
+        table.add_row(one.unit, axes_text(plan, one.chosen), *cells)
+    return table
+
+
+def strategies_table(plan: Plan, one: Explained, all_of_them: bool) -> Table:
+    table = new_table("", "", *plan.mesh.names)
+    for name in ("the unit itself", "step time", "peak"):
+        table.add_column(name, justify="right")
+    table.add_column("", overflow="fold")
+    shown = one.alternatives if all_of_them else one.alternatives[:SHOWN]
+    shown = shown if one.chosen in shown else (*shown, one.chosen)
+    for a in shown:
+        cells = (human_s(plan.step_time_s), "chosen", "") if a.chosen else (*changed(plan, one, a), Text(a.forbidden))
+        style = "bold" if a.chosen else "dim" if a.forbidden else None
+        texts = (factor_text(f, r) for f, r in zip(a.factors, a.roles, strict=True))
+        table.add_row("→" if a.chosen else "", *texts, human_s(a.own_s), *cells, style=style)
+    if rest := len(one.alternatives) - len(shown):
+        table.add_row("", f"{rest} more (--all)", style="dim")
+    return table
+
+
+def axes_text(plan: Plan, a: Alternative) -> str:
+    texts = (factor_text(f, r) for f, r in zip(a.factors, a.roles, strict=True))
+    return ", ".join(f"{axis} {text}" for axis, text in zip(plan.mesh.names, texts, strict=True))
+
+
+def changed(plan: Plan, one: Explained, a: Alternative) -> tuple[str, str]:
+    """By how much the plan's step time and estimated peak would change."""
+    if a.step_time_s is None or a.estimated_peak_bytes is None:
+        return "–", "–"
+    chosen = one.chosen
+    assert chosen.step_time_s is not None
+    assert chosen.estimated_peak_bytes is not None
+    slower, larger = a.step_time_s - chosen.step_time_s, a.estimated_peak_bytes - chosen.estimated_peak_bytes
+    share = f"{slower / plan.step_time_s:+.1%}" if plan.step_time_s else ""
+    return f"{sign(slower)}{human_s(abs(slower))} ({share})", f"{sign(larger)}{human(abs(larger))}" if larger else "same"
+
+
+def sign(number: float) -> str:
+    return "−" if number < 0 else "+"
+
+
+def print_why_not(plan: Plan, answer: WhyNot, console: Console | None = None) -> None:
+    console = console or new_console()
+    if answer.plan is None:
+        console.print(Text(f"there is no such plan: {answer.reason}"))
+        return
+    from autopar.plan_diff import changes
+    from autopar.render_diff import print_changes
+
+    other = answer.plan
+    print_changes(changes(plan, other), ("as planned", "with the pin"), console)
+    if plan.step_time_s == other.step_time_s:
+        cost = "nothing: the best plan is as fast"
+    else:
+        slower = other.step_time_s - plan.step_time_s
+        cost = f"{sign(slower)}{human_s(abs(slower))} per step ({slower / plan.step_time_s:+.1%})"
+    console.print(Text(f"pin {answer.pin!r} costs {cost}; peak {human(plan.peak_bytes)} → {human(other.peak_bytes)}"))
