@@ -31,6 +31,7 @@ from autopar.cli_options import (
     WholeParametersOption,
     check_arguments,
     check_trace,
+    echo,
     load_model,
     read_constraints,
     stages,
@@ -137,7 +138,7 @@ def verify(
         if trace is not None:
             stage("writing the timeline")
             write_timeline(trace, loaded, report.plan, hardware)
-    print_report(report, loaded.name, mesh, steps)
+    echo(report)
     if trace is not None:
         typer.echo(f"wrote {trace}", err=True)
     if not report.ok:
@@ -167,24 +168,6 @@ def demo(ctx: typer.Context) -> None:
 
     if code := run_demo(list(ctx.args)):
         raise typer.Exit(code)
-
-
-def print_report(report: Any, model: str, mesh: str, steps: int, worst: int = 5) -> None:
-    """The verdict, the worst difference of each kind of tensor, and the worst tensors if they differ."""
-    from autopar.render import new_console, new_table
-
-    parts = [(t.name, t.kind, t.relative_error) for t in report.tensors]
-    table = new_table(f"{model} on {mesh} against one device, {steps} steps", "tensors", "compared", "largest relative error")
-    for kind in dict.fromkeys(kind for _, kind, _ in parts):
-        errors = [error for _, k, error in parts if k == kind]
-        table.add_row(kind, str(len(errors)), f"{max(errors):.2e}")
-    if not report.ok:
-        table.add_section()
-        for name, kind, error in sorted(parts, key=lambda part: -part[2])[:worst]:
-            table.add_row(f"{name} ({kind})", "", f"{error:.2e}")
-    new_console().print(table)
-    verdict = "equal" if report.ok else "NOT equal"
-    typer.echo(f"{verdict}: largest relative error {report.max_relative_error:.2e}")
 
 
 def main() -> None:

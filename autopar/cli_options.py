@@ -13,6 +13,7 @@ from autopar.errors import InputError
 
 if TYPE_CHECKING:
     from autopar import Constraints
+    from autopar.ir.shown import Shown
     from autopar.models import Loaded
 
 ModelArgument = Annotated[
@@ -148,3 +149,10 @@ def stages() -> Iterator[Callable[[str], None]]:
         return
     with console.status("starting") as status:
         yield lambda stage: status.update(stage)
+
+
+def echo(value: Shown) -> None:
+    """Print its tables: plain and 140 columns wide where the output is no terminal."""
+    from autopar.render import print_all
+
+    print_all([value])

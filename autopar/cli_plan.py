@@ -25,6 +25,7 @@ from autopar.cli_options import (
     WholeParametersOption,
     check_arguments,
     check_trace,
+    echo,
     load_model,
     read_constraints,
     stages,
@@ -121,7 +122,7 @@ def plan(
             write_timeline(trace, loaded, found, hardware, global_batch)
     if output is not None:
         save(found, output)
-    print_found(found)
+    echo(found)
     if plot is not None:
         draw(found, plot)
     for path in (output, plot, trace):
@@ -175,7 +176,7 @@ def show(
         found = plans[point - 1]
     if output is not None:
         save(found, output)
-    print_found(found)
+    echo(found)
     if output is not None:
         typer.echo(f"wrote {output}", err=True)
 
@@ -196,9 +197,10 @@ def diff(
 
         typer.echo(json.dumps([asdict(change) for change in found], indent=1))
     else:
-        from autopar.render_diff import print_changes
+        from autopar.render import print_all
+        from autopar.render_diff import changes_renderables
 
-        print_changes(found, (str(before), str(after)))
+        print_all(changes_renderables(found, (str(before), str(after))))
     if found:
         raise typer.Exit(1)
 
@@ -229,17 +231,6 @@ def save(found: Plan | Pareto, output: Path) -> None:
         found.save(output)
     except OSError as error:
         raise InputError(f"cannot write {output}: {error.strerror}: give another file with -o") from error
-
-
-def print_found(found: Any) -> None:
-    if hasattr(found, "plans"):
-        from autopar.render_search import print_front
-
-        print_front(found)
-    else:
-        from autopar.render import print_plan
-
-        print_plan(found)
 
 
 def draw(found: Any, path: Path) -> None:

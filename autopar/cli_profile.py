@@ -172,12 +172,9 @@ def view(found: Profile, loaded: Loaded, asked: Mapping[str, int], memory: str |
     from autopar.bytes import parse_bytes
     from autopar.profile_view import View
 
-    examples = {
-        name: next(int(t.shape[DIMS[name]]) for t in tensors_of(loaded) if t.ndim > DIMS[name]) for name in found.symbols
-    }
     return View(
         profile=found,
-        sizes=sizes_of(loaded) | examples | dict(asked),
+        sizes=sizes_of(loaded) | dict(found.examples) | dict(asked),
         budget_bytes=None if memory is None else parse_bytes(memory),
         limits=loaded.limits,
         on_named_hardware=on_named_hardware,

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autopar.cli_options import stages
+from autopar.cli_options import echo, stages
 from autopar.cli_origin import AgainOption, HardwareAgainOption, PlanArgument, again
 from autopar.cli_plan import one_plan, save
 from autopar.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from autopar import Plan
     from autopar.planning.question import Question
+
+Answer = tuple[Sequence[Any], "list[RenderableType]"]
+"""What was found, and how it looks."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON, with seconds and bytes.")]
 
@@ -40,9 +45,7 @@ def compare(
     if as_json:
         echo_json(found)
     else:
-        from autopar.render_question import print_comparison
-
-        print_comparison(plan, found)
+        echo(found)
 
 
 def explain(
@@ -71,35 +74,52 @@ def explain(
     plan = one_plan(path)
     with stages() as stage:
         question = ask(plan, path, stage, model, hardware)
-        found, print_found = answer(question, asked, why_not, everything)
+        if why_not is not None:
+            return say_why_not(question, why_not, output, as_json)
+        found, parts = units(question, asked, everything) if asked is not None else dearest(question, everything)
     if as_json:
         echo_json(found)
     else:
-        print_found()
-    if why_not is not None and found.plan is None:
-        raise typer.Exit(1)
-    if output is not None:
-        origin = {"origin": plan.origin}
-        save(found.plan.model_copy(update=origin), output)
-        typer.echo(f"wrote {output}", err=True)
+        from autopar.render import print_all
+
+        print_all(parts)
 
 
-def answer(question: Question, asked: str | None, why_not: str | None, everything: bool) -> tuple[Any, Callable[[], None]]:
-    """What was found, and how it is printed."""
-    from autopar import render_question as render
-    from autopar.planning import explain as explaining
+def units(question: Question, asked: str, everything: bool) -> Answer:
+    from autopar.planning.explain import explain
+    from autopar.render_question import explained_renderables
 
-    plan = question.plan
-    if why_not is not None:
-        wish = explaining.why_not(question, why_not)
-        return wish, lambda: render.print_why_not(plan, wish)
-    if asked is not None:
-        units = explaining.explain(question, asked)
-        return units, lambda: render.print_explained(plan, units, everything)
+    found = explain(question, asked)
+    return found, explained_renderables(found, everything)
+
+
+def dearest(question: Question, everything: bool) -> Answer:
     from autopar.planning.costs import costs
+    from autopar.render_question import costs_renderables
 
     found = costs(question)
-    return found, lambda: render.print_costs(plan, found, everything)
+    return found, costs_renderables(question.plan, found, everything)
+
+
+def say_why_not(question: Question, wish: str, output: Path | None, as_json: bool) -> None:
+    """Exit 1 if there is no such plan."""
+    from autopar.plan_diff import changes
+    from autopar.planning.explain import why_not
+
+    answer = why_not(question, wish)
+    other = answer.plan
+    if as_json:
+        figures = {} if other is None else {"step_time_s": other.step_time_s, "peak_bytes": other.peak_bytes}
+        echo_json(
+            {"pin": answer.pin, "reason": answer.reason, **figures, "changes": changes(answer.before, other) if other else None}
+        )
+    else:
+        echo(answer)
+    if other is None:
+        raise typer.Exit(1)
+    if output is not None:
+        save(other, output)
+        typer.echo(f"wrote {output}", err=True)
 
 
 def ask(plan: Plan, path: Path, stage: Callable[[str], None], model: str | None, hardware: str | None) -> Question:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan
-from autopar.render_region import pattern, region_rows
+from autopar.ir.region_view import pattern, region_rows
 
 Value = str | int | float
 Part = Literal["setting", "figures", "state at rest", "between layers", "layers"]

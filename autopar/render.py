@@ -18,7 +18,7 @@ from rich.text import Text
 
 from autopar.bytes import human, three_figures
 from autopar.ir.plan import Plan, PlannedCollective, PlannedTensor
-from autopar.render_region import RegionView, pattern, region_view
+from autopar.ir.region_view import RegionView, pattern, region_view
 from autopar.render_search import tried_table
 
 if TYPE_CHECKING:
@@ -53,9 +53,14 @@ BYTES_PER_DTYPE = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "bfloat16": 2, 
 
 def print_plan(plan: Plan, measured: Counted | None = None, console: Console | None = None) -> None:
     """All tables of a plan; plain and 140 columns wide where the output is no terminal."""
+    print_all(plan_renderables(plan, measured), console)
+
+
+def print_all(parts: Iterable[RenderableType], console: Console | None = None) -> None:
+    """One below the other; plain and 140 columns wide where the output is no terminal."""
     console = console or new_console()
-    for renderable in plan_renderables(plan, measured):
-        console.print(renderable)
+    for part in parts:
+        console.print(part)
 
 
 def new_console() -> Console:

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from autopar.bytes import human
 from autopar.plan_diff import PARTS, Change, Value
-from autopar.render import human_flops, human_s, new_console, new_table
+from autopar.render import human_flops, human_s, new_table
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
 MISSING = "–"
 
 
-def print_changes(found: Sequence[Change], names: tuple[str, str], console: Console | None = None) -> None:
+def changes_renderables(found: Sequence[Change], names: tuple[str, str]) -> list[RenderableType]:
     """A table for each part of the plans that differs; `names` are what the plans are called."""
-    console = console or new_console()
     if not found:
-        console.print("the plans decide and predict the same")
-    for part in PARTS:
-        own = [change for change in found if change.part == part]
-        if not own:
-            continue
-        numbers = any(change.unit for change in own)
-        table = new_table(part, ("", {"overflow": "fold"}), *((name, {"overflow": "fold"}) for name in names))
-        if numbers:
-            table.add_column("change", justify="right")
-        for change in own:
-            name = change.name if change.times == 1 else f"{change.name} × {change.times}"
-            cells = (Text(text(value, change.unit)) for value in (change.before, change.after))
-            table.add_row(Text(name), *cells, *([share(change)] if numbers else []))
-        console.print(table)
-        console.print()
+        return [Text("the plans decide and predict the same")]
+    return [part for name in PARTS for part in part_renderables([c for c in found if c.part == name], name, names)]
+
+
+def part_renderables(found: Sequence[Change], part: str, names: tuple[str, str]) -> Iterator[RenderableType]:
+    if not found:
+        return
+    numbers = any(change.unit for change in found)
+    table = new_table(part, ("", {"overflow": "fold"}), *((name, {"overflow": "fold"}) for name in names))
+    if numbers:
+        table.add_column("change", justify="right")
+    for change in found:
+        name = change.name if change.times == 1 else f"{change.name} × {change.times}"
+        cells = (Text(text(value, change.unit)) for value in (change.before, change.after))
+        table.add_row(Text(name), *cells, *([share(change)] if numbers else []))
+    yield table
+    yield Text()
 
 
 def text(value: Value | None, unit: str) -> str:

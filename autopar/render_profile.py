@@ -16,7 +16,7 @@ from autopar.profile_tree import Node, shown_depth, tree
 from autopar.profile_view import Largest, View
 from autopar.profiler.memory import STEP
 from autopar.profiler.rows import OpAt
-from autopar.render import human_flops, human_s, new_console, new_table, table_grid
+from autopar.render import human_flops, human_s, new_table, print_all, table_grid
 
 ALIVE, OPS = 8, 15
 """How many rows of what is alive at the peak, and of the ops that take longest."""
@@ -43,9 +43,7 @@ FORMULAS = (
 
 def print_profile(view: View, *, depth: int | None = None, ops: bool = False, console: Console | None = None) -> None:
     """All tables of a profile; plain and 140 columns wide where the output is no terminal."""
-    console = console or new_console()
-    for renderable in profile_renderables(view, depth=depth, ops=ops):
-        console.print(renderable)
+    print_all(profile_renderables(view, depth=depth, ops=ops), console)
 
 
 def profile_renderables(view: View, *, depth: int | None = None, ops: bool = False) -> list[RenderableType]:

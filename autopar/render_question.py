@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from autopar.bytes import human
-from autopar.render import human_flops, human_s, new_console, new_table
-from autopar.render_region import factor_text
+from autopar.ir.region_view import factor_text
+from autopar.plan_diff import changes
+from autopar.render import human_flops, human_s, new_table
+from autopar.render_diff import changes_renderables
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
     from rich.table import Table
 
     from autopar.ir.plan import Plan
@@ -26,34 +28,32 @@ IN_FULL = 3
 """Of more units than this each is one row."""
 
 
-def print_comparison(plan: Plan, found: Comparison, console: Console | None = None) -> None:
-    console = console or new_console()
+def comparison_renderables(found: Comparison) -> list[RenderableType]:
+    """A row for each way with each checkpoint, and the verdict."""
     budget = "no budget" if found.budget_bytes is None else f"budget {human(found.budget_bytes)}"
-    title = f"{plan.model} on {plan.mesh} of {plan.hardware}, {budget}: predicted per step and device"
+    title = f"{found.model} on {found.mesh} of {found.hardware}, {budget}: predicted per step and device"
     table = new_table(title, ("way", {"overflow": "fold"}), "checkpoint")
-    for column in ("step time", "ours is", "peak", "fits", *(f"sent on {axis}" for axis in plan.mesh.names), "redone"):
+    for column in ("step time", "ours is", "peak", "fits", *(f"sent on {axis}" for axis in found.mesh.names), "redone"):
         table.add_column(column, justify="right")
     before = ""
     for way in found.ways:
         if way.name != before and before:
             table.add_section()
-        table.add_row(*way_cells(plan, found, way, first=way.name != before), style=way_style(found, way))
+        table.add_row(*way_cells(found, way, first=way.name != before), style=way_style(found, way))
         before = way.name
-    console.print(table)
-    if found.absent:
-        console.print(Text(f"no place here: {', '.join(found.absent)} (no dim to cut so)"), style="dim")
-    console.print(Text(verdict(found)))
+    absent = f"no place here: {', '.join(found.absent)} (no dim to cut so)"
+    return [table, *([Text(absent, style="dim")] if found.absent else []), Text(verdict(found))]
 
 
-def way_cells(plan: Plan, found: Comparison, way: Way, *, first: bool) -> Iterator[str]:
-    purposes = f" ({', '.join(f'{axis} {purpose}' for axis, purpose in zip(plan.mesh.names, way.purposes, strict=False))})"
+def way_cells(found: Comparison, way: Way, *, first: bool) -> Iterator[str]:
+    purposes = f" ({', '.join(f'{axis} {purpose}' for axis, purpose in zip(found.mesh.names, way.purposes, strict=False))})"
     yield f"{way.name}{purposes if way.purposes else ''}" if first else ""
     yield way.checkpoint
     yield human_s(way.step_time_s)
     yield "" if way is found.ours else faster(way.step_time_s / found.ours.step_time_s)
     yield human(way.peak_bytes)
     yield "yes" if way.fits else "no"
-    for axis in plan.mesh.names:
+    for axis in found.mesh.names:
         yield human(way.sent_bytes[axis]) if way.sent_bytes[axis] else "–"
     yield human_flops(way.redone_flops) if way.redone_flops else "–"
 
@@ -80,8 +80,7 @@ def verdict(found: Comparison) -> str:
     return f"the best of the known ways that fit is {best.name}, checkpoint {best.checkpoint}: autopar is predicted {ours}"
 
 
-def print_costs(plan: Plan, found: Sequence[Cost], all_of_them: bool = False, console: Console | None = None) -> None:
-    console = console or new_console()
+def costs_renderables(plan: Plan, found: Sequence[Cost], all_of_them: bool = False) -> list[RenderableType]:
     shown = found if all_of_them else found[:SHOWN]
     whole = sum(cost.seconds for cost in found) or 1.0
     table = new_table(f"where the time of {plan.model} goes, if nothing ran beside it", ("", {"overflow": "fold"}))
@@ -96,24 +95,23 @@ def print_costs(plan: Plan, found: Sequence[Cost], all_of_them: bool = False, co
     if rest := found[len(shown) :]:
         seconds = sum(cost.seconds for cost in rest)
         table.add_row(f"{len(rest)} more (--all)", "", "", "", human_s(seconds), f"{seconds / whole:.1%}", style="dim")
-    console.print(table)
-    console.print(Text("→: conversions of a tensor. Ask for a unit, a module or op=NAME to see what else it could do."))
+    return [table, Text("→: conversions of a tensor. Ask for a unit, a module or op=NAME to see what else it could do.")]
 
 
-def print_explained(plan: Plan, found: Sequence[Explained], all_of_them: bool = False, console: Console | None = None) -> None:
-    console = console or new_console()
+def explained_renderables(found: Sequence[Explained], all_of_them: bool = False) -> list[RenderableType]:
+    """Each unit with its strategies; of many units one row each."""
     if len(found) > IN_FULL:
-        console.print(units_table(plan, found))
-        console.print(Text("Each with all else as it is; ask for one unit to see all its strategies."))
-        return
+        return [units_table(found), Text("Each with all else as it is; ask for one unit to see all its strategies.")]
+    parts: list[RenderableType] = []
     for one in found:
-        for line in about(one):
-            console.print(Text(line))
-        console.print(strategies_table(plan, one, all_of_them))
-        for factor, why in one.uncut.items():
-            console.print(Text(f"{factor} ({one.sizes[factor]}) is cut by no strategy: {why}"), style="dim")
-        console.print()
-    console.print(Text("Changes are of the whole plan, with all else as it is; --why-not plans everything anew around a wish."))
+        parts += [*map(Text, about(one)), strategies_table(one, all_of_them)]
+        parts += [
+            Text(f"{factor} ({one.sizes[factor]}) is cut by no strategy: {why}", style="dim")
+            for factor, why in one.uncut.items()
+        ]
+        parts.append(Text())
+    end = "Changes are of the whole plan, with all else as it is; --why-not plans everything anew around a wish."
+    return [*parts, Text(end)]
 
 
 def about(one: Explained) -> Iterator[str]:
@@ -123,7 +121,7 @@ def about(one: Explained) -> Iterator[str]:
     yield f"{one.source}  factors: {sizes}" if one.source else f"factors: {sizes}"
 
 
-def units_table(plan: Plan, found: Sequence[Explained]) -> Table:
+def units_table(found: Sequence[Explained]) -> Table:
     table = new_table("units, and the best that each could do instead", ("unit", {"overflow": "fold"}))
     for name in ("chosen", "next best"):
         table.add_column(name, overflow="fold")
@@ -131,20 +129,20 @@ def units_table(plan: Plan, found: Sequence[Explained]) -> Table:
         table.add_column(name, justify="right")
     for one in found:
         other = one.next_best
-        cells = (axes_text(plan, other), *changed(plan, one, other)) if other else ("nothing else is possible", "", "")
-        table.add_row(one.unit, axes_text(plan, one.chosen), *cells)
+        cells = (axes_text(one, other), *changed(one, other)) if other else ("nothing else is possible", "", "")
+        table.add_row(one.unit, axes_text(one, one.chosen), *cells)
     return table
 
 
-def strategies_table(plan: Plan, one: Explained, all_of_them: bool) -> Table:
-    table = new_table("", "", *plan.mesh.names)
+def strategies_table(one: Explained, all_of_them: bool) -> Table:
+    table = new_table("", "", *one.axes)
     for name in ("the unit itself", "step time", "peak"):
         table.add_column(name, justify="right")
     table.add_column("", overflow="fold")
     shown = one.alternatives if all_of_them else one.alternatives[:SHOWN]
     shown = shown if one.chosen in shown else (*shown, one.chosen)
     for a in shown:
-        cells = (human_s(plan.step_time_s), "chosen", "") if a.chosen else (*changed(plan, one, a), Text(a.forbidden))
+        cells = (human_s(a.step_time_s or 0.0), "chosen", "") if a.chosen else (*changed(one, a), Text(a.forbidden))
         style = "bold" if a.chosen else "dim" if a.forbidden else None
         texts = (factor_text(f, r) for f, r in zip(a.factors, a.roles, strict=True))
         table.add_row("→" if a.chosen else "", *texts, human_s(a.own_s), *cells, style=style)
@@ -153,12 +151,12 @@ def strategies_table(plan: Plan, one: Explained, all_of_them: bool) -> Table:
     return table
 
 
-def axes_text(plan: Plan, a: Alternative) -> str:
+def axes_text(one: Explained, a: Alternative) -> str:
     texts = (factor_text(f, r) for f, r in zip(a.factors, a.roles, strict=True))
-    return ", ".join(f"{axis} {text}" for axis, text in zip(plan.mesh.names, texts, strict=True))
+    return ", ".join(f"{axis} {text}" for axis, text in zip(one.axes, texts, strict=True))
 
 
-def changed(plan: Plan, one: Explained, a: Alternative) -> tuple[str, str]:
+def changed(one: Explained, a: Alternative) -> tuple[str, str]:
     """By how much the plan's step time and estimated peak would change."""
     if a.step_time_s is None or a.estimated_peak_bytes is None:
         return "–", "–"
@@ -166,7 +164,7 @@ def changed(plan: Plan, one: Explained, a: Alternative) -> tuple[str, str]:
     assert chosen.step_time_s is not None
     assert chosen.estimated_peak_bytes is not None
     slower, larger = a.step_time_s - chosen.step_time_s, a.estimated_peak_bytes - chosen.estimated_peak_bytes
-    share = f"{slower / plan.step_time_s:+.1%}" if plan.step_time_s else ""
+    share = f"{slower / chosen.step_time_s:+.1%}" if chosen.step_time_s else ""
     return f"{sign(slower)}{human_s(abs(slower))} ({share})", f"{sign(larger)}{human(abs(larger))}" if larger else "same"
 
 
@@ -174,19 +172,12 @@ def sign(number: float) -> str:
     return "−" if number < 0 else "+"
 
 
-def print_why_not(plan: Plan, answer: WhyNot, console: Console | None = None) -> None:
-    console = console or new_console()
-    if answer.plan is None:
-        console.print(Text(f"there is no such plan: {answer.reason}"))
-        return
-    from autopar.plan_diff import changes
-    from autopar.render_diff import print_changes
-
-    other = answer.plan
-    print_changes(changes(plan, other), ("as planned", "with the pin"), console)
-    if plan.step_time_s == other.step_time_s:
-        cost = "nothing: the best plan is as fast"
-    else:
-        slower = other.step_time_s - plan.step_time_s
-        cost = f"{sign(slower)}{human_s(abs(slower))} per step ({slower / plan.step_time_s:+.1%})"
-    console.print(Text(f"pin {answer.pin!r} costs {cost}; peak {human(plan.peak_bytes)} → {human(other.peak_bytes)}"))
+def why_not_renderables(answer: WhyNot) -> list[RenderableType]:
+    """What would change, and what it costs; why not, if it cannot be."""
+    before, after = answer.before, answer.plan
+    if after is None:
+        return [Text(f"there is no such plan: {answer.reason}")]
+    slower = after.step_time_s - before.step_time_s
+    cost = f"{sign(slower)}{human_s(abs(slower))} per step ({slower / before.step_time_s:+.1%})" if slower else "no time"
+    end = f"pin {answer.pin!r} costs {cost}; peak {human(before.peak_bytes)} → {human(after.peak_bytes)}"
+    return [*changes_renderables(changes(before, after), ("as planned", "with the pin")), Text(end)]

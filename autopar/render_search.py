@@ -12,7 +12,7 @@ from autopar.ir.pareto import Pareto
 from autopar.ir.plan import Plan, TriedSetting
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
 REASON_COLUMNS = 70
 
@@ -69,13 +69,9 @@ def front_table(front: Pareto) -> Table:
     return table
 
 
-def print_front(front: Pareto, console: Console | None = None) -> None:
+def front_renderables(front: Pareto) -> list[RenderableType]:
     """The table, and what else there is to know."""
-    from autopar.render import new_console
-
-    console = console or new_console()
-    console.print(front_table(front))
+    found: list[RenderableType] = [front_table(front)]
     if not front.complete:
-        console.print(Text("Smaller budgets may have plans too: that the first one is the smallest is not proven."))
-    for note in front.notes:
-        console.print(Text(f"note: {note}"))
+        found.append(Text("Smaller budgets may have plans too: that the first one is the smallest is not proven."))
+    return [*found, *(Text(f"note: {note}") for note in front.notes)]

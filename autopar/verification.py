@@ -22,6 +22,7 @@ from autopar.ir.plan import Plan
 from autopar.ir.precision import PrecisionLike
 from autopar.ir.program import Program
 from autopar.ir.run import run_values, zip_inputs
+from autopar.ir.shown import Shown
 from autopar.ir.widen import wide, widen, widened
 from autopar.tracer import trace
 
@@ -47,10 +48,11 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """What `verify` found; `tensors` has every compared tensor, worst first."""
+class Report(Shown):
+    """What `verify` found after `steps` steps; `tensors` has every compared tensor, worst first."""
 
     plan: Plan
+    steps: int
     tensors: tuple[Difference, ...]
     tolerance: float = TOLERANCE
 
@@ -104,7 +106,7 @@ def verify(
         parallel = run_all_ranks(emit(wide, plan), state, inputs, steps, optimizer, serial_randomness())
         torch.manual_seed(SEED)
         serial = run_serial(wide, state, inputs, steps)
-    return Report(plan=plan, tensors=compare(parallel, serial, program))
+    return Report(plan=plan, steps=steps, tensors=compare(parallel, serial, program))
 
 
 def serial_randomness() -> Randomness:

@@ -23,6 +23,7 @@ from autopar.bytes import parse_bytes
 from autopar.errors import InputError
 from autopar.hardware import Hardware
 from autopar.ir.precision import Precision
+from autopar.ir.shown import Shown
 from autopar.profiler.closed_form import largest, pruned
 from autopar.profiler.kept import KeptRow, kept_rows, temporary_bytes
 from autopar.profiler.memory import MemoryAt, memory_at
@@ -82,7 +83,7 @@ class Throughput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
+class Profile(Shown):
     """Of one training step on one device: sympy expressions in the dynamic dims, sympy Integers where there are none.
 
     `forward_flops`, `backward_flops`: of products (matmuls, convolutions, attention), a multiply-add is two. `torch_*`: what
@@ -90,8 +91,8 @@ class Profile:
     `moved_bytes`: read and written by all kernels of forward and backward. `saved_bytes`: what backward needs of what forward
     made (parameters, buffers and inputs excluded), each storage once; `kept` has it by op. `temporary_bytes`: the most that
     exists at once beside that and the parameters' gradients. `peak_bytes`: of a whole training step, optimizer
-    included; `inference_peak_bytes`: of a forward in eval mode without gradients. `assumptions` are conditions on the dims
-    under which the model's code does the same as at the example sizes.
+    included; `inference_peak_bytes`: of a forward in eval mode without gradients. `examples`: sizes of the dynamic dims in the
+    example inputs. `assumptions` are conditions on the dims under which the model's code does the same as at these sizes.
 
     >>> # profile = autopar.profile(model, kwargs=batch, dynamic={"batch": 0, "seq": 1}, hardware="h100-sxm")
     >>> # profile.peak_bytes, profile.at(batch=8, seq=4096).peak_bytes, profile.max_batch("80GiB", seq=4096)
@@ -99,6 +100,7 @@ class Profile:
 
     name: str
     symbols: Mapping[str, sympy.Symbol]
+    examples: Mapping[str, int]
     assumptions: tuple[sympy.Basic, ...]
     optimizer: str
     precision: Precision
@@ -319,6 +321,7 @@ def profile_model(
     return Profile(
         name=name,
         symbols=step.symbols,
+        examples=step.examples,
         assumptions=tuple(dict.fromkeys((*step.assumptions, *inference.assumptions))),
         optimizer=optimizer,
         precision=mixed.precision,

@@ -37,6 +37,8 @@ class Recording:
     inputs: tuple[Storage, ...]
     blocks: tuple[BlockType, ...]
     symbols: Mapping[str, sympy.Symbol]
+    examples: Mapping[str, int]
+    """Sizes of the symbols in the example inputs."""
     assumptions: tuple[sympy.Basic, ...]
     tokens: sympy.Expr
     unit: str
@@ -140,6 +142,7 @@ class _Step:
             inputs=inputs,
             blocks=tuple(self.kinds),
             symbols=self.symbols,
+            examples=examples,
             assumptions=tuple(dict.fromkeys(guard.xreplace(self.names) for guard in sizes.guards_of_the_model())),
             tokens=sympy.sympify(tokens),
             unit=unit,

@@ -65,6 +65,11 @@ class Modules:
                     found |= dict.fromkeys(".".join(parts[:n]) for n in range(1, len(parts) + 1))
         return [path for path in found if path]
 
+    def path_of(self, key: Key) -> str:
+        """The module of a unit's leading op; of equal layers with `*` for their number. "" for the model itself."""
+        calls = self.calls(key[0])
+        return joined(calls[0] if len(calls) == 1 else key[0], leading(self.units[key]))
+
     @cached_property
     def kinds(self) -> list[str]:
         return sorted({unit.kind for unit in self.units.values()})
@@ -76,6 +81,11 @@ class Modules:
 
 def ops(unit: Unit) -> Iterator[Node]:
     return (node for node in unit.nodes if not is_getitem(node))
+
+
+def leading(unit: Unit) -> Node:
+    """The op that a unit is called after."""
+    return next((node for node in unit.nodes if node.name == unit.name), unit.nodes[0])
 
 
 def joined(call: str, node: Node) -> str:

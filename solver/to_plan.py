@@ -31,6 +31,7 @@ from autopar.profiler.unit_cost import NodeCost, UnitCost
 from autopar.solver.build import Builder
 from autopar.solver.check import Row, check, step_s
 from autopar.solver.problem import Arc, ClassChoice, Problem, RegionChoice, Solution
+from autopar.solver.selection import Modules, leading
 
 Count = Counter[tuple[str, str, str]]
 
@@ -101,11 +102,18 @@ def tensor(spec: TensorSpec, placement: Placement) -> PlannedTensor:
 
 def region(builder: Builder, problem: Problem, name: str, choice: RegionChoice) -> PlannedRegion:
     measured = {m.unit.name: m.unit for m in builder.cost.regions[name]}
+    modules = Modules(builder.program, builder.cost.regions)
     chosen = {unit.name: unit.strategies[choice.strategies[unit.name]] for unit in problem.region[name].units}
     return PlannedRegion(
         units={
             unit: PlannedUnit(
-                kind=measured[unit].kind, nodes=tuple(n.name for n in measured[unit].nodes), factors=s.factors, roles=s.roles
+                kind=measured[unit].kind,
+                nodes=tuple(n.name for n in measured[unit].nodes),
+                factors=s.factors,
+                roles=s.roles,
+                path=modules.path_of((name, unit)),
+                op=str(leading(measured[unit]).target),
+                reads=tuple(dict.fromkeys(n.name for n in measured[unit].operands)),
             )
             for unit, s in chosen.items()
         },

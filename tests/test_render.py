@@ -14,8 +14,8 @@ from autopar import render
 from autopar.codegen.measure import Counted
 from autopar.ir.placement import Placement
 from autopar.ir.plan import Plan, PlannedConversion
+from autopar.ir.region_view import call_ranges, chains, pattern, region_view
 from autopar.render import print_plan
-from autopar.render_region import call_ranges, chains, pattern, region_view
 from tests.small_plan import DATA, choice, small_plan, unit
 
 GOLDEN = Path(__file__).parent / "golden" / "plan_100.txt"

@@ -9,9 +9,10 @@ from pydantic import model_validator
 
 from autopar.ir.document import Document
 from autopar.ir.plan import Plan
+from autopar.ir.shown import Shown
 
 
-class Pareto(Document):
+class Pareto(Document, Shown):
     """Step time against memory: each point is a plan, the smallest first, each faster than the one before.
 
     `complete`: the first plan is proven to be the smallest there is, up to a tolerance of 0.2 %.

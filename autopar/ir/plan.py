@@ -19,6 +19,7 @@ from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ir.precision import Precision, said
 from autopar.ir.program import Program
+from autopar.ir.shown import Shown
 
 VERSION = 1
 
@@ -52,12 +53,18 @@ class PlannedTensor(_Part):
 
 
 class PlannedUnit(_Part):
-    """`factors`: per mesh axis the factor that is cut, null for none, "~" where partial sums pass through."""
+    """`factors`: per mesh axis the factor that is cut, null for none, "~" where partial sums pass through.
+
+    For people: `op` that it is called after, `path` of the module of that, `reads`: the tensors that it reads.
+    """
 
     kind: str
     nodes: tuple[str, ...]
     factors: tuple[str | None, ...]
     roles: tuple[str | None, ...]
+    path: str = ""
+    op: str = ""
+    reads: tuple[str, ...] = ()
 
 
 class PlannedConversion(_Part):
@@ -155,7 +162,7 @@ class Origin(_Part):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
-class Plan(Document):
+class Plan(Document, Shown):
     """A complete plan. Times in seconds, bytes per device. The program is one of `micro_batches` of a training step.
     `bucket_bytes`, by mesh axis: gradients that are smaller are reduced together, up to about so many bytes. `origin` is there
     if the plan was made from the command line."""

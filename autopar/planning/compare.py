@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from autopar.hardware.link import Link
+from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import Plan
+from autopar.ir.shown import Shown
 from autopar.planning.planner import realise
 from autopar.planning.question import Question
 from autopar.solver.baselines import BASELINES, CHECKPOINTS, Checkpoint, Purposes, Tried, try_baselines
@@ -36,9 +38,12 @@ class Way:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Shown):
     """`ways`: the plan first, then the known ones in their usual order. `absent` have no place here: no dim to cut so."""
 
+    model: str
+    mesh: MeshSpec
+    hardware: str
     budget_bytes: int | None
     ways: tuple[Way, ...]
     absent: tuple[str, ...] = ()
@@ -72,8 +77,14 @@ def compare(
             known[id(way.solution)] = realise(question.priced.builder, unlimited, way.solution).plan
         ways.append(counted(question, way, known[id(way.solution)]))
     there = {way.name for way in tried}
+    plan = question.plan
     return Comparison(
-        budget_bytes=question.plan.budget_bytes, ways=tuple(ways), absent=tuple(name for name in names if name not in there)
+        model=plan.model,
+        mesh=plan.mesh,
+        hardware=plan.hardware,
+        budget_bytes=plan.budget_bytes,
+        ways=tuple(ways),
+        absent=tuple(name for name in names if name not in there),
     )
 
 

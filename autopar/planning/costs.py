@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autopar.ir.conversion import Conversion
+from autopar.ir.region_view import factor_text, path_text
 from autopar.planning.question import Question
-from autopar.render_region import factor_text, path_text
 from autopar.solver.problem import Region, RegionChoice
 from autopar.solver.to_plan import arc_of
 

@@ -17,12 +17,13 @@ from functools import cached_property
 from autopar.errors import BudgetError, ConstraintError, InputError, SolverError
 from autopar.ir.constraints import Constraints, Rule, Selector
 from autopar.ir.plan import Plan
+from autopar.ir.shown import Shown
 from autopar.ops.rule import WHOLE
 from autopar.ops.units import Unit as TracedUnit
 from autopar.planning.question import Question
 from autopar.solver.problem import Problem, Solution, Strategy, Unit
 from autopar.solver.restriction import Restriction
-from autopar.solver.selection import Key, Modules, joined, ops, pick_units
+from autopar.solver.selection import Key, Modules, joined, leading, pick_units
 from autopar.solver.smallest import Clock
 from autopar.solver.two_stage import save_memory, shard
 from autopar.solver.vicinity import Vicinity
@@ -53,13 +54,14 @@ class Alternative:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explained:
-    """A unit of a plan, and its strategies, the fastest first.
+class Explained(Shown):
+    """A unit of a plan on a mesh with these `axes`, and its strategies, the fastest first.
 
     `path` is that of its module in the first of `calls` equal layers, `source` a line of the model's code. `sizes`: of its
     factors; `uncut` says of those that no strategy cuts why not.
     """
 
+    axes: tuple[str, ...]
     region: str
     unit: str
     kind: str
@@ -82,10 +84,11 @@ class Explained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhyNot:
-    """What a search finds with one more pin; `plan` is None, and `reason` says why, if it finds nothing."""
+class WhyNot(Shown):
+    """What a search finds with one more pin than `before`; `plan` is None, and `reason` says why, if it finds nothing."""
 
     pin: str
+    before: Plan
     plan: Plan | None
     reason: str = ""
 
@@ -133,9 +136,10 @@ class Explainer:
     def unit(self, region: str, name: str) -> Explained:
         problem_unit = next(u for u in self.problem.region[region].units if u.name == name)
         traced, calls = self.modules.units[region, name], self.modules.calls(region)
-        node = next(ops(traced))
+        node = leading(traced)
         alternatives = [self.alternative(region, problem_unit, i) for i in range(len(problem_unit.strategies))]
         return Explained(
+            axes=self.question.plan.mesh.names,
             region=region,
             unit=name,
             kind=traced.kind,
@@ -237,8 +241,8 @@ def why_not(question: Question, wish: str) -> WhyNot:
     try:
         found = question.planner.under(constraints).find(question.plan.mesh, question.plan.budget_bytes)
     except (BudgetError, ConstraintError, SolverError) as error:
-        return WhyNot(pin=pin, plan=None, reason=str(error))
-    return WhyNot(pin=pin, plan=found.plan)
+        return WhyNot(pin=pin, before=question.plan, plan=None, reason=str(error))
+    return WhyNot(pin=pin, before=question.plan, plan=found.plan.model_copy(update={"origin": question.plan.origin}))
 
 
 def pin_of(question: Question, wish: str) -> str:
