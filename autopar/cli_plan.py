@@ -165,6 +165,10 @@ def show(
     point: Annotated[
         int | None, typer.Option(metavar="N", help="Of several plans (--pareto) the Nth, the smallest is 1.")
     ] = None,
+    module: Annotated[
+        str | None, typer.Option("--module", metavar="GLOB", help='Only these modules, as "model.layers.*.mlp" or "lm_head".')
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Figures, and a row for each unit, as JSON.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="With --point: a file for that plan alone.")] = None,
 ) -> None:
     """Print a plan, or several plans, as tables."""
@@ -176,7 +180,16 @@ def show(
         found = plans[point - 1]
     if output is not None:
         save(found, output)
-    echo(found)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(summary(alone(found, path), module), indent=1))
+    elif module is not None:
+        from autopar.render import module_renderables, print_all
+
+        print_all(module_renderables(alone(found, path), module))
+    else:
+        echo(found)
     if output is not None:
         typer.echo(f"wrote {output}", err=True)
 
@@ -207,12 +220,32 @@ def diff(
 
 def one_plan(path: Path) -> Plan:
     """Raises PlanError, or InputError for a file of several plans."""
-    found = load_any(path)
-    if hasattr(found, "plans"):
+    return alone(load_any(path), path)
+
+
+def alone(found: Plan | Pareto, path: Path) -> Plan:
+    """Raises InputError for several plans."""
+    from autopar.ir.pareto import Pareto
+
+    if isinstance(found, Pareto):
         raise InputError(
             f"{path} has {len(found.plans)} plans: write one to a file, `autopar show {path} --point 1 -o one.json`"
         )
     return found
+
+
+def summary(plan: Plan, module: str | None) -> dict[str, Any]:
+    """The head of a plan, its figures, memory by purpose, and its units as rows; seconds and bytes."""
+    from autopar.render import memory_split
+
+    parts = {"regions", "state", "boundaries", "inputs", "tried", "figures"}
+    figures = plan.figures.model_dump(mode="json")
+    memory = memory_split(figures.pop("memory_bytes"))
+    return {
+        **plan.model_dump(mode="json", exclude=parts),
+        "figures": figures | {"memory_bytes": memory},
+        "units": plan.table(module),
+    }
 
 
 def load_any(path: Path) -> Plan | Pareto:

@@ -17,7 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from autopar.bytes import human, three_figures
+from autopar.ir.constraints import Selector
 from autopar.ir.plan import Plan, PlannedCollective, PlannedTensor
+from autopar.ir.plan_table import units_of
 from autopar.ir.region_view import RegionView, pattern, region_view
 from autopar.render_search import tried_table
 
@@ -100,6 +102,17 @@ def header(plan: Plan) -> Panel:
     for note in plan.notes:
         grid.add_row("note", Text(note))
     return Panel(grid, title=Text(plan.model, style="bold"), title_align="left", expand=False, box=box.ROUNDED)
+
+
+def module_renderables(plan: Plan, module: str) -> list[RenderableType]:
+    """The units of modules that match a glob, and where their parameters rest; raises InputError if nothing matches."""
+    found: list[RenderableType] = [
+        RegionTable(plan, region_view(plan, r, units)) for r, units in units_of(plan, module).items()
+    ]
+    wanted = (Selector(path=module), Selector(path=f"**.{module}"))
+    state = {name: tensor for name, tensor in plan.state.items() if any(one.has_path(name) for one in wanted)}
+    found += [legend(), state_table(plan.model_copy(update={"state": state}))]
+    return [Group(renderable, Text()) for renderable in found]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rich.console import RenderableType
 
 from autopar.ir.pareto import Pareto
 from autopar.ir.plan import Plan
@@ -18,41 +18,20 @@ from autopar.render_search import front_renderables
 from autopar.render_verify import report_renderables
 from autopar.verification import Report
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
-
-@renderables.register
-def _(plan: Plan) -> list[RenderableType]:
-    return plan_renderables(plan)
-
-
-@renderables.register
-def _(front: Pareto) -> list[RenderableType]:
-    return front_renderables(front)
-
-
-@renderables.register
-def _(profile: Profile) -> list[RenderableType]:
+def of_profile(profile: Profile) -> list[RenderableType]:
     """At the sizes of the example inputs."""
     return profile_renderables(View(profile=profile, sizes=profile.examples))
 
 
-@renderables.register
-def _(report: Report) -> list[RenderableType]:
-    return report_renderables(report)
-
-
-@renderables.register
-def _(found: Comparison) -> list[RenderableType]:
-    return comparison_renderables(found)
-
-
-@renderables.register
-def _(one: Explained) -> list[RenderableType]:
+def of_unit(one: Explained) -> list[RenderableType]:
     return explained_renderables([one])
 
 
-@renderables.register
-def _(answer: WhyNot) -> list[RenderableType]:
-    return why_not_renderables(answer)
+renderables.register(Plan, plan_renderables)
+renderables.register(Pareto, front_renderables)
+renderables.register(Profile, of_profile)
+renderables.register(Report, report_renderables)
+renderables.register(Comparison, comparison_renderables)
+renderables.register(Explained, of_unit)
+renderables.register(WhyNot, why_not_renderables)

@@ -17,7 +17,7 @@ BASE = frozenset({"errors", "bytes", "ir"})
 MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
     "bytes": frozenset({"errors"}),
-    "ir": frozenset({"errors", "torch_private"}),
+    "ir": frozenset({"errors", "bytes", "torch_private"}),
     "hardware": BASE,
     "torch_private": frozenset(),
     "ops": BASE | {"torch_private"},

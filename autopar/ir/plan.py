@@ -7,10 +7,11 @@ or the mesh, at hand.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from autopar.bytes import human
 from autopar.errors import PlanError
 from autopar.ir.consistent import contradictions
 from autopar.ir.constraints import NO_CONSTRAINTS, Constraints
@@ -20,6 +21,9 @@ from autopar.ir.placement import Placement
 from autopar.ir.precision import Precision, said
 from autopar.ir.program import Program
 from autopar.ir.shown import Shown
+
+if TYPE_CHECKING:
+    import networkx
 
 VERSION = 1
 
@@ -204,6 +208,28 @@ class Plan(Document, Shown):
     def overlap(self) -> bool:
         """Whether its times count on communication beside the computation."""
         return "overlapped" in self.figures.time_s
+
+    def table(self, module: str | None = None) -> list[dict[str, Any]]:
+        """A row for each unit, as `pandas.DataFrame(plan.table())` takes them; of modules that match a glob, if one is given.
+
+        Columns: layer_type, calls, module, unit, op, kind, one for each mesh axis (what is cut there), converted, and how many
+        calls keep its results, keep what it saves inside, and run it again. Raises InputError if nothing matches.
+        """
+        from autopar.ir.plan_table import table
+
+        return table(self, module)
+
+    def to_networkx(self) -> networkx.MultiDiGraph:
+        """Units and what they read (see `autopar.ir.plan_table.graph`)."""
+        from autopar.ir.plan_table import graph
+
+        return graph(self)
+
+    def __repr__(self) -> str:
+        """In short; `rich.print(plan)` shows its tables."""
+        return f"<Plan of {self.model} on {self.mesh}: {self.step_time_s:.3g} s per step, peak {human(self.peak_bytes)}>"
+
+    __str__ = __repr__
 
     def require_consistent(self, where: str = "the plan") -> None:
         """Raise PlanError, naming the first field that contradicts others, or that no plan can say."""

@@ -7,7 +7,7 @@ a parameter with the unit of the same module, and one of any other tensor in a r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -41,8 +41,9 @@ class RegionView:
     rows: tuple[Row, ...]
 
 
-def region_view(plan: Plan, name: str) -> RegionView:
-    return _Reader(plan, name).view()
+def region_view(plan: Plan, name: str, units: Collection[str] | None = None) -> RegionView:
+    """Of all units, or of those named `units`, with the parameters and results below them."""
+    return _Reader(plan, name, units).view()
 
 
 def region_rows(plan: Plan, name: str) -> tuple[tuple[str, ...], list[Row]]:
@@ -52,8 +53,8 @@ def region_rows(plan: Plan, name: str) -> tuple[tuple[str, ...], list[Row]]:
 
 
 class _Reader:
-    def __init__(self, plan: Plan, name: str) -> None:
-        self.plan, self.name = plan, name
+    def __init__(self, plan: Plan, name: str, units: Collection[str] | None = None) -> None:
+        self.plan, self.name, self.only = plan, name, units
         self.region: PlannedRegion = plan.regions[name]
         self.axes = plan.mesh.names
         self.classes = merged(self.region.classes)
@@ -67,8 +68,9 @@ class _Reader:
         )
 
     def rows(self) -> list[Row]:
-        units = [row for name, unit in self.region.units.items() for row in self.unit_rows(name, unit)]
-        return [*self.outside_rows(), *units]
+        shown = {name: unit for name, unit in self.region.units.items() if self.only is None or name in self.only}
+        units = [row for name, unit in shown.items() for row in self.unit_rows(name, unit)]
+        return [*(self.outside_rows() if self.only is None else ()), *units]
 
     @cached_property
     def unit_of(self) -> dict[str, str]:
