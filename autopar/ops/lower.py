@@ -195,7 +195,7 @@ def _of_user(call: LocalCall, cuts: Cuts, name: str) -> torch.fx.Node:
     declared = getattr(call.node.target, "_schema").arguments  # noqa: B009 - any op has one
     kwargs = {**call.kwargs, "axes": list(cut.axes), "coordinates": list(cut.coordinates)}
     rest = [kwargs.pop(a.name, a.default_value) for a in declared[len(call.args) :] if not a.kwarg_only]
-    return call.emit(tables.IMPLEMENTATIONS[name], (*call.args, *rest), kwargs)
+    return call.emit(tables.USER_IMPLEMENTATIONS[name], (*call.args, *rest), kwargs)
 
 
 def _embedding(call: LocalCall, cuts: Cuts) -> torch.fx.Node:

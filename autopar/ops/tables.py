@@ -49,7 +49,7 @@ KEPT_WHOLE = OpRule(kind="whole", fit=fits.all_whole)
 USER_RULES: dict[Target, OpRule] = {}
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
+USER_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 """What users gave for factors of their rules, by the names in the `sharded` column: functions of local tensors."""
 
 

@@ -125,14 +125,14 @@ def row(text: str, kind: str, sharded: Sharded, given: Any) -> OpRule:
                 )
             names[factor] = implementation
         else:
-            names[factor] = free_implementation(f"{name_of(given)}.{factor}")
-            tables.IMPLEMENTATIONS[names[factor]] = of_instance(implementation) if isinstance(given, type) else implementation
+            name = names[factor] = free_implementation(f"{name_of(given)}.{factor}")
+            tables.USER_IMPLEMENTATIONS[name] = of_instance(implementation) if isinstance(given, type) else implementation
     code = [c for c in (given, *sharded.values()) if not isinstance(c, str)]
     return OpRule(kind=kind, text=text, sharded=names, version=version_of(code))
 
 
 def free_implementation(name: str) -> str:
-    count = sum(known.rpartition("#")[0] == name for known in tables.IMPLEMENTATIONS)
+    count = sum(known.rpartition("#")[0] == name for known in tables.USER_IMPLEMENTATIONS)
     return f"{name}#{count}"
 
 
