@@ -15,12 +15,11 @@ import torch
 
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Size
-from autopar.ops import exchanged, lower_indexing, lower_reductions, sharded, tables
+from autopar.ops import exchanged, lower_indexing, lower_norms, lower_reductions, sharded, tables
 from autopar.ops.draws import KEY
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.fits import argument, dim_list
 from autopar.ops.lower_draws import emit_draw, loops_of
-from autopar.ops.lower_norms import NORMS
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import Unit, is_getitem, rule_of, shapes_of
 from autopar.torch_private import OpOverload
@@ -252,7 +251,7 @@ IMPLEMENTATIONS: dict[str, Lowering] = {
     "rms_norm": _rms_norm,
     "causal_attention": _causal_attention,
     "experts": _experts,
-    **NORMS,
+    **lower_norms.IMPLEMENTATIONS,
     **lower_reductions.IMPLEMENTATIONS,
     **lower_indexing.IMPLEMENTATIONS,
 }

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from autopar.ops import sharded, sharded_norms
 from autopar.ops.fits import argument
+from autopar.ops.lower_reductions import axes_of
 
 if TYPE_CHECKING:
-    from autopar.ops.lower import Axes, Cuts, LocalCall
-
-
-def all_axes(cuts: Cuts) -> Axes:
-    return tuple(axis for cut in cuts.values() for axis in cut.axes)
+    from autopar.ops.lower import Cuts, LocalCall, Lowering
 
 
 def _convolution(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
@@ -27,19 +23,19 @@ def _batch_norm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     x, weight, bias, mean, variance = map(call.named, ("input", "weight", "bias", "running_mean", "running_var"))
     running = None if mean is None else (mean, variance)
     momentum, eps = argument(call.node, "momentum"), argument(call.node, "eps")
-    return call.emit(sharded_norms.batch_norm, (x, weight, bias, running, momentum, eps, all_axes(cuts)))
+    return call.emit(sharded_norms.batch_norm, (x, weight, bias, running, momentum, eps, axes_of(cuts)[0]))
 
 
-def _softmax(logarithm: bool) -> Callable[[LocalCall, Cuts], torch.fx.Node]:
+def _softmax(logarithm: bool) -> Lowering:
     def emit(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
         dtype = call.named("dtype") or (torch.float32 if argument(call.node, "half_to_float") else None)
-        given = call.args[0], argument(call.node, "dim"), dtype, all_axes(cuts)
+        given = call.args[0], argument(call.node, "dim"), dtype, axes_of(cuts)[0]
         return call.emit(sharded_norms.softmax, given, {"logarithm": logarithm})
 
     return emit
 
 
-NORMS: dict[str, Callable[[LocalCall, Cuts], torch.fx.Node]] = {
+IMPLEMENTATIONS: dict[str, Lowering] = {
     "convolution": _convolution,
     "batch_norm": _batch_norm,
     "softmax": _softmax(False),
