@@ -90,7 +90,7 @@ def index_put(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     axes, coordinates, summing = rows_and_sums({f: cut for f, cut in cuts.items() if f not in counted_by(call)})
     base, indices, values = call.args[:3]
     if not axes:
-        first = call.emit(sharded.once, (base, summing)) if summing else base
+        first = call.emit(sharded.once, (base, summing))
         return call.emit(call.target, (first, from_own_start(call), *call.args[2:]), call.kwargs)
     dim, at = only_index(indices)
     accumulate = bool(argument(call.node, "accumulate"))

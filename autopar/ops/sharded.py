@@ -39,11 +39,6 @@ def reduce_over(x: Tensor, axes: Axes) -> Tensor:
     return x
 
 
-def not_first(coordinates: Sequence[Tensor]) -> Tensor:
-    """Whether the device is any but the first along the axes, as a 0-dim bool tensor."""
-    return torch.stack(list(coordinates)).any()
-
-
 def piece_of(axes: Axes, coordinates: Sequence[Tensor], device: torch.device) -> Tensor:
     """Which of the pieces that the axes cut, outermost first, this device has, as a 0-dim int64 tensor."""
     piece = torch.zeros((), dtype=torch.int64, device=device)
@@ -346,13 +341,14 @@ def rms_norm_hidden(x: Tensor, normalized_numel: int, weight: Tensor | None, eps
 
 
 def once(x: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
-    """The summand of a reduced loop that does not have this loop: x on the first device, 0 on the others."""
-    return x.masked_fill(not_first(coordinates), 0)
+    """The summand of a reduced loop that does not have this loop: x on the first device along all the axes, 0 on the others;
+    x itself if there are no axes."""
+    return x.masked_fill(torch.stack(list(coordinates)).any(), 0) if coordinates else x
 
 
 def linear_row_bias(x: Tensor, weight: Tensor, bias: Tensor, axes: Axes, coordinates: Sequence[Tensor]) -> Tensor:
     """aten.linear with the contracted dim sharded: x [..., k / parts] and weight [n, k / parts] S, bias R; the result is P."""
-    return torch.nn.functional.linear(x, weight, bias.masked_fill(not_first(coordinates), 0))
+    return torch.nn.functional.linear(x, weight, once(bias, coordinates))
 
 
 def addmm_row_bias(
@@ -366,7 +362,7 @@ def addmm_row_bias(
     alpha: float = 1,
 ) -> Tensor:
     """aten.addmm with the contracted dim sharded: x [m, k / parts] and weight [k / parts, n] S, bias R; the result is P."""
-    return torch.addmm(bias.masked_fill(not_first(coordinates), 0), x, weight, beta=beta, alpha=alpha)
+    return torch.addmm(once(bias, coordinates), x, weight, beta=beta, alpha=alpha)
 
 
 def causal_attention(
@@ -420,4 +416,4 @@ def experts_of_axes(
 
 def added_once(bias: Tensor | None, summed: Sequence[Tensor]) -> Tensor | None:
     """The bias on the first device along axes over which the result is summed, 0 on the others."""
-    return bias if bias is None or not summed else bias.masked_fill(not_first(summed), 0)
+    return None if bias is None else once(bias, summed)

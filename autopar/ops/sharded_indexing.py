@@ -63,7 +63,7 @@ def scatter(
 
     `summing`: coordinates on the axes that cut what is added up, where the result is P: the base is in it once.
     """
-    base = once(base, summing) if summing else base
+    base = once(base, summing)
     rows = base.shape[dim]
     wide, local = with_row_beside(base, at, dim, axes, coordinates)
     return cast(Tensor, SCATTERS[op](wide, dim, local, *rest, **options).narrow(dim, 0, rows))
@@ -88,7 +88,7 @@ def index_put(
     summing: Sequence[Tensor],
 ) -> Tensor:
     """aten.index_put with one index tensor, of `dim`, which is sharded; as `scatter`."""
-    base = once(base, summing) if summing else base
+    base = once(base, summing)
     rows = base.shape[dim]
     wide, local = with_row_beside(base, at, dim, axes, coordinates)
     return cast(Tensor, aten.index_put(wide, [*(None for _ in range(dim)), local], values, accumulate).narrow(dim, 0, rows))
