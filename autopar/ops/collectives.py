@@ -38,13 +38,8 @@ def wait(started: Tensor) -> Tensor:
 
 
 def all_reduce(x: Tensor, axis: str, op: str = "sum") -> Tensor:
-    """The sum (or "max") over the axis; no gradient of its own."""
+    """The sum (or elementwise "max", "min") over the axis; no gradient of its own."""
     return wait(c10d.all_reduce(x.contiguous(), op, axis))
-
-
-def all_reduce_max(x: Tensor, axis: str) -> Tensor:
-    """The elementwise maximum over the axis; not differentiable."""
-    return all_reduce(x.detach(), axis, "max")
 
 
 def all_gather(x: Tensor, dim: int, axis: str, size: int, length: int | None = None) -> Tensor:

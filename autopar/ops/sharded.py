@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from autopar.ir.experts import EXPERTS
-from autopar.ops.collectives import all_gather, all_reduce, all_reduce_max, run
+from autopar.ops.collectives import all_gather, all_reduce, run
 
 Axes = Sequence[tuple[str, int]]
 NONE, MEAN, SUM = 0, 1, 2
@@ -32,10 +32,10 @@ def parts(axes: Axes) -> int:
     return math.prod(size for _, size in axes)
 
 
-def reduce_over(x: Tensor, axes: Axes) -> Tensor:
-    """The sum over all the axes; no gradient of its own."""
+def reduce_over(x: Tensor, axes: Axes, op: str = "sum") -> Tensor:
+    """The sum (or elementwise "max", "min") over all the axes; no gradient of its own."""
     for axis, _ in axes:
-        x = all_reduce(x, axis)
+        x = all_reduce(x, axis, op)
     return x
 
 
@@ -138,9 +138,7 @@ class CrossEntropy(torch.autograd.Function):
         rows, dtype = logits.shape[1], precise(logits.dtype)
         padding = padding_of(rows, vocab_axes, coordinates, logits.device, classes)
         possible = logits if padding is None else logits.masked_fill(beside(padding, logits), -torch.inf)
-        maximum = possible.amax(1)
-        for axis, _ in vocab_axes:
-            maximum = all_reduce_max(maximum, axis)
+        maximum = reduce_over(possible.amax(1), vocab_axes, "max")
         kept = target != ignore_index
         index, here = local_index(target, rows, vocab_axes, coordinates, classes)
         chosen = logits.gather(1, index.unsqueeze(1)).squeeze(1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from autopar.ops.collectives import all_reduce_max, run
+from autopar.ops.collectives import run
 from autopar.ops.sharded import Axes, mean_and_variance, normalized, parts, precise, reduce_over
 
 
@@ -90,9 +90,7 @@ class Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, dtype: torch.dtype, logarithm: bool, axes: Axes) -> Tensor:
         wide = x.to(precise(dtype))
-        maximum = wide.amax(dim, keepdim=True)
-        for axis, _ in axes:
-            maximum = all_reduce_max(maximum, axis)
+        maximum = reduce_over(wide.amax(dim, keepdim=True), axes, "max")
         shifted = wide - maximum
         exponents = shifted.exp()
         total = reduce_over(exponents.sum(dim, keepdim=True), axes)

@@ -13,17 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from autopar.ops.collectives import all_reduce, run
+from autopar.ops.collectives import run
 from autopar.ops.sharded import Axes, local_index, mean_and_variance, parts, piece_of, precise, reduce_over
 
 Dims = tuple[int, ...]
-
-
-def lowest_or_highest(x: Tensor, axes: Axes, lowest: bool) -> Tensor:
-    """The elementwise minimum or maximum over all the axes; no gradient of its own."""
-    for axis, _ in axes:
-        x = all_reduce(x.detach(), axis, "min" if lowest else "max")
-    return x
 
 
 def shaped(x: Tensor, dims: Dims, keepdim: bool) -> Tensor:
@@ -43,7 +36,7 @@ class Extremum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dims: Dims, keepdim: bool, lowest: bool, axes: Axes) -> Tensor:
-        result = lowest_or_highest((x.amin if lowest else x.amax)(dims, True), axes, lowest)
+        result = reduce_over((x.amin if lowest else x.amax)(dims, True), axes, "min" if lowest else "max")
         ctx.constants = dims, keepdim, axes
         ctx.save_for_backward(x, result)
         return shaped(result, dims, keepdim)
@@ -70,10 +63,10 @@ class ExtremumAt(torch.autograd.Function):
         ctx: Any, x: Tensor, dim: int, keepdim: bool, lowest: bool, axes: Axes, *coordinates: Tensor
     ) -> tuple[Tensor, Tensor]:
         local, at = (x.min if lowest else x.max)(dim, True)
-        result = lowest_or_highest(local, axes, lowest)
+        result = reduce_over(local, axes, "min" if lowest else "max")
         rows = x.shape[dim]
         at = (at + piece_of(axes, coordinates, x.device) * rows).masked_fill(local != result, rows * parts(axes))
-        at = lowest_or_highest(at, axes, lowest=True)
+        at = reduce_over(at, axes, "min")
         ctx.constants = dim, keepdim, axes, x.shape
         ctx.save_for_backward(at, *coordinates)
         ctx.mark_non_differentiable(at)
@@ -107,7 +100,7 @@ def position_of_extremum(x: Tensor, dim: int, keepdim: bool, lowest: bool, axes:
 def truth(x: Tensor, dims: Sequence[int], keepdim: bool, every: bool, axes: Axes) -> Tensor:
     """aten.any, or aten.all (`every`), over `dims`, of which some are sharded over the axes."""
     local = (x.all if every else x.any)(tuple(dims), keepdim).to(torch.int32)
-    return lowest_or_highest(local, axes, lowest=every) != 0
+    return reduce_over(local, axes, "min" if every else "max") != 0
 
 
 class Moments(torch.autograd.Function):

@@ -15,7 +15,7 @@ from autopar.ir.conversion import TABLE, Conversion
 from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
-from autopar.ops.collectives import FUNCTIONS, all_reduce_max, arguments, copy, forget, gather, merge, shard
+from autopar.ops.collectives import FUNCTIONS, all_reduce, arguments, copy, forget, gather, merge, shard
 from autopar.torch_private import by_rank, coordinates, rank_map
 from tests.ops.joint import collectives_of, trace_joint, with_groups
 from tests.ops.pieces import ANYTHING, collect, cut, distribute, join
@@ -121,7 +121,7 @@ def test_integers_and_truth_values_are_gathered_and_the_maximum_is_taken() -> No
         for values in (full, full % 3 == 0):
             gathered = gather(distribute(values, Placement((1,)), (2,)), 1, group, 2)
             assert torch.equal(collect(gathered, Placement(("I",)), (2,)), values)
-        highest = all_reduce_max(rank_map(lambda rank: torch.tensor([float(rank), -float(rank)])), group)
+        highest = all_reduce(rank_map(lambda rank: torch.tensor([float(rank), -float(rank)])), group, "max")
         assert torch.equal(collect(highest, Placement(("I",)), (2,)), torch.tensor([1.0, 0.0]))
 
 
