@@ -6,12 +6,12 @@ only when the code asks for a number is it computed, at the example sizes. Where
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from autopar.ir.finite import found_if_finite
 from autopar.torch_private import example_of, pytree
 
 LARGEST = 1 << 24
@@ -41,18 +41,8 @@ class Known:
 
 def if_finite(func: Any, args: tuple[Any, ...]) -> Known | None:
     """What a check for numbers that are not finite finds if there are none; None of any other op."""
-    aten = torch.ops.aten
-    first, *rest = args or (None,)
-    if not isinstance(first, torch.Tensor) or not first.is_floating_point():
-        return None
-    found = None
-    if func in (aten.isinf.default, aten.isnan.default, aten.isposinf.default, aten.isneginf.default):
-        found = False
-    elif func in (aten.eq.Tensor, aten.ne.Tensor) and rest[0] is first:  # only nan differs from itself
-        found = func is aten.eq.Tensor
-    elif func in (aten.eq.Scalar, aten.ne.Scalar) and rest[0] in (math.inf, -math.inf):
-        found = func is aten.ne.Scalar
-    return None if found is None else Known(torch.full, (list(first.shape), found))
+    found = found_if_finite(func, args)
+    return None if found is None else Known(torch.full, (list(args[0].shape), found))
 
 
 def part(whole: Known, index: int) -> Known:

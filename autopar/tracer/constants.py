@@ -1,7 +1,7 @@
 """Tensors that a model makes from nothing, such as a mask of ones: their values are known while it is being traced.
 
 The nodes that use neither inputs nor state are run as they stand, on the CPU, when the code asks for a value. With them, checks
-for numbers that are not finite are taken to find none; what depends on that is told apart.
+for numbers that are not finite are taken to find none in what is not known; what depends on that is told apart.
 """
 
 from __future__ import annotations
@@ -13,21 +13,12 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from autopar.ir.finite import found_if_finite
 from autopar.torch_private import OpOverload, example_of, storage_key, without_modes
 from autopar.tracer.traced import traced_constant
 
-aten = torch.ops.aten
 LARGEST = 1 << 24
 """Elements of the largest tensor that is made to answer a question."""
-
-FINITE: dict[Any, bool] = {
-    aten.isinf.default: False,
-    aten.isnan.default: False,
-    aten.isposinf.default: False,
-    aten.isneginf.default: False,
-    aten.isfinite.default: True,
-}
-"""Checks of every element, and what they find in finite numbers."""
 
 UNFILLED = ("empty", "new_empty", "resize")
 """Ops whose results hold anything at first."""
@@ -69,13 +60,19 @@ class Constants:
                 self.spoilt |= {storage_key(v) for v in map(self.values.get, node.all_input_nodes) if isinstance(v, Tensor)}
 
     def _value(self, node: Node) -> Any:
-        target: Any = node.target
         if node.op == "get_attr":
             return self.attributes[node]
-        if target in FINITE or _compares_with_itself(node):
+        try:
+            return self._computed(node)
+        except Unknown:
+            found = found_if_finite(node.target, node.args)
+            if found is None:
+                raise
             self.finite.add(node)
-            shape = [example_of(n) for n in node.meta["val"].shape]
-            return torch.full(shape, FINITE.get(target, False), device="cpu")
+            return torch.full([example_of(n) for n in node.meta["val"].shape], found, device="cpu")
+
+    def _computed(self, node: Node) -> Any:
+        target: Any = node.target
         if target is not operator.getitem and not _is_function(target):
             raise Unknown
         if any(isinstance(v, Tensor) and v.numel() > LARGEST for v in [node.meta.get("val")]):
@@ -95,11 +92,6 @@ class Constants:
     def _is_spoilt(self, value: Any) -> bool:
         """Whether something unknown was written into its memory."""
         return isinstance(value, Tensor) and storage_key(value) in self.spoilt
-
-
-def _compares_with_itself(node: Node) -> bool:
-    """`x != x`, which is so for nan only."""
-    return node.target is aten.ne.Tensor and node.args[0] is node.args[1]
 
 
 def _is_function(target: Any) -> bool:

@@ -7,11 +7,11 @@ import torch
 
 import autopar
 from autopar.errors import TraceError
-from tests.tracer.asking import clamped_if_infinite_or_nan, clamped_if_not_finite, doubled
+from tests.tracer.asking import clamped_if_infinite_by_comparison, clamped_if_infinite_or_nan, clamped_if_not_finite, doubled
 from tests.tracer.small import Function
 
 
-@pytest.mark.parametrize("function", [clamped_if_not_finite, clamped_if_infinite_or_nan])
+@pytest.mark.parametrize("function", [clamped_if_not_finite, clamped_if_infinite_or_nan, clamped_if_infinite_by_comparison])
 def test_numbers_are_finite(function) -> None:  # type: ignore[no-untyped-def]
     """No clamp is counted: what is saved for backward is what the code without the guard saves."""
     with torch.device("meta"):

@@ -44,6 +44,19 @@ def with_a_mask_of_ones(x: Tensor) -> Tensor:
     return x * int(mask.sum() + 1)
 
 
+def clamped_if_infinite_by_comparison(x: Tensor) -> Tensor:
+    if (x == torch.inf).any() or not (x != -torch.inf).all() or not (x == x).all():
+        x = x.clamp(-BIG, BIG)
+    return x * 2
+
+
+def with_a_mask_of_infinities(x: Tensor) -> Tensor:
+    mask = torch.full(x.shape, -torch.inf)
+    if not torch.isinf(mask).all() or torch.isfinite(mask).any() or not (mask == -torch.inf).all():
+        x = x.clamp(-BIG, BIG)
+    return x * 2
+
+
 def doubled(x: Tensor) -> Tensor:
     return x * 2
 

@@ -16,6 +16,7 @@ from autopar.tracer import trace
 from autopar.tracer.capture import warn_assumed
 from autopar.tracer.checks import parts
 from tests.tracer.asking import (
+    clamped_if_infinite_by_comparison,
     clamped_if_infinite_or_nan,
     clamped_if_not_finite,
     clamped_if_one_of_many,
@@ -24,6 +25,7 @@ from tests.tracer.asking import (
     inside,
     lasting,
     overwritten,
+    with_a_mask_of_infinities,
     with_a_mask_of_ones,
     within_limits,
 )
@@ -47,6 +49,8 @@ def ops(model: nn.Module) -> list[str]:
         (clamped_if_one_of_many, 1),
         (within_limits, 3),
         (with_a_mask_of_ones, 0),
+        (clamped_if_infinite_by_comparison, 1),
+        (with_a_mask_of_infinities, 0),
     ],
 )
 def test_what_is_known_or_assumed(function: Callable[[Tensor], Tensor], notes: int) -> None:
