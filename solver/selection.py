@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from autopar.errors import ConstraintError
 from autopar.ir.constraints import Rule, suggest
-from autopar.ir.program import Program
+from autopar.ir.program import Program, path_of, place_of
 from autopar.ops.units import Unit, is_getitem
 from autopar.profiler.model_cost import Measured
 from autopar.solver.problem import Unit as Choice
@@ -61,14 +61,14 @@ class Modules:
         for (region, _), unit in self.units.items():
             for call in self.calls(region):
                 for node in unit.nodes:
-                    parts = re.sub(r"(?<![^.])\d+(?![^.])", "*", joined(call, node)).split(".")
+                    parts = re.sub(r"(?<![^.])\d+(?![^.])", "*", path_of(node, call)).split(".")
                     found |= dict.fromkeys(".".join(parts[:n]) for n in range(1, len(parts) + 1))
         return [path for path in found if path]
 
     def path_of(self, key: Key) -> str:
         """The module of a unit's leading op; of equal layers with `*` for their number. "" for the model itself."""
         calls = self.calls(key[0])
-        return joined(calls[0] if len(calls) == 1 else key[0], leading(self.units[key]))
+        return path_of(leading(self.units[key]), calls[0] if len(calls) == 1 else key[0])
 
     @cached_property
     def kinds(self) -> list[str]:
@@ -88,10 +88,6 @@ def leading(unit: Unit) -> Node:
     return next((node for node in unit.nodes if node.name == unit.name), unit.nodes[0])
 
 
-def joined(call: str, node: Node) -> str:
-    return ".".join(filter(None, (call, node.meta.get("path", ""))))
-
-
 def pick_units(modules: Modules, rule: Rule) -> Picked:
     """Units of which any node is selected at any call; raises ConstraintError, with what is close, if there are none."""
     selector, counts = rule.selector, {}
@@ -100,7 +96,7 @@ def pick_units(modules: Modules, rule: Rule) -> Picked:
             continue
         places = {node.meta.get("path", ""): node for node in ops(unit) if selector.has_op(str(node.target))}
         calls = modules.calls(region)
-        hit = sum(any(selector.has_path(joined(call, node)) for node in places.values()) for call in calls)
+        hit = sum(any(selector.has_path(path_of(node, call)) for node in places.values()) for call in calls)
         if hit:
             counts[region, name] = (hit, len(calls))
     if not counts:
@@ -114,8 +110,7 @@ def kept_whole(modules: Modules, choices: Mapping[Key, Choice], keys: Sequence[K
         return ""
     region, name = keys[0]
     node = next(ops(modules.units[region, name]))
-    path = joined(modules.calls(region)[0], node) or node.name
-    place = f"{path} ({node.meta['source']})" if node.meta.get("source") else path
+    place = place_of(node, modules.calls(region)[0])
     return f". {node.target} at {place} is whole on every device, no rule cuts it: give it one with @autopar.op_rule"
 
 
@@ -142,7 +137,7 @@ def _missing(modules: Modules, rule: Rule) -> str:
 
 
 def _in_path(modules: Modules, rule: Rule, key: Key, unit: Unit) -> bool:
-    return any(rule.selector.has_path(joined(call, node)) for call in modules.calls(key[0]) for node in unit.nodes)
+    return any(rule.selector.has_path(path_of(node, call)) for call in modules.calls(key[0]) for node in unit.nodes)
 
 
 def _near(path: str, known: Sequence[str]) -> str:

@@ -64,6 +64,17 @@ class Region:
         return tuple(node for node in results if isinstance(node, torch.fx.Node))
 
 
+def path_of(node: torch.fx.Node, call: str = "") -> str:
+    """The path of the module that a region's node is of, in the call of the region at the path `call`."""
+    return ".".join(filter(None, (call, node.meta.get("path", ""))))
+
+
+def place_of(node: torch.fx.Node, call: str = "") -> str:
+    """Where a region's node is from, as messages say it: "path (file.py:12)", by its own name where there is no path."""
+    source = node.meta.get("source", "")
+    return f"{path_of(node, call) or node.name}{f' ({source})' if source else ''}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Call:
     """One execution of a region: which values enter and leave, and which state it uses, by position."""

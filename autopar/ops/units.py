@@ -25,7 +25,7 @@ import networkx as nx
 import torch
 
 from autopar.errors import RuleError
-from autopar.ir.program import Program, Region, Size
+from autopar.ir.program import Program, Region, Size, place_of
 from autopar.ops import tables
 from autopar.ops.discovered import found_for, rule_from, warn_kept_whole
 from autopar.ops.drawn import is_unknown, kind_of, sites_of
@@ -145,10 +145,7 @@ def fitted(node: torch.fx.Node) -> Signature:
         return rule_of(node).signature(node, operands, results)
     except ValueError as error:
         if node.target in tables.USER_RULES:
-            place = " ".join(
-                filter(None, (node.meta.get("path") or node.name, f"({at})" if (at := node.meta.get("source")) else ""))
-            )
-            raise RuleError(f"{error}. This is {node.target} at {place}") from error
+            raise RuleError(f"{error}. This is {node.target} at {place_of(node)}") from error
         shapes = ", ".join("-" if s is None else str(list(s)) for s in operands)
         warn_kept_whole(node, f"its rule does not fit operands of shapes {shapes}")
         return all_whole(node, operands, results)
@@ -156,13 +153,11 @@ def fitted(node: torch.fx.Node) -> Signature:
 
 def unknown_draws(program: Program) -> list[str]:
     """Where the program draws random numbers that autopar cannot draw, as "aten.multinomial.default at path (file.py:12)"."""
-    found = []
-    for call in program.calls:
-        for node in filter(is_unknown, program.regions[call.region].graph.nodes):
-            path = ".".join(filter(None, (call.path, node.meta.get("path", ""))))
-            source = node.meta.get("source", "")
-            found.append(f"{node.target} at {path or node.name}{f' ({source})' if source else ''}")
-    return found
+    return [
+        f"{node.target} at {place_of(node, call.path)}"
+        for call in program.calls
+        for node in filter(is_unknown, program.regions[call.region].graph.nodes)
+    ]
 
 
 def needs_grad(node: torch.fx.Node) -> bool:

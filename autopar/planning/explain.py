@@ -17,13 +17,14 @@ from functools import cached_property
 from autopar.errors import BudgetError, ConstraintError, InputError, SolverError
 from autopar.ir.constraints import Constraints, Rule, Selector
 from autopar.ir.plan import Plan
+from autopar.ir.program import path_of
 from autopar.ir.shown import Shown
 from autopar.ops.rule import WHOLE
 from autopar.ops.units import Unit as TracedUnit
 from autopar.planning.question import Question
 from autopar.solver.problem import Problem, Solution, Strategy, Unit
 from autopar.solver.restriction import Restriction
-from autopar.solver.selection import Key, Modules, joined, leading, pick_units
+from autopar.solver.selection import Key, Modules, leading, pick_units
 from autopar.solver.smallest import Clock
 from autopar.solver.two_stage import save_memory, shard
 from autopar.solver.vicinity import Vicinity
@@ -144,7 +145,7 @@ class Explainer:
             unit=name,
             kind=traced.kind,
             calls=len(calls),
-            path=joined(calls[0], node) or node.name,
+            path=path_of(node, calls[0]) or node.name,
             op=str(node.target),
             source=node.meta.get("source", ""),
             sizes={factor: int(size) for factor, size in traced.sizes.items()},
