@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from autopar.errors import TraceError
-from autopar.tracer.failures import source_of
+from autopar.tracer.failures import at
 
 aten = torch.ops.aten
 COND = torch.ops.higher_order.cond
@@ -35,16 +35,11 @@ def inline_branches(module: GraphModule) -> None:
             _inline(module, node)
         elif is_control_flow(node) and str(node.target) not in INLINED:
             raise TraceError(
-                f"the model uses {node.target}{_at(node)}, which cannot be traced: use a Python loop over a fixed number of "
+                f"the model uses {node.target}{at(node)}, which cannot be traced: use a Python loop over a fixed number of "
                 "steps, torch.cond, or ops of whole tensors; or keep a function whole (`autopar.op_rule`, docs/rules.md)"
             )
     module.graph.lint()
     module.recompile()
-
-
-def _at(node: Node) -> str:
-    place = source_of(node)
-    return f" at {place}" if place else ""
 
 
 def is_control_flow(node: Node) -> bool:
@@ -56,7 +51,7 @@ def _inline(module: GraphModule, call: Node) -> None:
     predicate, *branches, operands = call.args
     if not isinstance(predicate, Node) or not isinstance(predicate.meta["val"], torch.Tensor):
         raise TraceError(
-            f"torch.cond{_at(call)} depends on a dim that is dynamic: leave it out of `dynamic`, or use `if` on its size"
+            f"torch.cond{at(call)} depends on a dim that is dynamic: leave it out of `dynamic`, or use `if` on its size"
         )
     graph = module.graph
     with graph.inserting_before(call):
@@ -88,7 +83,7 @@ def _copy(module: GraphModule, call: Node, branch: Any, operands: list[Any]) -> 
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: copies[n])
             copies[node] = _made(call, node.target, args, node.meta.get("val"), kwargs, f"{branch.target}_{node.name}")
         elif node.op not in ("placeholder", "output"):
-            raise TraceError(f"a branch of torch.cond{_at(call)} holds {node.op} {node.target}, which cannot be traced")
+            raise TraceError(f"a branch of torch.cond{at(call)} holds {node.op} {node.target}, which cannot be traced")
     results: Any = torch.fx.map_arg(body.graph.output_node().args[0], lambda n: copies[n])
     return list(results)
 
@@ -105,7 +100,7 @@ def _choice(call: Node, flag: Node, left: Any, right: Any) -> Any:
     if left is right or (not isinstance(left, Node) and not isinstance(right, Node) and left == right):
         return left
     if not all(isinstance(side, Node) and isinstance(side.meta["val"], torch.Tensor) for side in (left, right)):
-        raise TraceError(f"torch.cond{_at(call)} returns numbers that differ between its branches; return tensors")
+        raise TraceError(f"torch.cond{at(call)} returns numbers that differ between its branches; return tensors")
     return _made(call, aten.where.self, (flag, left, right), left.meta["val"])
 
 

@@ -35,8 +35,7 @@ def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> AutoparErro
     """The error to raise in the place of what `torch.export` raised, a TraceError if it is not one of ours; `answers` say where
     symbols in it are from."""
     if isinstance(error, RuleError):
-        place = _place(error)
-        return RuleError(f"{error}{f' at {place}' if place else ''}")
+        return RuleError(f"{error}{at(_place(error))}")
     if isinstance(error, AutoparError):
         return error
     text = str(error)
@@ -50,7 +49,7 @@ def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> AutoparErro
             "leave it out of `dynamic`, or make the code work for any size"
         )
     place = _place(error)
-    where = f" at {place.quoted}" if place else ""
+    where = at(place and place.quoted)
     if DATA_DEPENDENT.search(f"{type(error).__name__} {text}"):
         return TraceError(f"the model branches or sizes a tensor on data{where}{_read_at(text, place, answers)}")
     if lost := re.search(
@@ -91,8 +90,8 @@ def check_no_data_dependent_sizes(graph: Graph, made: Mapping[str, Place]) -> No
         vals = val if isinstance(val, tuple | list) else [val]
         found = {str(symbol) for v in vals if isinstance(v, DATA_TYPES) for symbol in free_unbacked_symbols(v)}
         if found:
-            place = next((made[symbol].quoted for symbol in sorted(found & made.keys())), source_of(node))
-            raise TraceError(f"the model sizes a tensor on data{f' at {place}' if place else ''}: {DATA_FIXES}{WHOLE}")
+            places = [made[symbol].quoted for symbol in sorted(found & made.keys())]
+            raise TraceError(f"the model sizes a tensor on data{at(next(iter(places), node))}: {DATA_FIXES}{WHOLE}")
 
 
 def source_of(node: Node) -> str:
@@ -101,6 +100,12 @@ def source_of(node: Node) -> str:
     found = [place for place in found if not place[0].startswith("<")]
     found = [place for place in found if "torch" not in PurePath(place[0]).parts] or found
     return f"{PurePath(found[-1][0]).name}:{found[-1][1]}" if found else ""
+
+
+def at(place: Node | Place | str | None) -> str:
+    """ " at file.py:12": the place, or that of the model's line that made the node; "" if it is not known."""
+    known = source_of(place) if isinstance(place, Node) else place
+    return f" at {known}" if known else ""
 
 
 def _dim_name(dynamic: Dynamic, name: str, dim: int) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from autopar.errors import TraceError
-from autopar.tracer.failures import source_of
+from autopar.tracer.failures import at
 
 aten = torch.ops.aten
 
@@ -26,9 +26,8 @@ def read_in_order(graph: Graph) -> None:
         strides = val.stride()
         order = sorted(range(val.ndim), key=lambda d: (-strides[d], d))
         if not val.permute(order).is_contiguous() or not within(val, size, stride, offset):
-            place = source_of(node)
             raise TraceError(
-                f"the model reads memory by position (as_strided{f' at {place}' if place else ''}) of a tensor that is a part "
+                f"the model reads memory by position (as_strided{at(node)}) of a tensor that is a part "
                 "of another one: make it contiguous before, or use unfold or an index"
             )
         with graph.inserting_before(node):
