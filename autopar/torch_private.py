@@ -91,6 +91,10 @@ def fake_mode() -> contextlib.AbstractContextManager[object]:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
+LOGGERS_OF_TRACES = "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor"
+"""Names of the loggers that remark on what a trace meets (torch 2.11 to 2.13)."""
+
+
 def graph_if_traced() -> torch.fx.Graph | None:
     """The graph that a running `make_fx` or `torch.export` writes (`get_proxy_mode().tracer`: torch 2.11 to 2.13)."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -268,9 +272,7 @@ def running_sequence_number() -> int | None:
 
 def correct_aliasing(func: Any, args: Any, kwargs: Any, result: Any) -> Any:
     """For subclasses: the result as autograd expects it (`return_and_correct_aliasing`: torch 2.11 to 2.13)."""
-    from torch.utils._python_dispatch import return_and_correct_aliasing
-
-    return return_and_correct_aliasing(func, args, kwargs, result)  # type: ignore[no-untyped-call]
+    return _python_dispatch.return_and_correct_aliasing(func, args, kwargs, result)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -302,9 +304,8 @@ def is_selective_checkpoint() -> bool:
 def active_modes() -> list[Any]:
     """All modes that see ops before they run: a default device, a tracer (`_get_current_*_mode_stack`: torch 2.11 to 2.13)."""
     from torch.overrides import _get_current_function_mode_stack
-    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-    return [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]  # type: ignore[no-untyped-call]
+    return [*_get_current_function_mode_stack(), *_python_dispatch._get_current_dispatch_mode_stack()]  # type: ignore[no-untyped-call]
 
 
 def is_fake(tensor: Tensor) -> bool:
@@ -328,10 +329,6 @@ def default_store() -> Any:
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()
-
-
-running_gradient = running_sequence_number
-"""Number of the autograd node whose backward runs; None outside."""
 
 
 def gradient_numbers(tensor: Tensor, known: Container[int]) -> Iterator[int]:

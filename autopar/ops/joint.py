@@ -17,7 +17,7 @@ import torch
 
 from autopar.ir.autocast import no_autocast
 from autopar.ops.casts import Wide
-from autopar.torch_private import TorchDispatchMode, fake_mode, gradient_numbers, running_gradient, storage_key
+from autopar.torch_private import TorchDispatchMode, fake_mode, gradient_numbers, running_sequence_number, storage_key
 
 aten = torch.ops.aten
 ALIASES = frozenset(
@@ -110,7 +110,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def call(self, func: Any, given: Any, result: Any) -> torch.fx.Node:
         """Append the call of an op: (args, kwargs) in nodes, and what came out."""
-        running = running_gradient()
+        running = running_sequence_number()
         step = self.current if running is None else self.gradients.get(running)
         name = called(step, func.overloadpacket.__name__)
         args, kwargs = given

@@ -26,7 +26,7 @@ from autopar.errors import InputError, TraceError
 from autopar.ir.assumed import Place
 from autopar.ir.precision import Precision
 from autopar.ir.program import State, TensorSpec
-from autopar.torch_private import pytree
+from autopar.torch_private import LOGGERS_OF_TRACES, pytree
 from autopar.tracer.answers import Answers
 from autopar.tracer.backwards import NoOwnBackwards
 from autopar.tracer.branches import inline_branches
@@ -279,7 +279,7 @@ def check_constants(exported: ExportedProgram, model: nn.Module) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's own remarks on the way: what matters of them is in the errors."""
-    logs = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")]
+    logs = [logging.getLogger(name) for name in LOGGERS_OF_TRACES]
     levels = [log.level for log in logs]
     for log in logs:
         log.setLevel(logging.CRITICAL)
