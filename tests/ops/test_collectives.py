@@ -16,9 +16,9 @@ from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ops.collectives import FUNCTIONS, all_reduce, arguments, copy, forget, gather, merge, shard
+from autopar.ops.pieces import ANYTHING, collect, cut, distribute, join
 from autopar.torch_private import by_rank, coordinates, rank_map
 from tests.ops.joint import collectives_of, trace_joint, with_groups
-from tests.ops.pieces import ANYTHING, collect, cut, distribute, join
 from tests.processes import run_processes
 
 MESHES = [MeshSpec((2,), ("a",)), MeshSpec((4,), ("a",)), MeshSpec((2, 2), ("a", "b"))]

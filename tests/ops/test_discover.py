@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from autopar.errors import RuleError
 from autopar.ops import discover, tables
 from autopar.ops.discovered import found_for, row_text, rule_from
+from autopar.ops.proof import Call, prove, unit_of
 from autopar.ops.small import Unsuited, form_of, small_calls
 from autopar.ops.strategies import strategies
 from autopar.ops.units import Unit, fitted
@@ -25,7 +27,6 @@ from tests.ops import custom_ops as custom
 from tests.ops.examples import EXAMPLES, POINTWISE
 from tests.ops.fake_nodes import fake, ids, node_of
 from tests.ops.pick import Pick
-from tests.ops.proofs import Call, WrongRule, prove, unit_of
 
 aten = torch.ops.aten
 ALL = {**EXAMPLES, **POINTWISE}
@@ -289,5 +290,5 @@ def test_a_wrong_finding_would_be_caught(monkeypatch: pytest.MonkeyPatch) -> Non
     ways = small_calls(form_of(unit_of([Call(custom.ordered, (x(4, 6),))])[0].nodes[0]))
     credulous = rule_from(discover.discover.__wrapped__(ways))
     monkeypatch.setitem(tables.USER_RULES, custom.ordered, credulous)
-    with pytest.raises(WrongRule):
+    with pytest.raises(RuleError):
         prove(*unit_of([Call(custom.ordered, (x(4, 6),))]), (2,))

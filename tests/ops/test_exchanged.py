@@ -21,8 +21,8 @@ from autopar.ops.exchanged import EXCHANGED, EXCHANGED_BACKWARD, experts_exchang
 from autopar.ops.exchanged_cost import Inside, backward_inside, forward_inside
 from autopar.ops.flops import collectives_of, node_flops
 from autopar.ops.joint import Joint, TensorLike, trace_joint
+from autopar.ops.pieces import collect, cut, distribute
 from autopar.torch_private import AllocationTracker, coordinates
-from tests.ops.pieces import collect, cut, distribute
 from tests.processes import run_processes
 from tests.sent import Sent
 

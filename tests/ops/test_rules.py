@@ -13,15 +13,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from autopar.errors import RuleError
 from autopar.ir.placement import Placement
 from autopar.ops import fits, tables
 from autopar.ops.factors import Dims
+from autopar.ops.proof import Call, prove, unit_of
 from autopar.ops.rule import OpRule
 from autopar.ops.strategies import strategies
 from autopar.ops.units import compose, fitted, rule_of
 from tests.ops.examples import EXAMPLES, POINTWISE
 from tests.ops.pick import Pick
-from tests.ops.proofs import Call, WrongRule, prove, unit_of
 
 aten = torch.ops.aten
 ALL = {**EXAMPLES, **POINTWISE}
@@ -145,7 +146,7 @@ def test_wrong_row_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     rule, call = WRONG_ROWS[name]
     prove(*unit_of([call]), (2,))
     monkeypatch.setitem(tables.USER_RULES, call.target, rule)
-    with pytest.raises(WrongRule):
+    with pytest.raises(RuleError):
         prove(*unit_of([call]), (2,))
 
 
@@ -156,7 +157,7 @@ def test_forgotten_gradient_reduction_is_caught() -> None:
     assert [str(p) for p in right.operands] == ["S(0)", "R"]
     prove(unit, operands, (2,), [right])
     wrong = replace(right, operands=(right.operands[0], Placement(("I",))))
-    with pytest.raises(WrongRule, match="ranks differ on I"):
+    with pytest.raises(RuleError, match="ranks differ on I"):
         prove(unit, operands, (2,), [wrong])
 
 

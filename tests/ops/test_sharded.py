@@ -15,10 +15,10 @@ from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ops import sharded
+from autopar.ops.pieces import collect, cut, distribute, join
 from autopar.ops.sharded import MEAN, NONE, SUM
 from autopar.torch_private import coordinates
 from tests.ops.joint import collectives_of, trace_joint, with_groups
-from tests.ops.pieces import collect, cut, distribute, join
 from tests.processes import run_processes
 
 MESHES = [MeshSpec((2,), ("a",)), MeshSpec((4,), ("a",)), MeshSpec((2, 2), ("a", "b"))]

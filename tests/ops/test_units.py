@@ -9,9 +9,9 @@ from torch import Tensor, fx
 from autopar.ir.program import Region
 from autopar.ir.widen import widened
 from autopar.ops.factors import CannotUnify
+from autopar.ops.proof import Call, prove, unit_of
 from autopar.ops.strategies import PASS_PARTIAL, strategies
 from autopar.ops.units import Unit, compose, needs_grad, units
-from tests.ops.proofs import Call, prove, unit_of
 from tests.planned import traced
 
 aten = torch.ops.aten

@@ -5,37 +5,13 @@ Choices list the usual case first: hypothesis picks among all of them, the golde
 
 from __future__ import annotations
 
-from tests.ops.examples import (
-    creation,
-    elementwise,
-    indexing,
-    losses,
-    matrices,
-    movement,
-    normalization,
-    pointwise,
-    random,
-    reductions,
-    scatters,
-    spatial,
-    spectral,
-)
+from importlib import import_module
+
+from autopar.ops import tables
+from tests.ops.examples import pointwise
 from tests.ops.examples.common import Examples
 
-FAMILIES = (
-    matrices,
-    spatial,
-    normalization,
-    losses,
-    reductions,
-    indexing,
-    scatters,
-    movement,
-    elementwise,
-    spectral,
-    random,
-    creation,
-)
+FAMILIES = [import_module(f"{__name__}.{family.__name__.rpartition('.')[2]}") for family in tables.FAMILIES]
 EXAMPLES: Examples = {op: example for family in FAMILIES for op, example in family.EXAMPLES.items()}
 """One per row of the table."""
 POINTWISE = pointwise.EXAMPLES

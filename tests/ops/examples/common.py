@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from autopar.ops.proof import Call
 from tests.ops.pick import DTYPE, Pick
-from tests.ops.proofs import Call
 
 Example = Callable[[Pick], Call]
 Examples = dict[Any, Example]

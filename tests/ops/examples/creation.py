@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
+from autopar.ops.proof import Call
 from tests.ops.examples.common import Example, Examples, factory, unary
 from tests.ops.pick import DTYPE
-from tests.ops.proofs import Call
 
 aten = torch.ops.aten
 

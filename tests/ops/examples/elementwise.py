@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import torch
 
+from autopar.ops.proof import Call
 from tests.ops.examples.common import Examples, binary, unary
 from tests.ops.pick import Pick
-from tests.ops.proofs import Call
 
 aten = torch.ops.aten
 

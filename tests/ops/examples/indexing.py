@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autopar.ops.proof import Call
 from tests.ops.examples.common import Examples
 from tests.ops.pick import Pick
-from tests.ops.proofs import Call
 
 aten = torch.ops.aten
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from autopar.ops.proof import Call
 from tests.ops.examples.common import Example, Examples, binary, unary
 from tests.ops.pick import Pick
-from tests.ops.proofs import Call
 
 aten = torch.ops.aten
 
