@@ -34,7 +34,7 @@ from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import Plan
 from autopar.ir.program import Program
 from autopar.ops.rule import WHOLE
-from autopar.ops.units import fitted, is_getitem, is_size, shapes_of
+from autopar.ops.units import fitted, is_getitem, is_size
 from autopar.tracer import trace
 from autopar.verification import verify
 from benchmarks.coverage_table import cell, document
@@ -76,7 +76,7 @@ def kept_whole(program: Program) -> Counter[str]:
             if node.op != "call_function" or is_getitem(node) or is_size(node):
                 continue
             signature = fitted(node)
-            if signature.sizes and all(WHOLE in marks for marks in signature.marks.values()) and shapes_of(node):
+            if signature.sizes and all(WHOLE in marks for marks in signature.marks.values()):
                 found[str(node.target)] += 1
     return found
 
