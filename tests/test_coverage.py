@@ -1,4 +1,7 @@
-"""Models of many kinds, each trained on a mesh under a plan that cuts it: a part of benchmarks/coverage.py."""
+"""Models of many kinds, each trained on a mesh under a plan that cuts it: a part of benchmarks/coverage.py.
+
+Networks of plain torch are in tests/test_plain_models.py, which asks the same of them and more.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import pytest
 
 from benchmarks.coverage import MODELS, measure
 from benchmarks.coverage_table import cell, document
+from tests.zoo_plain import PLAIN
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [name for name in MODELS if name not in PLAIN])
 def test_trains_as_the_serial_run_does(model: str) -> None:
     row = measure(model, "2x2", "")
     assert row["stage"] == "equal", row

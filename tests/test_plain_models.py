@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import autopar
+from benchmarks.coverage import roles
 from tests.hardware_toy import toy_hardware
 from tests.planned import GAP, TIME_LIMIT_S
 from tests.zoo_plain import PLAIN
@@ -17,5 +18,6 @@ def test_all_ranks_equal_the_serial_run(name: str, mesh: str) -> None:
     model, kwargs = PLAIN[name]()
     plan = autopar.plan(model, mesh, kwargs=kwargs, hardware=toy_hardware(), gap=GAP, time_limit_s=TIME_LIMIT_S)
     assert {c.axis for c in plan.figures.collectives if c.count} == set(plan.mesh.names), "an axis without communication"
+    assert roles(plan)["cut"], "a plan that cuts nothing proves nothing"
     report = autopar.verify(model, mesh, kwargs=kwargs, plan=plan)
     assert report.ok, report.tensors[:3]
