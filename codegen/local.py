@@ -17,8 +17,8 @@ from autopar.ops.casts import computed_in
 from autopar.ops.collectives import FUNCTIONS, arguments
 from autopar.ops.draws import KEY
 from autopar.ops.joint import TensorLike
-from autopar.ops.lower import emit_unit
-from autopar.ops.lower_draws import keys_like
+from autopar.ops.lowering.draws import keys_like
+from autopar.ops.lowering.emit import emit_unit
 from autopar.ops.units import Unit, needs_grad
 
 

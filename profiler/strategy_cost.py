@@ -16,7 +16,7 @@ import torch
 from autopar.ir.mesh import MeshSpec
 from autopar.ops.factors import Factor
 from autopar.ops.flops import Collective, collectives_of
-from autopar.ops.lower import emit_unit
+from autopar.ops.lowering.emit import emit_unit
 from autopar.ops.strategies import Strategy, cut_by
 from autopar.ops.units import Unit
 from autopar.profiler.model_cost import Measured

@@ -22,8 +22,8 @@ from autopar.ops.draws import KEY
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.flops import Collective, collective_of, inside, node_flops
 from autopar.ops.joint import Joint, TensorLike, alias_base, bytes_of, owner, trace_joint
-from autopar.ops.lower import emit_unit
-from autopar.ops.lower_draws import keys_like
+from autopar.ops.lowering.draws import keys_like
+from autopar.ops.lowering.emit import emit_unit
 from autopar.ops.strategies import Strategy, strategy
 from autopar.ops.units import Unit, is_getitem, needs_grad, rule_of
 

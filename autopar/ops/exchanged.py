@@ -25,7 +25,7 @@ from autopar.ir.activations import activated, activated_backward
 from autopar.ir.experts import grouped_mm
 from autopar.ir.local_ranks import runs_together
 from autopar.ops.collectives import c10d, run, wait
-from autopar.ops.sharded import added_once
+from autopar.ops.sharded.common import added_once
 
 ARGUMENTS = (
     "Tensor x, Tensor index, Tensor up, Tensor down, str activation, str[] groups, int[] sizes, float share=1., "
@@ -264,7 +264,7 @@ def experts_exchanged(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """autopar.experts with the experts sharded over `axes`: up and down S(0); biases and `summed` as in
-    `sharded.experts_of_axes`. On axes that are `travelled`, x, index, scale and the result are S along the tokens; on the
+    `experts_of_axes`. On axes that are `travelled`, x, index, scale and the result are S along the tokens; on the
     others x, index and scale are R and the result is P.
 
     Communicates, per travelled axis, rows of tokens there and back (forward), and tokens and gradients there, gradients back

@@ -14,11 +14,11 @@ from torch import Tensor, fx
 from autopar.errors import RuleError
 from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
-from autopar.ops import sharded, sharded_indexing
 from autopar.ops.drawn import draw_of
 from autopar.ops.draws import KEY, draw_whole, generator_state
-from autopar.ops.lower import emit_unit
+from autopar.ops.lowering.emit import emit_unit
 from autopar.ops.pieces import ANYTHING, collect, coordinates_of_ranks, cut, difference, distribute, join
+from autopar.ops.sharded import common, indexing
 from autopar.ops.strategies import Strategy, strategies
 from autopar.ops.units import Unit, compose, is_getitem, rule_of
 from autopar.torch_private import coordinates, pytree
@@ -26,9 +26,9 @@ from autopar.torch_private import coordinates, pytree
 TOLERANCE = 1e-9
 SILENT = frozenset(
     [
-        *(sharded.embedding_vocab, sharded.linear_row_bias, sharded.addmm_row_bias, sharded.once),
-        *(sharded.causal_attention, sharded.experts_of_axes),
-        *(f for f in vars(sharded_indexing).values() if callable(f)),
+        *(common.embedding_vocab, common.linear_row_bias, common.addmm_row_bias, common.once),
+        *(common.causal_attention, common.experts_of_axes),
+        *(f for f in vars(indexing).values() if callable(f)),
     ]
 )
 """Sharded implementations that do not communicate: ranks may run one after another, which is faster."""

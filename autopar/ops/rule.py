@@ -6,7 +6,7 @@
 
 A factor that is in a result is *parallel*; one that is only in operands is *reduced*: its shards hold partial sums.
 `sharded` names factors for which the op on local shapes is not the op itself, and the implementation that is to run
-instead (`autopar.ops.sharded`); factors in `invariant` are reduced inside that implementation, so that the result is I.
+instead (of `autopar.ops.sharded`); factors in `invariant` are reduced inside that implementation, so that the result is I.
 `exchanged` names factors that one axis may cut together with such a factor: their pieces travel to its pieces and back.
 """
 

@@ -22,8 +22,9 @@ from torch.utils.flop_counter import register_flop_formula
 from autopar.errors import RuleError
 from autopar.ir import opaque
 from autopar.ir.own_ops import annotated, define, is_tensor
-from autopar.ops import lower, tables
+from autopar.ops import tables
 from autopar.ops.factors import Factor
+from autopar.ops.lowering.emit import IMPLEMENTATIONS
 from autopar.ops.row_sizes import empty_results, product_flops, require_known_results
 from autopar.ops.rule import OpRule, parse
 from autopar.torch_private import OpOverload, OpOverloadPacket, graph_if_traced, is_fake
@@ -118,8 +119,8 @@ def row(text: str, kind: str, sharded: Sharded, given: Any) -> OpRule:
                 f"rule {text!r} has no factor {factor!r} that could be cut, for which `sharded` has an implementation"
             )
         if isinstance(implementation, str):
-            if implementation not in lower.IMPLEMENTATIONS:
-                known = ", ".join(lower.IMPLEMENTATIONS)
+            if implementation not in IMPLEMENTATIONS:
+                known = ", ".join(IMPLEMENTATIONS)
                 raise RuleError(
                     f"rule {text!r}: autopar has no implementation {implementation!r}; it has {known}. Or give a function"
                 )

@@ -31,8 +31,8 @@ from autopar.codegen.local import LocalRegion
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement, State
 from autopar.ir.plan import PlannedRegion
-from autopar.ops import sharded
 from autopar.ops.rule import INVARIANT as REDUCED_INSIDE
+from autopar.ops.sharded import common
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import Unit, needs_grad
 from autopar.torch_private import fake_process_group
@@ -66,7 +66,7 @@ PUBLIC: Mapping[Any, Callable[..., Any]] = {
 
 REPEATING = {aten.expand.default, aten.full.default, aten.zeros.default, aten.ones.default}
 
-spmd.register_local_autograd_function(sharded.EmbeddingVocab)
+spmd.register_local_autograd_function(common.EmbeddingVocab)
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def cross_entropy(run: TypedRun, logits: Tensor, target: Tensor, weight: Tensor 
 
 
 def layer_norm(
-    run: TypedRun, x: Tensor, normalized: int, weight: Tensor | None, bias: Tensor | None, eps: float, axes: sharded.Axes
+    run: TypedRun, x: Tensor, normalized: int, weight: Tensor | None, bias: Tensor | None, eps: float, axes: common.Axes
 ) -> Any:
     """As over the local piece: statistics are summed inside, forward and backward."""
     for given in (x, weight, bias):
@@ -199,5 +199,5 @@ def layer_norm(
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-TYPED: Mapping[Any, Callable[..., Any]] = {sharded.cross_entropy: cross_entropy, sharded.layer_norm_hidden: layer_norm}
+TYPED: Mapping[Any, Callable[..., Any]] = {common.cross_entropy: cross_entropy, common.layer_norm_hidden: layer_norm}
 """Sharded implementations that communicate inside, to what has their type."""

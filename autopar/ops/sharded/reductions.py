@@ -1,4 +1,4 @@
-"""Sharded implementations of reductions whose parts do not add up: maxima, variances, norms; see `autopar.ops.sharded`.
+"""Sharded implementations of reductions whose parts do not add up: maxima, variances, norms; see `autopar.ops.sharded.common`.
 
 x is S along reduced dims, the result I. Backward passes need the upstream gradient alone, which is I as well.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from autopar.ops.collectives import run
-from autopar.ops.sharded import Axes, local_index, mean_and_variance, parts, piece_of, precise, reduce_over
+from autopar.ops.sharded.common import Axes, local_index, mean_and_variance, parts, piece_of, precise, reduce_over
 
 Dims = tuple[int, ...]
 

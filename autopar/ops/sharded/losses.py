@@ -1,11 +1,11 @@
-"""Sharded implementations of losses beside cross-entropy; see `autopar.ops.sharded`."""
+"""Sharded implementations of losses beside cross-entropy; see `autopar.ops.sharded.common`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from autopar.ops.sharded import SUM, Axes, reduce_over
+from autopar.ops.sharded.common import SUM, Axes, reduce_over
 
 
 def nll_mean(log_probs: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, axes: Axes) -> Tensor:

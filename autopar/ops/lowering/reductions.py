@@ -1,4 +1,4 @@
-"""How reductions and losses over cut loops are written into a local graph: see `autopar.ops.lower`."""
+"""How reductions and losses over cut loops are written into a local graph."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from autopar.ops import sharded, sharded_losses, sharded_reductions
 from autopar.ops.fits import argument, dim_list
+from autopar.ops.sharded import common, losses, reductions
 from autopar.ops.units import shapes_of
 
 if TYPE_CHECKING:
-    from autopar.ops.lower import Axes, Cuts, LocalCall, Lowering
+    from autopar.ops.lowering.emit import Axes, Cuts, LocalCall, Lowering
 
 Places = tuple[torch.fx.Node, ...]
 
@@ -36,7 +36,7 @@ def mean(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
 
 def once(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     """The op is linear in its first operand, which lacks the loop that is cut."""
-    first = call.emit(sharded.once, (call.args[0], axes_of(cuts)[1]))
+    first = call.emit(common.once, (call.args[0], axes_of(cuts)[1]))
     return call.emit(call.target, (first, *call.args[1:]), call.kwargs)
 
 
@@ -52,12 +52,12 @@ def cross_entropy(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     }
     if "v" in cuts and cuts["v"].uneven is not None:
         options["classes"] = cuts["v"].uneven
-    return call.emit(sharded.cross_entropy, (*call.args[:2], call.named("weight")), options)
+    return call.emit(common.cross_entropy, (*call.args[:2], call.named("weight")), options)
 
 
 def nll_mean(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     given = *call.args[:2], call.named("weight"), call.named("ignore_index"), axes_of(cuts)[0]
-    return call.emit(sharded_losses.nll_mean, given)
+    return call.emit(losses.nll_mean, given)
 
 
 def dims_of(call: LocalCall) -> tuple[int, ...]:
@@ -102,15 +102,15 @@ IMPLEMENTATIONS: dict[str, Lowering] = {
     "once": once,
     "cross_entropy": cross_entropy,
     "nll_mean": nll_mean,
-    "maximum": over(sharded_reductions.extremum, False),
-    "minimum": over(sharded_reductions.extremum, True),
-    "any": over(sharded_reductions.truth, False),
-    "all": over(sharded_reductions.truth, True),
-    "euclidean_norm": over(sharded_reductions.euclidean_norm),
-    "max_at": along(sharded_reductions.extremum_at, False),
-    "min_at": along(sharded_reductions.extremum_at, True),
-    "argmax": along(sharded_reductions.position_of_extremum, False),
-    "argmin": along(sharded_reductions.position_of_extremum, True),
-    "var": moments(sharded_reductions.var),
-    "var_mean": moments(sharded_reductions.var_mean),
+    "maximum": over(reductions.extremum, False),
+    "minimum": over(reductions.extremum, True),
+    "any": over(reductions.truth, False),
+    "all": over(reductions.truth, True),
+    "euclidean_norm": over(reductions.euclidean_norm),
+    "max_at": along(reductions.extremum_at, False),
+    "min_at": along(reductions.extremum_at, True),
+    "argmax": along(reductions.position_of_extremum, False),
+    "argmin": along(reductions.position_of_extremum, True),
+    "var": moments(reductions.var),
+    "var_mean": moments(reductions.var_mean),
 }

@@ -1,6 +1,6 @@
 """Norms and softmax along dims that are cut: what they need to know of all devices is summed, or is a maximum.
 
-As in `autopar.ops.sharded`: differentiable functions of local tensors, `axes` as (group name, size). Results are S where
+As in `autopar.ops.sharded.common`: differentiable functions of local tensors, `axes` as (group name, size). Results are S where
 operands are; statistics are I.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from autopar.ops.collectives import run
-from autopar.ops.sharded import Axes, mean_and_variance, normalized, parts, precise, reduce_over
+from autopar.ops.sharded.common import Axes, mean_and_variance, normalized, parts, precise, reduce_over
 
 
 class BatchNorm(torch.autograd.Function):

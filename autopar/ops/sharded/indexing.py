@@ -1,7 +1,7 @@
 """Sharded implementations of reading and writing by position, where the dim that positions count is cut.
 
 A device reads what it has and zeros elsewhere, so that results are summands; it writes what is meant for its rows, and the
-rest into a row beside them that nobody reads. See `autopar.ops.sharded`. Nothing here communicates.
+rest into a row beside them that nobody reads. See `autopar.ops.sharded.common`. Nothing here communicates.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from autopar.ops.sharded import Axes, local_index, once, parts
+from autopar.ops.sharded.common import Axes, local_index, once, parts
 
 aten = torch.ops.aten
 SUM_OF_BAG, MEAN_OF_BAG = 0, 1

@@ -20,7 +20,7 @@ from autopar.ops.strategies import Strategy
 from autopar.ops.units import Unit
 
 if TYPE_CHECKING:
-    from autopar.ops.lower import LocalCall
+    from autopar.ops.lowering.emit import LocalCall
 
 
 def keys_like(count: int) -> TensorLike:

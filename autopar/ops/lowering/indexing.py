@@ -1,4 +1,4 @@
-"""How reading and writing by position goes into a local graph where the positions' dim is cut: see `autopar.ops.lower`."""
+"""How reading and writing by position goes into a local graph where the positions' dim is cut."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from autopar.ops import sharded, sharded_indexing
 from autopar.ops.families.indexing import Indexed, counted_dims
 from autopar.ops.fits import argument, dim_list
-from autopar.ops.lower_reductions import Places, axes_of, cut_of
+from autopar.ops.lowering.reductions import Places, axes_of, cut_of
 from autopar.ops.rule import tensor_operands
+from autopar.ops.sharded import common, indexing
 from autopar.ops.units import shapes_of
 
 if TYPE_CHECKING:
-    from autopar.ops.lower import Axes, Cuts, LocalCall, Lowering
+    from autopar.ops.lowering.emit import Axes, Cuts, LocalCall, Lowering
 
 aten = torch.ops.aten
 
@@ -61,40 +61,40 @@ def index_rows(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
 
 def index(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     dim, at = only_index(call.args[1])
-    return call.emit(sharded_indexing.index, (call.args[0], at, dim, *axes_of(cuts)))
+    return call.emit(indexing.index, (call.args[0], at, dim, *axes_of(cuts)))
 
 
 def index_select(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     (dim,) = dim_list(call.args[1], rank_of_first(call))
     at = call.emit(aten.reshape.default, (call.args[2], [-1]))  # one position is a list of one
-    return call.emit(sharded_indexing.index, (call.args[0], at, dim, *axes_of(cuts)))
+    return call.emit(indexing.index, (call.args[0], at, dim, *axes_of(cuts)))
 
 
 def gather(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     (dim,) = dim_list(call.args[1], rank_of_first(call))
-    return call.emit(sharded_indexing.gather, (call.args[0], dim, call.args[2], *axes_of(cuts)))
+    return call.emit(indexing.gather, (call.args[0], dim, call.args[2], *axes_of(cuts)))
 
 
 def scatter(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     axes, coordinates, summing = rows_and_sums(cuts)
     base, dim, at, *rest = call.args
     if not axes:
-        first = call.emit(sharded.once, (base, summing))
+        first = call.emit(common.once, (base, summing))
         return call.emit(call.target, (first, dim, at, *rest), call.kwargs)
     (dim,) = dim_list(dim, rank_of_first(call))
     given = str(call.node.target), base, dim, at, tuple(rest), dict(call.kwargs)
-    return call.emit(sharded_indexing.scatter, (*given, axes, coordinates, summing))
+    return call.emit(indexing.scatter, (*given, axes, coordinates, summing))
 
 
 def index_put(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     axes, coordinates, summing = rows_and_sums({f: cut for f, cut in cuts.items() if f not in counted_by(call)})
     base, indices, values = call.args[:3]
     if not axes:
-        first = call.emit(sharded.once, (base, summing))
+        first = call.emit(common.once, (base, summing))
         return call.emit(call.target, (first, from_own_start(call), *call.args[2:]), call.kwargs)
     dim, at = only_index(indices)
     accumulate = bool(argument(call.node, "accumulate"))
-    return call.emit(sharded_indexing.index_put, (base, at, dim, values, accumulate, axes, coordinates, summing))
+    return call.emit(indexing.index_put, (base, at, dim, values, accumulate, axes, coordinates, summing))
 
 
 def embedding_bag(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
@@ -104,7 +104,7 @@ def embedding_bag(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     if "v" not in cuts:
         return call.emit(call.target, (weight, ids, offsets, *call.args[3:]), call.kwargs)
     options = (call.named(name) for name in ("mode", "per_sample_weights", "include_last_offset"))
-    return call.emit(sharded_indexing.embedding_bag, (weight, ids, offsets, *options, *cut_of(cuts, "v")))
+    return call.emit(indexing.embedding_bag, (weight, ids, offsets, *options, *cut_of(cuts, "v")))
 
 
 IMPLEMENTATIONS: dict[str, Lowering] = {
