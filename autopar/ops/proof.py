@@ -18,7 +18,7 @@ from autopar.ops.drawn import draw_of
 from autopar.ops.draws import KEY, draw_whole, generator_state
 from autopar.ops.lowering.emit import emit_unit
 from autopar.ops.pieces import ANYTHING, collect, coordinates_of_ranks, cut, difference, distribute, join
-from autopar.ops.sharded import common, indexing
+from autopar.ops.sharded import common, indexing, layers
 from autopar.ops.strategies import Strategy, strategies
 from autopar.ops.units import Unit, compose, is_getitem, rule_of
 from autopar.torch_private import coordinates, pytree
@@ -26,9 +26,8 @@ from autopar.torch_private import coordinates, pytree
 TOLERANCE = 1e-9
 SILENT = frozenset(
     [
-        *(common.embedding_vocab, common.linear_row_bias, common.addmm_row_bias, common.once),
-        *(common.causal_attention, common.experts_of_axes),
-        *(f for f in vars(indexing).values() if callable(f)),
+        common.once,
+        *(f for module in (indexing, layers) for f in vars(module).values() if callable(f)),
     ]
 )
 """Sharded implementations that do not communicate: ranks may run one after another, which is faster."""

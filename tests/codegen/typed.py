@@ -32,7 +32,7 @@ from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement, State
 from autopar.ir.plan import PlannedRegion
 from autopar.ops.rule import INVARIANT as REDUCED_INSIDE
-from autopar.ops.sharded import common
+from autopar.ops.sharded import common, layers, losses, norms
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import Unit, needs_grad
 from autopar.torch_private import fake_process_group
@@ -66,7 +66,7 @@ PUBLIC: Mapping[Any, Callable[..., Any]] = {
 
 REPEATING = {aten.expand.default, aten.full.default, aten.zeros.default, aten.ones.default}
 
-spmd.register_local_autograd_function(common.EmbeddingVocab)
+spmd.register_local_autograd_function(layers.EmbeddingVocab)
 
 
 @contextmanager
@@ -199,5 +199,5 @@ def layer_norm(
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-TYPED: Mapping[Any, Callable[..., Any]] = {common.cross_entropy: cross_entropy, common.layer_norm_hidden: layer_norm}
+TYPED: Mapping[Any, Callable[..., Any]] = {losses.cross_entropy: cross_entropy, norms.layer_norm_hidden: layer_norm}
 """Sharded implementations that communicate inside, to what has their type."""

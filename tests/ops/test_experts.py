@@ -9,7 +9,7 @@ from autopar.ir.experts import EXPERTS
 from autopar.ops.flops import node_flops
 from autopar.ops.joint import TensorLike, trace_joint
 from autopar.ops.proof import Call, prove, unit_of
-from autopar.ops.sharded.common import experts_of_axes
+from autopar.ops.sharded.layers import experts_of_axes
 
 TOKENS, HIDDEN, WIDTH, COUNT, CHOICES = 24, 16, 32, 4, 2
 ROWS = TOKENS * CHOICES

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from autopar.ops.joint import Joint, TensorLike, forget_detached, trace_joint
-from autopar.ops.sharded.common import cross_entropy, layer_norm_hidden
+from autopar.ops.sharded.losses import cross_entropy
+from autopar.ops.sharded.norms import layer_norm_hidden
 from autopar.torch_private import fake_mode
 
 aten = torch.ops.aten

@@ -15,8 +15,8 @@ from autopar.ir.local_ranks import local_ranks
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.placement import Placement
 from autopar.ops.pieces import collect, cut, distribute, join
-from autopar.ops.sharded import common
-from autopar.ops.sharded.common import MEAN, NONE, SUM
+from autopar.ops.sharded import layers, losses, norms
+from autopar.ops.sharded.losses import MEAN, NONE, SUM
 from autopar.torch_private import coordinates
 from tests.ops.joint import collectives_of, trace_joint, with_groups
 from tests.processes import run_processes
@@ -103,7 +103,7 @@ def test_embedding_with_a_sharded_vocabulary(mesh: MeshSpec, padding_idx: int) -
     check(
         mesh,
         lambda weight, ids: torch.embedding(weight, ids, padding_idx),
-        lambda x, axes, at: common.embedding_vocab(x[0], x[1], axes, at, padding_idx),
+        lambda x, axes, at: layers.embedding_vocab(x[0], x[1], axes, at, padding_idx),
         [randn(8, 3), torch.tensor([[0, 5, 7, 5], [3, 1, 2, 6]])],
         [on(mesh, 0), on(mesh, "I")],
         on(mesh, "P"),
@@ -123,7 +123,7 @@ def test_cross_entropy_with_a_sharded_vocabulary(mesh: MeshSpec, reduction: int,
     check(
         mesh,
         lambda x, target, weight=None: torch.ops.aten.cross_entropy_loss(x, target, weight, reduction, -100, smoothing),
-        lambda x, axes, at: common.cross_entropy(
+        lambda x, axes, at: losses.cross_entropy(
             x[0], x[1], x[2] if weighted else None, reduction, -100, smoothing, vocab_axes=axes, vocab_coordinates=at
         ),
         [randn(8, 8) * 20, TARGET, weight][:count],
@@ -139,7 +139,7 @@ def test_cross_entropy_with_sharded_tokens(mesh: MeshSpec, reduction: int) -> No
     check(
         mesh,
         lambda x, target: torch.ops.aten.cross_entropy_loss(x, target, None, reduction, -100, 0.1),
-        lambda x, axes, at: common.cross_entropy(x[0], x[1], None, reduction, -100, 0.1, token_axes=axes),
+        lambda x, axes, at: losses.cross_entropy(x[0], x[1], None, reduction, -100, 0.1, token_axes=axes),
         [randn(8, 6), TARGET % 6 + torch.where(TARGET < 0, -102, 0)],
         [on(mesh, 0), on(mesh, 0)],
         on(mesh, 0 if reduction == NONE else "P"),
@@ -151,7 +151,7 @@ def test_cross_entropy_with_tokens_and_vocabulary_sharded(ignore_index: int) -> 
     check(
         MESHES[2],
         lambda x, target: torch.ops.aten.cross_entropy_loss(x, target, None, MEAN, ignore_index),
-        lambda x, axes, at: common.cross_entropy(
+        lambda x, axes, at: losses.cross_entropy(
             *x, None, MEAN, ignore_index, vocab_axes=axes[1:], vocab_coordinates=at[1:], token_axes=axes[:1]
         ),
         [randn(8, 8), TARGET if ignore_index < 0 else TARGET.clamp(min=0)],
@@ -166,7 +166,7 @@ def test_cross_entropy_survives_masked_classes_and_huge_logits() -> None:
     check(
         MESHES[0],
         lambda x, target: torch.ops.aten.cross_entropy_loss(x, target),
-        lambda x, axes, at: common.cross_entropy(*x, vocab_axes=axes, vocab_coordinates=at),
+        lambda x, axes, at: losses.cross_entropy(*x, vocab_axes=axes, vocab_coordinates=at),
         [logits, TARGET.clamp(-100, 3)],
         [Placement((1,)), Placement(("I",))],
         Placement(("I",)),
@@ -182,7 +182,7 @@ def test_layer_norm_with_a_sharded_hidden_dim(mesh: MeshSpec, affine: bool, shap
     check(
         mesh,
         lambda x, *affine: F.layer_norm(x, (8,), *affine, eps=1e-5),
-        lambda x, axes, at: common.layer_norm_hidden(x[0], 8, *(x[1:] if affine else (None, None)), 1e-5, axes),
+        lambda x, axes, at: norms.layer_norm_hidden(x[0], 8, *(x[1:] if affine else (None, None)), 1e-5, axes),
         inputs,
         [hidden, on(mesh, 0), on(mesh, 0)][: len(inputs)],
         hidden,
@@ -193,7 +193,7 @@ def test_layer_norm_over_two_dims_of_which_the_outer_is_sharded() -> None:
     check(
         MESHES[0],
         lambda x, weight, bias: F.layer_norm(x, (4, 3), weight, bias),
-        lambda x, axes, at: common.layer_norm_hidden(x[0], 12, x[1], x[2], 1e-5, axes),
+        lambda x, axes, at: norms.layer_norm_hidden(x[0], 12, x[1], x[2], 1e-5, axes),
         [randn(2, 4, 3), randn(4, 3), randn(4, 3) + 1],
         [Placement((1,)), Placement((0,)), Placement((0,))],
         Placement((1,)),
@@ -204,7 +204,7 @@ def test_layer_norm_does_not_cancel_when_the_mean_is_large() -> None:
     check(
         MESHES[1],
         lambda x: F.layer_norm(x, (8,)),
-        lambda x, axes, at: common.layer_norm_hidden(x[0], 8, None, None, 1e-5, axes),
+        lambda x, axes, at: norms.layer_norm_hidden(x[0], 8, None, None, 1e-5, axes),
         [randn(3, 8) + 1e6],
         [Placement((1,))],
         Placement((1,)),
@@ -219,7 +219,7 @@ def test_rms_norm_with_a_sharded_hidden_dim(mesh: MeshSpec, affine: bool, eps: f
     check(
         mesh,
         lambda x, weight=None: F.rms_norm(x, (8,), weight, eps),
-        lambda x, axes, at: common.rms_norm_hidden(x[0], 8, x[1] if affine else None, eps, axes),
+        lambda x, axes, at: norms.rms_norm_hidden(x[0], 8, x[1] if affine else None, eps, axes),
         [randn(2, 3, 8), randn(8)][: 2 if affine else 1],
         [on(mesh, 2), on(mesh, 0)][: 2 if affine else 1],
         on(mesh, 2),
@@ -231,7 +231,7 @@ def test_linear_with_the_contracted_dim_sharded_adds_its_bias_once(mesh: MeshSpe
     check(
         mesh,
         F.linear,
-        lambda x, axes, at: common.linear_row_bias(*x, axes, at),
+        lambda x, axes, at: layers.linear_row_bias(*x, axes, at),
         [randn(2, 3, 8), randn(5, 8), randn(5)],
         [on(mesh, 2), on(mesh, 1), on(mesh, "R")],
         on(mesh, "P"),
@@ -243,7 +243,7 @@ def test_addmm_with_the_contracted_dim_sharded_adds_its_bias_once(mesh: MeshSpec
     check(
         mesh,
         lambda bias, x, weight: torch.addmm(bias, x, weight, beta=0.5, alpha=2),
-        lambda x, axes, at: common.addmm_row_bias(*x, axes, at, beta=0.5, alpha=2),
+        lambda x, axes, at: layers.addmm_row_bias(*x, axes, at, beta=0.5, alpha=2),
         [randn(5), randn(3, 8), randn(8, 5)],
         [on(mesh, "R"), on(mesh, 1), on(mesh, 0)],
         on(mesh, "P"),
@@ -258,26 +258,26 @@ A, AB = (("a", 2),), (("a", 2), ("b", 2))
     ("local", "inputs", "shape", "expected"),
     [
         (
-            lambda x, at: common.cross_entropy(*x, vocab_axes=A, vocab_coordinates=(at,), token_axes=AB[1:]),
+            lambda x, at: losses.cross_entropy(*x, vocab_axes=A, vocab_coordinates=(at,), token_axes=AB[1:]),
             [randn(4, 4), TARGET[:4]],
             (),
             [(REDUCE, "a"), (REDUCE, "a"), (REDUCE, "b")],
         ),
-        (lambda x, at: common.cross_entropy(*x), [randn(4, 4), TARGET[:4]], (), []),
+        (lambda x, at: losses.cross_entropy(*x), [randn(4, 4), TARGET[:4]], (), []),
         (
-            lambda x, at: common.layer_norm_hidden(*x[:1], 8, *x[1:], 1e-5, A),
+            lambda x, at: norms.layer_norm_hidden(*x[:1], 8, *x[1:], 1e-5, A),
             [randn(3, 4), randn(4), randn(4)],
             (3, 4),
             [(GATHER, "a"), (REDUCE, "a")],
         ),
         (
-            lambda x, at: common.rms_norm_hidden(x[0], 16, x[1], 1e-5, AB),
+            lambda x, at: norms.rms_norm_hidden(x[0], 16, x[1], 1e-5, AB),
             [randn(3, 4), randn(4)],
             (3, 4),
             [(REDUCE, "a"), (REDUCE, "b")] * 2,
         ),
-        (lambda x, at: common.embedding_vocab(*x, A, (at,)), [randn(4, 3), TARGET[:2]], (2, 3), []),
-        (lambda x, at: common.linear_row_bias(*x, A, (at,)), [randn(2, 4), randn(3, 4), randn(3)], (2, 3), []),
+        (lambda x, at: layers.embedding_vocab(*x, A, (at,)), [randn(4, 3), TARGET[:2]], (2, 3), []),
+        (lambda x, at: layers.linear_row_bias(*x, A, (at,)), [randn(2, 4), randn(3, 4), randn(3)], (2, 3), []),
     ],
     ids=["cross_entropy", "cross_entropy_whole", "layer_norm", "rms_norm", "embedding", "linear"],
 )
@@ -296,7 +296,7 @@ def test_joint_graphs_hold_just_these_collectives(
 @pytest.mark.parametrize("weighted", [False, True])
 def test_cross_entropy_makes_one_buffer_of_the_logits_size_forward_and_one_backward(smoothing: float, weighted: bool) -> None:
     inputs = [randn(4, 8).requires_grad_(), TARGET[:4], randn(8)][: 3 if weighted else 2]
-    module = trace_joint(lambda *x: common.cross_entropy(*x, label_smoothing=smoothing), inputs, torch.empty(()).double())
+    module = trace_joint(lambda *x: losses.cross_entropy(*x, label_smoothing=smoothing), inputs, torch.empty(()).double())
     made = [n for n in module.graph.nodes if n.op == "call_function" and n.meta["val"].shape == (4, 8) and is_new(n.target)]
     assert [n.target for n in made] == [torch.ops.aten.sub.Tensor] * 2
     order = {node: i for i, node in enumerate(module.graph.nodes)}
@@ -314,9 +314,9 @@ def test_half_precision_is_no_less_exact_than_the_full_op(dtype: torch.dtype) ->
     logits, target, weight = (randn(64, 256) * 4).to(dtype), torch.arange(64) * 3, randn(256).to(dtype)
     logits[range(8), target[:8]] += 20  # learnt: their gradients are near 0, and differences of numbers near 1
     pairs: list[tuple[Callable[..., Tensor], Callable[..., Tensor]]] = [
-        (lambda x: F.cross_entropy(x, target), lambda x: common.cross_entropy(x, target)),
-        (lambda x: F.layer_norm(x, (256,)), lambda x: common.layer_norm_hidden(x, 256, None, None, 1e-5, ())),
-        (lambda x: F.rms_norm(x, (256,), weight.to(x.dtype)), lambda x: common.rms_norm_hidden(x, 256, weight, None, ())),
+        (lambda x: F.cross_entropy(x, target), lambda x: losses.cross_entropy(x, target)),
+        (lambda x: F.layer_norm(x, (256,)), lambda x: norms.layer_norm_hidden(x, 256, None, None, 1e-5, ())),
+        (lambda x: F.rms_norm(x, (256,), weight.to(x.dtype)), lambda x: norms.rms_norm_hidden(x, 256, weight, None, ())),
     ]
     for full, ours in pairs:
         exact, theirs, mine = [value_and_gradient(f, x) for f, x in ((full, logits.double()), (full, logits), (ours, logits))]
@@ -337,8 +337,8 @@ def real_process(rank: int, folder: str) -> None:
     group = init_device_mesh("cpu", (2,)).get_group(0).group_name
     axes, at = ((group, 2),), torch.tensor(rank)
     x = cut(randn(8, 8), Placement((1,)), (2,))[rank].requires_grad_()
-    hidden = common.layer_norm_hidden(x, 8, None, None, 1e-5, axes)
-    loss = common.cross_entropy(hidden, TARGET, vocab_axes=axes, vocab_coordinates=(at,))
+    hidden = norms.layer_norm_hidden(x, 8, None, None, 1e-5, axes)
+    loss = losses.cross_entropy(hidden, TARGET, vocab_axes=axes, vocab_coordinates=(at,))
     torch.save((loss.detach(), *torch.autograd.grad(loss, [x])), f"{folder}/{rank}.pt")
 
 
@@ -361,9 +361,9 @@ def test_the_harness_sees_a_wrong_gradient_and_a_wrong_placement() -> None:
         check(
             mesh,
             F.linear,
-            lambda x, axes, at: common.linear_row_bias(x[0], x[1], x[2].detach() + 0 * x[2], axes, at),
+            lambda x, axes, at: layers.linear_row_bias(x[0], x[1], x[2].detach() + 0 * x[2], axes, at),
             *arguments,
             on(mesh, "P"),
         )
     with pytest.raises(AssertionError, match="ranks differ on I"):
-        check(mesh, F.linear, lambda x, axes, at: common.linear_row_bias(*x, axes, at), *arguments, on(mesh, "I"))
+        check(mesh, F.linear, lambda x, axes, at: layers.linear_row_bias(*x, axes, at), *arguments, on(mesh, "I"))

@@ -15,13 +15,12 @@ import torch
 
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Size
-from autopar.ops import exchanged, tables
+from autopar.ops import tables
 from autopar.ops.draws import KEY
 from autopar.ops.factors import Factor, local_shape
 from autopar.ops.fits import argument, dim_list
-from autopar.ops.lowering import indexing, norms, reductions
+from autopar.ops.lowering import indexing, layers, norms, reductions
 from autopar.ops.lowering.draws import emit_draw, loops_of
-from autopar.ops.sharded import common
 from autopar.ops.strategies import Strategy
 from autopar.ops.units import Unit, is_getitem, rule_of, shapes_of
 from autopar.torch_private import OpOverload
@@ -199,60 +198,8 @@ def _of_user(call: LocalCall, cuts: Cuts, name: str) -> torch.fx.Node:
     return call.emit(tables.USER_IMPLEMENTATIONS[name], (*call.args, *rest), kwargs)
 
 
-def _embedding(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    weight, ids = call.args[:2]
-    padding, cut = argument(call.node, "padding_idx", -1), cuts["v"]
-    size = () if cut.uneven is None else (cut.uneven,)
-    return call.emit(common.embedding_vocab, (weight, ids, cut.axes, cut.coordinates, padding, *size))
-
-
-def _linear(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    if call.argument(2) is None:
-        return call.again()
-    return call.emit(common.linear_row_bias, (*call.args, cuts["k"].axes, cuts["k"].coordinates))
-
-
-def _addmm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    return call.emit(common.addmm_row_bias, (*call.args, cuts["k"].axes, cuts["k"].coordinates), call.kwargs)
-
-
-def _layer_norm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    x, normalized_shape = call.args[:2]
-    eps = argument(call.node, "eps", 1e-5)
-    given = x, math.prod(normalized_shape), call.argument(2), call.argument(3), eps, cuts["h"].axes
-    return call.emit(common.layer_norm_hidden, given)
-
-
-def _rms_norm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    x, normalized_shape = call.args[:2]
-    eps = argument(call.node, "eps")
-    return call.emit(common.rms_norm_hidden, (x, math.prod(normalized_shape), call.argument(2), eps, cuts["h"].axes))
-
-
-def _causal_attention(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    names = ("dropout_p", "scale", "enable_gqa")
-    options = {name: value for name in names if (value := argument(call.node, name)) is not None}
-    return call.emit(common.causal_attention, (*call.args[:3], cuts["q"].axes, cuts["q"].coordinates), options)
-
-
-def _experts(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
-    experts, options = cuts.get("e", NOT_CUT), dict(call.kwargs)
-    if "n" in cuts:
-        options["summed"] = cuts["n"].coordinates
-    given = *call.args[:6], experts.axes, experts.coordinates
-    if "+e" not in cuts:
-        return call.emit(common.experts_of_axes, given, options)
-    return call.emit(exchanged.experts_exchanged, (*given, cuts["+e"].axes), options)
-
-
 IMPLEMENTATIONS: dict[str, Lowering] = {
-    "embedding": _embedding,
-    "linear": _linear,
-    "addmm": _addmm,
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "causal_attention": _causal_attention,
-    "experts": _experts,
+    **layers.IMPLEMENTATIONS,
     **norms.IMPLEMENTATIONS,
     **reductions.IMPLEMENTATIONS,
     **indexing.IMPLEMENTATIONS,

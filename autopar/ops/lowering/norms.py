@@ -1,7 +1,8 @@
-"""Convolutions, norms and softmax on local shapes: what their rows name in `sharded`, to what emits it."""
+"""How norms, softmax and convolutions over cut loops are written into a local graph."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,19 @@ from autopar.ops.sharded import common, norms
 
 if TYPE_CHECKING:
     from autopar.ops.lowering.emit import Cuts, LocalCall, Lowering
+
+
+def _layer_norm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    x, normalized_shape = call.args[:2]
+    eps = argument(call.node, "eps", 1e-5)
+    given = x, math.prod(normalized_shape), call.argument(2), call.argument(3), eps, cuts["h"].axes
+    return call.emit(norms.layer_norm_hidden, given)
+
+
+def _rms_norm(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
+    x, normalized_shape = call.args[:2]
+    eps = argument(call.node, "eps")
+    return call.emit(norms.rms_norm_hidden, (x, math.prod(normalized_shape), call.argument(2), eps, cuts["h"].axes))
 
 
 def _convolution(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
@@ -36,9 +50,10 @@ def _softmax(logarithm: bool) -> Lowering:
 
 
 IMPLEMENTATIONS: dict[str, Lowering] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
     "convolution": _convolution,
     "batch_norm": _batch_norm,
     "softmax": _softmax(False),
     "log_softmax": _softmax(True),
 }
-"""Names in the `sharded` column of the rule table, to what emits them; a part of `lower.IMPLEMENTATIONS`."""

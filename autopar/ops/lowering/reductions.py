@@ -52,7 +52,7 @@ def cross_entropy(call: LocalCall, cuts: Cuts) -> torch.fx.Node:
     }
     if "v" in cuts and cuts["v"].uneven is not None:
         options["classes"] = cuts["v"].uneven
-    return call.emit(common.cross_entropy, (*call.args[:2], call.named("weight")), options)
+    return call.emit(losses.cross_entropy, (*call.args[:2], call.named("weight")), options)
 
 
 def nll_mean(call: LocalCall, cuts: Cuts) -> torch.fx.Node:

@@ -7,6 +7,7 @@ operands are; statistics are I.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,87 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from autopar.ops.collectives import run
-from autopar.ops.sharded.common import Axes, mean_and_variance, normalized, parts, precise, reduce_over
+from autopar.ops.sharded.common import Axes, mean_and_variance, parts, precise, reduce_over
+
+
+class NormHidden(torch.autograd.Function):
+    """y = (x - mean) rstd weight + bias over trailing dims, of which the device has one of `parts(axes)` pieces."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float, axes: Axes, centered: bool
+    ) -> Tensor:
+        over = tuple(range(x.ndim - dims, x.ndim))
+        wide = x.to(precise(x.dtype))
+        mean, rstd = moments(wide, over, eps, axes) if centered else (None, inverse_rms(wide, over, eps, axes))
+        ctx.dims, ctx.axes, ctx.bias_dtype = dims, axes, None if bias is None else bias.dtype
+        ctx.save_for_backward(x, weight, mean, rstd)
+        y = normalized(wide, mean, rstd)
+        y = y if weight is None else y * weight
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        batch, over = tuple(range(x.ndim - ctx.dims)), tuple(range(x.ndim - ctx.dims, x.ndim))
+        xhat, grad = normalized(x.to(rstd.dtype), mean, rstd), grad.to(rstd.dtype)
+        weight_grad = None if weight is None else over_batch(grad * xhat, batch).to(weight.dtype)
+        bias_grad = None if ctx.bias_dtype is None else over_batch(grad, batch).to(ctx.bias_dtype)
+        inner = grad if weight is None else grad * weight
+        means = [(inner * xhat).mean(over, keepdim=True)]
+        if mean is not None:
+            means.append(inner.mean(over, keepdim=True))
+        along, *shift = (reduce_over(torch.stack(means), ctx.axes) / parts(ctx.axes)).unbind(0)
+        centered = inner - xhat * along
+        x_grad = (centered - shift[0] if shift else centered) * rstd
+        return x_grad.to(x.dtype), weight_grad, bias_grad, None, None, None, None
+
+
+def normalized(x: Tensor, mean: Tensor | None, rstd: Tensor) -> Tensor:
+    return x * rstd if mean is None else (x - mean) * rstd
+
+
+def over_batch(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return x.sum(dims) if dims else x
+
+
+def moments(x: Tensor, dims: tuple[int, ...], eps: float, axes: Axes) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(variance + eps) over the dims and all devices."""
+    mean, variance = mean_and_variance(x, dims, axes)
+    return mean, (variance + eps).rsqrt()
+
+
+def inverse_rms(x: Tensor, dims: tuple[int, ...], eps: float, axes: Axes) -> Tensor:
+    """1 / sqrt(mean square + eps) over the dims and all devices."""
+    return (reduce_over(x.square().mean(dims, keepdim=True), axes) / parts(axes) + eps).rsqrt()
+
+
+def trailing_dims(shape: Sequence[int], numel: int) -> int:
+    """How many trailing dims of a local shape hold `numel` elements; at least one."""
+    for dims in range(1, len(shape) + 1):
+        if math.prod(shape[-dims:]) == numel:
+            return dims
+    raise AssertionError(f"no trailing dims of {tuple(shape)} have {numel} elements")
+
+
+def layer_norm_hidden(
+    x: Tensor, normalized_numel: int, weight: Tensor | None, bias: Tensor | None, eps: float, axes: Axes
+) -> Tensor:
+    """aten.layer_norm with a normalized dim sharded: x, weight, bias and the result are S there.
+
+    `normalized_numel`: elements that are normalized together, over all devices. Communicates two numbers per token and
+    axis, forward (all-gather) and backward (all-reduce). Keeps x and two numbers per token.
+    """
+    dims = trailing_dims(x.shape, normalized_numel // parts(axes))
+    return run(NormHidden, x, weight, bias, dims, eps, tuple(axes), True)
+
+
+def rms_norm_hidden(x: Tensor, normalized_numel: int, weight: Tensor | None, eps: float | None, axes: Axes) -> Tensor:
+    """aten.rms_norm with a normalized dim sharded: x, weight and the result are S there; as `layer_norm_hidden`."""
+    dims = trailing_dims(x.shape, normalized_numel // parts(axes))
+    eps = torch.finfo(precise(x.dtype)).eps if eps is None else eps
+    return run(NormHidden, x, weight, None, dims, eps, tuple(axes), False)
 
 
 class BatchNorm(torch.autograd.Function):
