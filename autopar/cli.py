@@ -6,39 +6,16 @@ Every error that a user can mend is one message on stderr and exit code 2; 1 mea
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from autopar.cli_hardware import hardware_app
-from autopar.cli_options import (
-    BanOption,
-    BatchOption,
-    ConstraintsOption,
-    DtypeOption,
-    FreeCheckpointsOption,
-    HardwareOption,
-    MemoryOption,
-    MeshOption,
-    MinMicroBatchOption,
-    ModelArgument,
-    NoRecomputeOption,
-    PinOption,
-    SeqOption,
-    TraceOption,
-    WholeParametersOption,
-    check_arguments,
-    check_trace,
-    echo,
-    load_model,
-    read_constraints,
-    stages,
-)
-from autopar.cli_plan import diff, plan, show, write_timeline
+from autopar.cli_plan import diff, plan, show
 from autopar.cli_profile import profile
 from autopar.cli_question import compare, explain
+from autopar.cli_verify import verify
 from autopar.errors import AutoparError
 
 WRONG, INTERRUPTED = 2, 130
@@ -86,65 +63,7 @@ app.command("compare")(compare)
 app.command("explain")(explain)
 
 
-@app.command()
-def verify(
-    model: ModelArgument,
-    mesh: MeshOption,
-    plan: Annotated[Path | None, typer.Option("--plan", help="The plan to verify; searched if left out.")] = None,
-    memory: MemoryOption = None,
-    batch: BatchOption = None,
-    seq: SeqOption = None,
-    dtype: DtypeOption = None,
-    steps: Annotated[int, typer.Option(help="AdamW steps to compare weights after.", min=1)] = 3,
-    hardware: HardwareOption = "cpu",
-    trace: TraceOption = None,
-    pin: PinOption = None,
-    ban: BanOption = None,
-    constraints: ConstraintsOption = None,
-    no_recompute: NoRecomputeOption = False,
-    whole_parameters: WholeParametersOption = False,
-    min_micro_batch: MinMicroBatchOption = None,
-    free_checkpoints: FreeCheckpointsOption = False,
-) -> None:
-    """Run every rank in one process and compare loss, gradients and weights with the serial run; exit 1 if they differ."""
-    limits = read_constraints(
-        constraints,
-        pin,
-        ban,
-        no_recompute=no_recompute,
-        whole_parameters=whole_parameters,
-        min_micro_batch=min_micro_batch,
-        free_checkpoints=free_checkpoints,
-    )
-    check_arguments(mesh=mesh, memory=memory, hardware=hardware, constraints=limits)
-    check_trace(trace)
-    import autopar
-
-    given = None if plan is None else autopar.Plan.load(plan)
-    with stages() as stage:
-        loaded = load_model(model, hardware, batch, seq, dtype, stage)
-        stage("running every rank in this process")
-        report = autopar.verify(
-            loaded.model,
-            mesh,
-            loaded.args,
-            dict(loaded.kwargs),
-            plan=given,
-            memory=memory,
-            steps=steps,
-            hardware=hardware,
-            constraints=limits,
-        )
-        if trace is not None:
-            stage("writing the timeline")
-            write_timeline(trace, loaded, report.plan, hardware)
-    echo(report)
-    if trace is not None:
-        typer.echo(f"wrote {trace}", err=True)
-    if not report.ok:
-        raise typer.Exit(1)
-
-
+app.command("verify")(verify)
 app.command("profile")(profile)
 
 

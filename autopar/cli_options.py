@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="package.module:function, path/file.py:function, or a Hugging Face config.json.")
 ]
-MeshOption = Annotated[
-    str, typer.Option("--mesh", help="Devices per axis, slowest link first: 8, 2x4, data=2,tensor=4@pcie-4.")
-]
 HardwareOption = Annotated[str, typer.Option("--hardware", help="A name from `autopar hardware list`, or a JSON file.")]
 MemoryOption = Annotated[str | None, typer.Option("--memory", help="Budget per device, as 70GiB; no limit if left out.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Global batch size of the example inputs.")]

@@ -36,6 +36,7 @@ from autopar.errors import InputError, MeshError
 
 if TYPE_CHECKING:
     from autopar import Pareto, Plan
+    from autopar.hardware import Hardware
     from autopar.models import Loaded
 
 
@@ -130,7 +131,7 @@ def plan(
             typer.echo(f"wrote {path}", err=True)
 
 
-def write_timeline(path: Path, loaded: Loaded, plan: Plan, hardware: str, global_batch: int | None = None) -> None:
+def write_timeline(path: Path, loaded: Loaded, plan: Plan, hardware: str | Hardware, global_batch: int | None = None) -> None:
     """Of one micro-batch, if the plan is for several."""
     import autopar
     from autopar.planning.batches import with_batch

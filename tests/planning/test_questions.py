@@ -73,7 +73,7 @@ class TestCompare:
         assert [(w.name, w.checkpoint) for w in found.ways[1:]] == [("ddp", c) for c in ("none", "selective", "full")]
 
     def test_ddp_sends_every_gradient_twice_but_for_a_share(self) -> None:
-        """A ring's all-reduce over n devices sends 2(n-1)/n of the tensor, on each axis of the mesh; sums of losses beside it."""
+        """A ring's all-reduce over n devices sends 2(n-1)/n of the tensor, on each mesh axis; sums of losses beside it."""
         question = free("mlp")
         way = compare(question, ["ddp"], ["none"]).ways[1]
         program = question.planner.program
