@@ -8,12 +8,13 @@ DEMO_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
+DOCS := $(VENV)/.docs
 # Read from pyproject.toml, so that each bound stands in one place.
 requirement = $(shell sed -n 's/^  "\($(1)[<>=][^"]*\)".*/\1/p' pyproject.toml | head -n 1)
 
-.PHONY: install demo test lint format typecheck clean
+.PHONY: install demo test lint format copy typecheck docs clean
 
-install: $(INSTALLED) $(TOOLS)
+install: $(INSTALLED) $(TOOLS) $(DOCS)
 
 demo: $(INSTALLED)
 	$(BIN)/autopar demo $(DEMO_ARGS)
@@ -30,11 +31,17 @@ format: $(TOOLS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# mypy does not see packages that package-dir maps to other folders, so it reads an installed copy.
-typecheck: $(INSTALLED) $(TOOLS)
-	rm -rf .typecheck build
-	$(BIN)/pip install --quiet --no-deps --target .typecheck .
-	cd .typecheck && $(abspath $(BIN))/mypy --config-file ../pyproject.toml -p autopar
+# Tools that read sources do not see packages that package-dir maps to other folders, so they get an installed copy.
+copy: $(INSTALLED)
+	rm -rf .copy build
+	$(BIN)/pip install --quiet --no-deps --target .copy .
+
+typecheck: copy $(TOOLS)
+	cd .copy && $(abspath $(BIN))/mypy --config-file ../pyproject.toml -p autopar
+
+# Into site/. The variable silences what the theme says about its own future.
+docs: copy $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +56,10 @@ $(TOOLS): pyproject.toml | $(BIN)/pip
 	$(BIN)/python -m pip install "$(call requirement,ruff)" "$(call requirement,mypy)"
 	touch $@
 
+$(DOCS): pyproject.toml $(INSTALLED)
+	$(BIN)/python -m pip install -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .typecheck build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .copy site build dist runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from autopar.bytes import human
 from autopar.errors import PlanError
@@ -41,6 +41,7 @@ PlacementText = Annotated[
     Placement,
     BeforeValidator(placement_of),
     PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "description": "One state per mesh axis, as in 'S(0), R'."}),
 ]
 
 
