@@ -18,7 +18,7 @@ from autopar.demo import arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w*)(?: [^\n]*)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -29,7 +29,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(text: str) -> list[list[str]]:
     """Words of each line that calls autopar."""
-    return [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith("autopar ")]
+    lines = (line.removeprefix("! ") for line in text.splitlines())
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("autopar ")]
 
 
 def parse(words: list[str]) -> None:
@@ -45,7 +46,7 @@ def parse(words: list[str]) -> None:
 
 @each_page
 def test_commands_in_blocks_parse(page: Path) -> None:
-    for words in (words for text in blocks(page, "") for words in commands(text)):
+    for words in (words for text in blocks(page, "") + blocks(page, "sh") for words in commands(text)):
         parse(words)
 
 
