@@ -13,6 +13,8 @@ import pytest
 import typer
 
 import autopar
+import autopar.errors
+import autopar.ops
 from autopar.cli import app
 from autopar.demo import arguments
 
@@ -92,3 +94,20 @@ def test_links_and_paths_exist(page: Path) -> None:
         assert (page.parent / link).exists(), link
     for path in re.findall(r"`((?:autopar|solver|profiler|codegen|tests|examples|docs)/[\w./-]*\w)`", text):
         assert (ROOT / path).exists(), path
+
+
+def test_the_reference_has_every_public_name() -> None:
+    shown = set(re.findall(r"^::: autopar\.([\w.]+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE))
+    public = set(autopar.__all__) - {"__version__", "ops"} | {f"ops.{name}" for name in autopar.ops.__all__}
+    assert public - shown == set()
+
+
+def test_each_error_has_its_causes() -> None:
+    titles = re.findall(r"^## (\w+)$", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+    assert set(autopar.errors.__all__) - {"AutoparError"} == set(titles)
+
+
+def test_each_page_is_in_the_map() -> None:
+    """In docs/index.md, which people read on disk; that the site's menu has it, the build of the site says."""
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text()))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} == linked
