@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(?=[)#])")
-CODE = re.compile(r"^(```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+"""Splits a page into text, code, text, ...: what looks like a link in code is none."""
 FOLDER = "repository"
 """Where files that are no pages of `docs/` lie on the site."""
 
@@ -52,11 +53,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[1]  # mkdocs complains about those that lead nowhere
         return os.path.relpath(site_path(path, root, docs), os.path.dirname(here) or ".")
 
-    return LINK.sub(moved, markdown)
+    return "".join(part if i % 2 else LINK.sub(moved, part) for i, part in enumerate(CODE.split(markdown)))
 
 
 def linked(page: Path, root: Path) -> Iterator[Path]:
-    """Files of the repository that a page links to; what a page without a suffix of text links to is nobody's concern."""
+    """Files of the repository that a page links to."""
     if page.is_file():
         for match in LINK.finditer(CODE.sub("", page.read_text())):
             path = Path(os.path.normpath(page.parent / match[1]))
