@@ -111,3 +111,8 @@ def test_each_page_is_in_the_map() -> None:
     """In docs/index.md, which people read on disk; that the site's menu has it, the build of the site says."""
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text()))
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} == linked
+
+
+def test_each_example_is_on_its_page() -> None:
+    linked = set(re.findall(r"\]\(\.\./examples/([\w-]+\.py)\)", (ROOT / "docs" / "examples.md").read_text()))
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == linked

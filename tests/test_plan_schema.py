@@ -36,7 +36,7 @@ def plan_file() -> dict[str, Any]:
 def test_the_file_is_that_of_the_code() -> None:
     if os.environ.get("REGOLD"):
         PATH.write_text(json.dumps(schema_of_the_code(), indent=1) + "\n")
-    assert written() == schema_of_the_code()
+    assert written() == schema_of_the_code(), "REGOLD=1 python -m pytest tests/test_plan_schema.py writes it anew"
 
 
 def test_it_is_a_schema_that_a_plan_file_obeys() -> None:
