@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from autopar.ir.plan import Plan as Plan
     from autopar.ops.check import check_rule as check_rule
     from autopar.ops.user_rules import op_rule as op_rule
+    from autopar.questions import compare as compare
+    from autopar.questions import explain as explain
+    from autopar.questions import why_not as why_not
     from autopar.runtime.checkpoint import Checkpoints as Checkpoints
     from autopar.runtime.loader import own_slice as own_slice
     from autopar.runtime.loader import shard_loader as shard_loader
@@ -33,13 +36,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "assume": "autopar.ir.assumed",
+    "compare": "autopar.questions",
     "compile": "autopar.api",
+    "explain": "autopar.questions",
     "pareto": "autopar.api",
     "plan": "autopar.api",
     "profile": "autopar.api",
     "timeline": "autopar.timelines",
     "trace": "autopar.timelines",
     "verify": "autopar.verification",
+    "why_not": "autopar.questions",
     "Checkpoints": "autopar.runtime.checkpoint",
     "Constraints": "autopar.ir.constraints",
     "MeshSpec": "autopar.ir.mesh",
@@ -60,8 +66,10 @@ __all__ = [
     "__version__",
     "assume",
     "check_rule",
+    "compare",
     "compile",
     "errors",
+    "explain",
     "op_rule",
     "ops",
     "own_slice",
@@ -72,6 +80,7 @@ __all__ = [
     "timeline",
     "trace",
     "verify",
+    "why_not",
 ]
 
 

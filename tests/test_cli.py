@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +16,7 @@ from typer.testing import CliRunner, Result
 import autopar
 from autopar.cli import app
 from autopar.errors import BudgetError, TraceError
+from autopar.verification import Difference, Report
 from tests.small_plan import small_plan
 
 ROOT = Path(__file__).parent.parent
@@ -61,20 +61,6 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    name: str
-    kind: str
-    relative_error: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    ok: bool
-    max_relative_error: float
-    tensors: tuple[Difference, ...]
-
-
 @pytest.fixture
 def verified(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[dict[str, Any]]]:
     """Makes `autopar.verify` report this error; the calls of it."""
@@ -88,7 +74,7 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[dict[str
 
         def verify(model: Any, mesh: Any, args: Any, kwargs: Any, **options: Any) -> Report:
             calls.append({"mesh": mesh, **options})
-            return Report(ok=error < 1e-9, max_relative_error=error, tensors=tensors)
+            return Report(plan=small_plan(), steps=2, tensors=tensors)
 
         monkeypatch.setattr(autopar, "verify", verify, raising=False)
         return calls
@@ -139,7 +125,10 @@ def test_plan_passes_everything_on_and_writes_the_file(planned: list[dict[str, A
     }
     assert {key: call[key] for key in expected} == expected
     assert call["name"] == "Linear"
-    assert autopar.Plan.load(path) == small_plan()
+    saved = autopar.Plan.load(path)
+    assert saved.model_copy(update={"origin": None}) == small_plan()
+    assert saved.origin is not None
+    assert (saved.origin.model, saved.origin.batch, saved.origin.hardware) == (model, 6, "h100-sxm")
     assert "layer type h.* × 4" in result.stdout
     assert str(path) in result.stderr
 

@@ -17,8 +17,10 @@ PUBLIC = (
     "__version__",
     "assume",
     "check_rule",
+    "compare",
     "compile",
     "errors",
+    "explain",
     "op_rule",
     "ops",
     "own_slice",
@@ -29,6 +31,7 @@ PUBLIC = (
     "timeline",
     "trace",
     "verify",
+    "why_not",
 )
 
 

@@ -45,7 +45,7 @@ def unknown_module(plan: Plan, module: str) -> InputError:
     known = [path for path in paths if path]
     if not known:
         return InputError("the plan does not say which modules its units are of: make it again with `autopar plan`")
-    close = suggest(pattern(module), [*known, *(path.rpartition(".")[2] for path in known)])
+    close = suggest(pattern(module), dict.fromkeys([*known, *(path.rpartition(".")[2] for path in known)]))
     listed = f". It has {', '.join(known[:12])}{' and more' if len(known) > 12 else ''}" if close == "." else close
     return InputError(f"the plan has no module {module!r}{listed}")
 
