@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,8 @@ import typer
 from autopar.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from autopar import Constraints
     from autopar.models import Loaded
 
@@ -125,26 +129,43 @@ def load_model(
     values: bool = False,
 ) -> Loaded:
     """The model on the meta device, inputs too unless they shall have `values`; notices go to stderr unless `quiet`."""
-    from autopar import hardware as devices
     from autopar.models import Options, load
 
     stage("building the model")
-    if dtype is None and (spec.endswith(".json") or Path(spec).is_dir()) and devices.load(hardware).device_type != "cpu":
-        dtype = "bfloat16"
-    loaded = load(spec, Options(batch=batch, seq=seq, dtype=dtype, values=values))
+    loaded = load(spec, Options(batch=batch, seq=seq, dtype=dtype_on(spec, hardware, dtype), values=values))
     for notice in () if quiet else loaded.notices:
         typer.echo(f"note: {notice}", err=True)
     return loaded
 
 
+def dtype_on(spec: str, hardware: str, dtype: str | None) -> str | None:
+    """What the weights of a config.json have on this hardware, if nothing else was said."""
+    from autopar import hardware as devices
+
+    is_config = spec.endswith(".json") or Path(spec).is_dir()
+    return "bfloat16" if dtype is None and is_config and devices.load(hardware).device_type != "cpu" else dtype
+
+
+class Status:
+    """One line that says what is being done and for how long, however often that changes."""
+
+    def __init__(self) -> None:
+        self.stage, self.began_s = "starting", time.monotonic()
+
+    def __rich__(self) -> Text:
+        from rich.text import Text
+
+        return Text(f"{self.stage}, {time.monotonic() - self.began_s:.0f} s", no_wrap=True, overflow="ellipsis")
+
+
 @contextmanager
 def stages() -> Iterator[Callable[[str], None]]:
-    """A callable that shows what is being done, on a terminal only."""
+    """A callable that shows what is being done, and since when, on a terminal only."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console, status = Console(file=sys.stderr), Status()  # whatever sys.stderr is redirected to while a model is traced
     if not console.is_terminal:
         yield lambda stage: None
         return
-    with console.status("starting") as status:
-        yield lambda stage: status.update(stage)
+    with console.status(status):
+        yield lambda stage: setattr(status, "stage", stage)

@@ -20,6 +20,7 @@ from autopar.bytes import human, three_figures
 from autopar.ir.plan import Plan, PlannedCollective, PlannedTensor
 from autopar.render_region import RegionView, pattern, region_view
 from autopar.render_search import tried_table
+from autopar.seconds import human_s as human_s
 
 if TYPE_CHECKING:
     from autopar.codegen.measure import Counted
@@ -285,18 +286,6 @@ def table_grid() -> Table:
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     return grid
-
-
-def human_s(seconds: float) -> str:
-    """Seconds in the unit that reads best.
-
-    >>> human_s(0.0014), human_s(86e-6), human_s(-2.5)
-    ('1.4 ms', '86 µs', '-2.5 s')
-    """
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if abs(seconds) * scale >= 1 or unit == "µs":
-            break
-    return f"{three_figures(seconds * scale)} {unit}"
 
 
 def human_flops(flops: float) -> str:
