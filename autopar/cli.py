@@ -37,6 +37,7 @@ from autopar.cli_options import (
 )
 from autopar.cli_plan import diff, plan, show, write_timeline
 from autopar.cli_profile import profile
+from autopar.cli_sweep import sweep
 from autopar.errors import AutoparError
 
 WRONG, INTERRUPTED = 2, 130
@@ -80,6 +81,7 @@ def common(
 app.command("plan")(plan)
 app.command("show")(show)
 app.command("diff")(diff)
+app.command("sweep")(sweep)
 
 
 @app.command()

@@ -25,13 +25,52 @@ ModelArgument = Annotated[
 MeshOption = Annotated[
     str, typer.Option("--mesh", help="Devices per axis, slowest link first: 8, 2x4, data=2,tensor=4@pcie-4.")
 ]
-HardwareOption = Annotated[str, typer.Option("--hardware", help="A name from `autopar hardware list`, or a JSON file.")]
+
+
+def complete_hardware(incomplete: str) -> list[str]:
+    """Names that come with autopar; of several, separated by commas, the last."""
+    from autopar import hardware as devices
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in devices.known() if name.startswith(last)]
+
+
+def complete_optimizer(incomplete: str) -> list[str]:
+    from autopar.ir.optimizer import STATE_COPIES
+
+    return [name for name in STATE_COPIES if name.startswith(incomplete)]
+
+
+def complete_dtype(incomplete: str) -> list[str]:
+    from autopar.models import DTYPES
+
+    return [name for name in DTYPES if name.startswith(incomplete)]
+
+
+HardwareOption = Annotated[
+    str,
+    typer.Option(
+        "--hardware",
+        autocompletion=complete_hardware,
+        help="As h100-sxm: a name from `autopar hardware list`, or a JSON file.",
+    ),
+]
 MemoryOption = Annotated[str | None, typer.Option("--memory", help="Budget per device, as 70GiB; no limit if left out.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Global batch size of the example inputs.")]
 SeqOption = Annotated[int | None, typer.Option("--seq", help="Sequence length of the example inputs.")]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="Of the weights of a config.json; bfloat16 on GPUs, else float32.")
+    str | None,
+    typer.Option(
+        "--dtype",
+        autocompletion=complete_dtype,
+        help="Of the weights of a config.json, as float32; bfloat16 on GPUs, else float32, if left out.",
+    ),
 ]
+OptimizerOption = Annotated[
+    str, typer.Option("--optimizer", autocompletion=complete_optimizer, help="As adamw; or adam, momentum, sgd.")
+]
+GapOption = Annotated[float, typer.Option("--gap", help="Relative distance from the optimum to stop at, as 0.01.", min=0)]
+NoOverlapOption = Annotated[bool, typer.Option("--no-overlap", help="Count on nothing running beside the computation.")]
 PrecisionOption = Annotated[
     str | None,
     typer.Option("--precision", metavar="DTYPES", help="Mixed precision: parameters=float32,compute=bfloat16,reduce=float32."),
@@ -109,6 +148,14 @@ def check_arguments(
         _ = spec and device.axis_links(spec)
     if output is not None and output.is_dir():
         raise InputError(f"{output} is a folder: give a file for the plan, as {output / 'plan.json'}")
+
+
+def check_optimizer(name: str) -> None:
+    """Raise for one whose state is unknown."""
+    from autopar.ir.optimizer import STATE_COPIES
+
+    if name not in STATE_COPIES:
+        raise InputError(f"unknown optimizer {name!r}: use one of {', '.join(sorted(STATE_COPIES))}")
 
 
 def check_trace(path: Path | None) -> None:

@@ -21,12 +21,12 @@ from autopar.ir.plan import Plan, PlannedCollective, PlannedTensor
 from autopar.render_region import RegionView, pattern, region_view
 from autopar.render_search import tried_table
 from autopar.seconds import human_s as human_s
+from autopar.tables import new_console as new_console
+from autopar.tables import new_table as new_table
+from autopar.tables import table_grid as table_grid
 
 if TYPE_CHECKING:
     from autopar.codegen.measure import Counted
-
-PLAIN_WIDTH = 140
-"""Columns where the output is a file or a pipe."""
 
 MEMORY = (
     (" at rest [", "state at rest: parameters, gradients, optimizer"),
@@ -57,12 +57,6 @@ def print_plan(plan: Plan, measured: Counted | None = None, console: Console | N
     console = console or new_console()
     for renderable in plan_renderables(plan, measured):
         console.print(renderable)
-
-
-def new_console() -> Console:
-    """Of the terminal's width, or plain and 140 columns wide where the output is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def plan_renderables(plan: Plan, measured: Counted | None = None) -> list[RenderableType]:
@@ -264,28 +258,6 @@ def discovered_table(plan: Plan) -> Table:
         for node, rule in region.discovered.items():
             table.add_row(rule.op, name, node, Text(rule.row if not rule.reason else f"kept whole: {rule.reason}"))
     return table
-
-
-def new_table(title: str, *columns: str | tuple[str, dict[str, str]]) -> Table:
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for column in columns:
-        name, options = (column, {}) if isinstance(column, str) else column
-        table.add_column(name, **options)  # type: ignore[arg-type]
-    return table
-
-
-def table_grid() -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim")
-    grid.add_column(overflow="fold")
-    return grid
 
 
 def human_flops(flops: float) -> str:

@@ -109,6 +109,12 @@ class Planner:
         self.measuring_s = time.monotonic() - began_s
         return measured
 
+    def under(self, aims: Aims) -> Planner:
+        """Another one for the same program, which is not measured again."""
+        other = Planner(self.program, aims, micro_batches=self.micro_batches, progress=self.progress)
+        other.cost = self.cost
+        return other
+
     def priced(self, mesh: MeshSpec) -> Priced:
         """Raises UnshardableError if an axis divides nothing, ConstraintError if the constraints do not fit."""
         key = (mesh, mesh.links)
