@@ -5,6 +5,7 @@ Every error that a user can mend is one message on stderr and exit code 2; 1 mea
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +41,8 @@ from autopar.cli_profile import profile
 from autopar.cli_sweep import sweep
 from autopar.errors import AutoparError
 
-WRONG, INTERRUPTED = 2, 130
+WRONG, INTERRUPTED, UNREAD = 2, 130, 141
+"""Exit codes, the last two as shells have them for signals. UNREAD: nobody reads the output any more, as after `head`."""
 
 
 class Commands(TyperGroup):
@@ -50,16 +52,19 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except AutoparError as error:
-            typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+            typer.secho("error: ", fg=None if os.environ.get("NO_COLOR") else "red", bold=True, err=True, nl=False)
             typer.echo(str(error), err=True)
             raise typer.Exit(WRONG) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from error
+        except BrokenPipeError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+            raise typer.Exit(UNREAD) from error
 
 
 HELP = {"no_args_is_help": True, "context_settings": {"help_option_names": ["-h", "--help"]}, "rich_markup_mode": None}
-app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, **HELP)  # type: ignore[arg-type]
+app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, **HELP)  # type: ignore[arg-type]
 app.add_typer(hardware_app, name="hardware")
 
 
@@ -188,10 +193,7 @@ def print_report(report: Any, model: str, mesh: str, steps: int, worst: int = 5)
 
 def main() -> None:
     """Entry point of the `autopar` script."""
-    try:
-        app()
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away, as `head` does
+    app()
 
 
 if __name__ == "__main__":

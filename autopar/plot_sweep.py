@@ -99,9 +99,10 @@ def draw(axes: Axes, runs: Sequence[Run], budgets: Sequence[float], meshes: Sequ
 def series(axes: Axes, runs: Sequence[Run], places: Sequence[float], shade: str, marker: str) -> None:
     pairs = list(zip(places, runs, strict=True))
     found = [(x, y) for x, run in pairs if (y := rate(run)) is not None]
-    axes.plot([x for x, _ in found], [y for _, y in found], marker, color=shade, markersize=6, linewidth=1.5, clip_on=False)
-    without = [x for x, run in pairs if rate(run) is None]
-    axes.plot(without, [0.0] * len(without), "x", color=shade, markersize=7, clip_on=False)
+    without = [(x, 0.0) for x, run in pairs if rate(run) is None]
+    for points, shape in ((found, marker), (without, "x")):
+        if points:
+            axes.plot(*zip(*points, strict=True), shape, color=shade, markersize=6, linewidth=1.5, clip_on=False)
 
 
 def rate(run: Run) -> float | None:

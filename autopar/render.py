@@ -106,10 +106,10 @@ class RegionTable:
     def table(self, name_width: int | None, conversion_width: int | None) -> Table:
         view = self.view
         table = new_table(f"layer type {view.name}{f' × {view.calls}' if view.calls > 1 else ''}")
-        table.add_column("unit", overflow="fold", width=name_width)
+        table.add_column("unit", overflow="fold", max_width=name_width)
         for axis in self.plan.mesh.names:
-            table.add_column(axis, no_wrap=True)
-        table.add_column("conversions", overflow="fold", width=conversion_width)
+            table.add_column(axis, no_wrap=name_width is None)
+        table.add_column("conversions", overflow="fold", max_width=conversion_width)
         for calls in view.classes:
             table.add_column(calls)
         for row in view.rows:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Any
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -11,14 +14,28 @@ PLAIN_WIDTH = 140
 """Columns where the output is a file or a pipe."""
 
 
+class Output(Console):
+    """Where the reader of the output has gone away, that is the error that it is, for who called to handle."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, "the reader of the output has gone away")
+
+
+class Folding(Table):
+    """Breaks what is too long for a column, where rich would cut it off."""
+
+    def add_column(self, *header: Any, **options: Any) -> None:
+        super().add_column(*header, **{"overflow": "fold"} | options)
+
+
 def new_console() -> Console:
     """Of the terminal's width, or plain and 140 columns wide where the output is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+    console = Output()
+    return console if console.is_terminal else Output(width=PLAIN_WIDTH)
 
 
 def new_table(title: str, *columns: str | tuple[str, dict[str, str]]) -> Table:
-    table = Table(
+    table = Folding(
         title=Text(title, style="bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -28,7 +45,7 @@ def new_table(title: str, *columns: str | tuple[str, dict[str, str]]) -> Table:
     )
     for column in columns:
         name, options = (column, {}) if isinstance(column, str) else column
-        table.add_column(name, **options)  # type: ignore[arg-type]
+        table.add_column(name, **options)
     return table
 
 

@@ -139,7 +139,10 @@ def test_plan_passes_everything_on_and_writes_the_file(planned: list[dict[str, A
     }
     assert {key: call[key] for key in expected} == expected
     assert call["name"] == "Linear"
-    assert autopar.Plan.load(path) == small_plan()
+    saved = autopar.Plan.load(path)
+    assert saved.origin is not None
+    assert (saved.origin.model, saved.origin.hardware, saved.origin.batch) == (model, "h100-sxm", 6)
+    assert saved.model_copy(update={"origin": None}) == small_plan()
     assert "layer type h.* × 4" in result.stdout
     assert str(path) in result.stderr
 
