@@ -93,12 +93,12 @@ app.command("sweep")(sweep)
 def verify(
     model: ModelArgument,
     mesh: MeshOption,
-    plan: Annotated[Path | None, typer.Option("--plan", help="The plan to verify; searched if left out.")] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="The plan to verify, as plan.json; searched if left out.")] = None,
     memory: MemoryOption = None,
     batch: BatchOption = None,
     seq: SeqOption = None,
     dtype: DtypeOption = None,
-    steps: Annotated[int, typer.Option(help="AdamW steps to compare weights after.", min=1)] = 3,
+    steps: Annotated[int, typer.Option(help="AdamW steps to compare weights after, as 5.", min=1)] = 3,
     hardware: HardwareOption = "cpu",
     trace: TraceOption = None,
     pin: PinOption = None,
@@ -154,7 +154,7 @@ app.command("profile")(profile)
 @app.command()
 def rules(
     name: Annotated[str | None, typer.Argument(metavar="[OP]", help="As aten.linear; all rows if left out.")] = None,
-    mesh: Annotated[str, typer.Option("--mesh", help="Whose strategies to show.")] = "2x2",
+    mesh: Annotated[str, typer.Option("--mesh", help="Whose strategies to show, as 2x4.")] = "2x2",
 ) -> None:
     """The rule of an op: its factors, its strategies on a mesh and their conversions; or all rows of the table."""
     import autopar

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from autopar.models import Loaded
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="package.module:function, path/file.py:function, or a Hugging Face config.json.")
+    str,
+    typer.Argument(metavar="MODEL", help="As package.module:function, path/file.py:function, or a Hugging Face config.json."),
 ]
 MeshOption = Annotated[
-    str, typer.Option("--mesh", help="Devices per axis, slowest link first: 8, 2x4, data=2,tensor=4@pcie-4.")
+    str, typer.Option("--mesh", help="Devices per axis, slowest link first, as 8, 2x4, data=2,tensor=4@pcie-4.")
 ]
 
 
@@ -56,8 +57,8 @@ HardwareOption = Annotated[
     ),
 ]
 MemoryOption = Annotated[str | None, typer.Option("--memory", help="Budget per device, as 70GiB; no limit if left out.")]
-BatchOption = Annotated[int | None, typer.Option("--batch", help="Global batch size of the example inputs.")]
-SeqOption = Annotated[int | None, typer.Option("--seq", help="Sequence length of the example inputs.")]
+BatchOption = Annotated[int | None, typer.Option("--batch", help="Global batch size of the example inputs, as 16.")]
+SeqOption = Annotated[int | None, typer.Option("--seq", help="Sequence length of the example inputs, as 2048.")]
 DtypeOption = Annotated[
     str | None,
     typer.Option(
@@ -73,28 +74,32 @@ GapOption = Annotated[float, typer.Option("--gap", help="Relative distance from 
 NoOverlapOption = Annotated[bool, typer.Option("--no-overlap", help="Count on nothing running beside the computation.")]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", metavar="DTYPES", help="Mixed precision: parameters=float32,compute=bfloat16,reduce=float32."),
+    typer.Option(
+        "--precision", metavar="DTYPES", help="Mixed precision, as parameters=float32,compute=bfloat16,reduce=float32."
+    ),
 ]
 TraceOption = Annotated[
     Path | None,
-    typer.Option("--trace", metavar="FILE.json", help="Write a step's predicted timeline, as a Chrome trace for Perfetto."),
+    typer.Option("--trace", metavar="FILE", help="Write a step's predicted timeline for Perfetto, as trace.json."),
 ]
 PinOption = Annotated[
     list[str] | None,
     typer.Option("--pin", metavar="RULE", help='What must be so, as "model.layers.*.mlp: tensor=gpu"; may be repeated.'),
 ]
 BanOption = Annotated[
-    list[str] | None, typer.Option("--ban", metavar="RULE", help="What must not be so; rules as for --pin; may be repeated.")
+    list[str] | None,
+    typer.Option("--ban", metavar="RULE", help='What must not be so, as "kind=attention: sequence=node"; may be repeated.'),
 ]
 ConstraintsOption = Annotated[
-    Path | None, typer.Option("--constraints", metavar="FILE", help="Pins, bans and the like, as YAML (docs/constraints.md).")
+    Path | None,
+    typer.Option("--constraints", metavar="FILE", help="Pins, bans and the like in YAML, as rules.yaml (docs/constraints.md)."),
 ]
 NoRecomputeOption = Annotated[bool, typer.Option("--no-recompute", help="No op runs again in backward.")]
 WholeParametersOption = Annotated[
     bool, typer.Option("--whole-parameters", help="Every device holds all parameters; none is sharded or gathered.")
 ]
 MinMicroBatchOption = Annotated[
-    int | None, typer.Option("--min-micro-batch", help="Fewest rows of the batch that a device may get.", min=1)
+    int | None, typer.Option("--min-micro-batch", help="Fewest rows of the batch that a device may get, as 2.", min=1)
 ]
 FreeCheckpointsOption = Annotated[
     bool, typer.Option("--free-checkpoints", help="The model's torch.utils.checkpoint regions do not bind the plan.")
