@@ -14,6 +14,7 @@ import typer
 from autopar.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
     from rich.text import Text
 
     from autopar import Constraints
@@ -204,10 +205,13 @@ class Status:
     def __init__(self) -> None:
         self.stage, self.began_s = "starting", time.monotonic()
 
-    def __rich__(self) -> Text:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        """The seconds are there however long the rest is."""
         from rich.text import Text
 
-        return Text(f"{self.stage}, {time.monotonic() - self.began_s:.0f} s", no_wrap=True, overflow="ellipsis")
+        stage, seconds = Text(self.stage, no_wrap=True), f", {time.monotonic() - self.began_s:.0f} s"
+        stage.truncate(max(options.max_width - len(seconds), 1), overflow="ellipsis")
+        yield stage.append(seconds)
 
 
 @contextmanager

@@ -35,8 +35,10 @@ def plot_sweep(runs: Sequence[Run], path: Path) -> None:
     figure = Figure(figsize=(max(4.2 * across, 6), 3.6 * down), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     flat = [axes for row in grid for axes in row]
-    for axes, (panel, own) in zip(flat, panels.items(), strict=False):
+    for number, (axes, (panel, own)) in enumerate(zip(flat, panels.items(), strict=False)):
         draw(axes, own, budgets_of(runs), meshes_of(runs))
+        if number % across == 0:
+            axes.set_ylabel("samples/s, predicted" if has_rates(runs) else "steps/s, predicted")
         axes.set_title(name_of(panel), loc="left", fontsize=10, fontweight="bold")
     flat[0].set_ylim(0, 1.08 * max((found for run in runs if (found := rate(run)) is not None), default=1.0))
     for axes in flat[len(panels) :]:
@@ -91,8 +93,6 @@ def draw(axes: Axes, runs: Sequence[Run], budgets: Sequence[float], meshes: Sequ
             own = [run for run in runs if run.setting.mesh == mesh]
             series(axes, own, [meshes.index(mesh)] * len(own), color(meshes, mesh), "o")
         ticks(axes, meshes, "mesh")
-    if axes.get_subplotspec().is_first_col():
-        axes.set_ylabel("samples/s, predicted" if has_rates(runs) else "steps/s, predicted")
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -59,7 +59,8 @@ def print_sweep(runs: Sequence[Run], asked: int, console: Console | None = None)
     from autopar.tables import new_console
 
     console = console or new_console()
-    console.print(SweepTable(runs=runs))
+    if runs:
+        console.print(SweepTable(runs=runs))
     if any(run.outcome == "fits" for run in runs):
         console.print(Text(f"{BEST.strip()} the best of its column"), style="dim")
     if len(runs) < asked:
@@ -101,8 +102,6 @@ def varied(settings: Sequence[Setting]) -> list[tuple[str, Callable[[Setting], s
 
 def title(runs: Sequence[Run]) -> str:
     """The model, and what all settings have in common."""
-    if not runs:
-        return "no setting is finished"
     settings, columns = [run.setting for run in runs], varied([run.setting for run in runs])
     common = [(name, text(settings[0])) for name, text in VARIED if (name, text) not in columns]
     named = [text if name == "hardware" else f"{name} {text}" for name, text in common if text is not None]

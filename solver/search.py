@@ -74,7 +74,7 @@ class Hunt:
     def raise_bound(self, bound_s: float) -> None:
         if bound_s > self.bound_s:
             self.bound_s = bound_s
-            self.watch(self.best and self.best.cost_s, bound_s)
+            self.watch(self.best.cost_s if self.best else None, bound_s)
         LOG.debug("no plan takes less than %g s", self.bound_s)
 
     def reached(self, limit_s: float) -> bool:

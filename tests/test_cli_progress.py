@@ -51,7 +51,7 @@ def test_a_terminal_shows_one_line_with_the_seconds(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(sys, "stderr", terminal)
     assert elsewhere.getvalue() == ""
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
-    assert "solving [2x4] (12.1 ms foun…" in shown
+    assert "solving [2x4] (12.1 ms…, 0 s" in shown
     assert all(len(line) <= 30 for line in re.split(r"[\r\n]+", shown))
 
 

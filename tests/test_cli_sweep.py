@@ -234,6 +234,10 @@ def examples() -> list[Run]:
     return runs
 
 
+def test_nothing_to_show() -> None:
+    assert printed([], 60).strip() == "9 of 9 settings are not finished"
+
+
 def printed(runs: list[Run], width: int) -> str:
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     print_sweep(runs, 9, console)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
@@ -91,11 +92,11 @@ def hand_out(
                 worker.give(task, group(task))
             for ready in wait([worker.connection for worker in workers if worker.task is not None]):
                 worker = next(each for each in workers if each.connection is ready)
-                task, result = worker.task, worker.answer()
+                done, result = worker.task, worker.answer()
                 if isinstance(result, Lost):
                     workers.remove(worker)
                     worker.end()
-                yield task, result  # type: ignore[misc]
+                yield done, result  # type: ignore[misc]
     finally:
         for worker in workers:
             worker.end()
@@ -126,6 +127,7 @@ def start(make: Callable[[], Callable[[T], R]]) -> Worker[T]:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C waits; processes that are started meanwhile never see it."""
+    resource_tracker.ensure_running()  # which lets interrupts through again when it is started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -135,6 +137,7 @@ def uninterrupted() -> Iterator[None]:
 
 def serve(connection: Connection, make: Callable[[], Callable[[T], R]]) -> None:
     """What a process does: one task after the other, until nobody hands out any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     multiprocessing.set_start_method(None, force=True)  # what a model's code does with processes, it does as anywhere else
     work = make()

@@ -126,7 +126,7 @@ def combinations(
             dtype=(dtypes or {}).get(device),
             **shared,
         )
-        for device, batch, seq, mesh, budget in product(*map(list, (hardware, batches, seqs, meshes, budgets)))
+        for device, batch, seq, mesh, budget in product(hardware, batches, seqs, meshes, budgets)
     ]
     return list({setting.key: setting for setting in found}.values())
 

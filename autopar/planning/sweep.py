@@ -97,8 +97,9 @@ class Sweep:
         self.say()
 
     def say(self) -> None:
-        done, now = len(self.runs), "; ".join(map(str, self._busy))
-        self.tell(f"{done} of {len(self.settings)} settings" + (f", planning {now}" if now else ""))
+        more = f" and {len(self._busy) - 1} more" if len(self._busy) > 1 else ""
+        now = f", planning {self._busy[0]}{more}" if self._busy else ""
+        self.tell(f"{len(self.runs)} of {len(self.settings)} settings{now}")
 
 
 def save(text: str, path: Path) -> None:
