@@ -45,7 +45,7 @@ def test_a_terminal_shows_one_line_with_the_seconds(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("COLUMNS", "30")
     with stages() as stage:
         stage("solving [2x4] (12.1 ms found, at least 11.9 ms, gap 1.7 %)")
-        elsewhere = io.StringIO()
+        elsewhere = Terminal()
         monkeypatch.setattr(sys, "stderr", elsewhere)  # as tracing does
         time.sleep(0.3)
         monkeypatch.setattr(sys, "stderr", terminal)

@@ -23,6 +23,8 @@ from autopar.plot_sweep import plot_sweep
 from autopar.render_sweep import print_sweep
 
 MODULE = """
+import os
+import signal
 import time
 import torch
 from torch import nn
@@ -37,6 +39,11 @@ class Squares(nn.Module):
 
 def squares(batch=8):
     return Squares(), {"x": torch.zeros(batch, 32)}
+
+def dies(batch=8):
+    if batch > 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return squares(batch)
 
 def slow(batch=8):
     time.sleep(3 * (batch > 8))
@@ -201,8 +208,15 @@ def test_a_mistake_is_one_message_and_leaves_no_file(name: str, folder: Path) ->
 def test_a_model_that_cannot_be_built_is_no_answer(folder: Path) -> None:
     result = run("models.py:nothing", "--meshes", "2,4", "-o", "runs.jsonl")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "error: models.py has no function 'nothing'; it has squares, slow\n"
+    assert result.stderr == "error: models.py has no function 'nothing'; it has squares, dies, slow\n"
     assert (folder / "runs.jsonl").read_bytes() == b""
+
+
+def test_a_process_that_is_killed_has_no_line(folder: Path) -> None:
+    result = run("models.py:dies", "--meshes", "2", "--batch", "16,8", "-o", "runs.jsonl", "--jobs", "1")
+    assert result.exit_code == 1, result.output
+    assert "error: the process that planned it" in result.stdout
+    assert [line["setting"]["batch"] for line in lines_of(folder / "runs.jsonl")] == [8]
 
 
 def test_nothing_fits_is_exit_1(folder: Path) -> None:
