@@ -33,14 +33,14 @@ def plot_sweep(runs: Sequence[Run], path: Path) -> None:
     across = min(len(panels), ACROSS)
     down = math.ceil(len(panels) / across)
     figure = Figure(figsize=(max(4.2 * across, 6), 3.6 * down), layout="constrained")
-    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    grid = figure.subplots(down, across, squeeze=False, sharex=True)
     flat = [axes for row in grid for axes in row]
     for number, (axes, (panel, own)) in enumerate(zip(flat, panels.items(), strict=False)):
         draw(axes, own, budgets_of(runs), meshes_of(runs))
+        axes.set_ylim(0, 1.08 * highest(runs, panel[0]))
         if number % across == 0:
             axes.set_ylabel("samples/s, predicted" if has_rates(runs) else "steps/s, predicted")
         axes.set_title(name_of(panel), loc="left", fontsize=10, fontweight="bold")
-    flat[0].set_ylim(0, 1.08 * max((found for run in runs if (found := rate(run)) is not None), default=1.0))
     for axes in flat[len(panels) :]:
         axes.set_visible(False)
     if len(budgets_of(runs)) > 1:
@@ -110,6 +110,11 @@ def rate(run: Run) -> float | None:
     if run.samples_per_s is not None:
         return run.samples_per_s
     return 1 / run.step_time_s if run.step_time_s else None
+
+
+def highest(runs: Sequence[Run], hardware: str) -> float:
+    """Panels of one hardware have one scale: another one may be a thousand times as fast."""
+    return max((found for run in runs if run.setting.hardware == hardware and (found := rate(run)) is not None), default=1.0)
 
 
 def has_rates(runs: Sequence[Run]) -> bool:
