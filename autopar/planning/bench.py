@@ -134,7 +134,7 @@ class Bench:
                 setting.constraints,
             )
             other = next(iter(opened.planners.values()), None)
-            opened.planners[setting.aims] = Planner(opened.program, aims) if other is None else other.under(aims)
+            opened.planners[setting.aims] = Planner(opened.program, aims) if other is None else other.with_aims(aims)
         return opened.planners[setting.aims]
 
 

@@ -109,7 +109,7 @@ class Planner:
         self.measuring_s = time.monotonic() - began_s
         return measured
 
-    def under(self, aims: Aims) -> Planner:
+    def with_aims(self, aims: Aims) -> Planner:
         """Another one for the same program, which is not measured again."""
         other = Planner(self.program, aims, micro_batches=self.micro_batches, progress=self.progress)
         other.cost = self.cost
