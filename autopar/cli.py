@@ -5,6 +5,7 @@ Every error that a user can mend is one message on stderr and exit code 2; 1 mea
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -15,10 +16,12 @@ from autopar.cli_hardware import hardware_app
 from autopar.cli_plan import diff, plan, show
 from autopar.cli_profile import profile
 from autopar.cli_question import compare, explain
+from autopar.cli_sweep import sweep
 from autopar.cli_verify import verify
 from autopar.errors import AutoparError
 
-WRONG, INTERRUPTED = 2, 130
+WRONG, INTERRUPTED, UNREAD = 2, 130, 141
+"""Exit codes, the last two as shells have them for signals. UNREAD: nobody reads the output any more, as after `head`."""
 
 
 class Commands(TyperGroup):
@@ -28,16 +31,19 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except AutoparError as error:
-            typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+            typer.secho("error: ", fg=None if os.environ.get("NO_COLOR") else "red", bold=True, err=True, nl=False)
             typer.echo(str(error), err=True)
             raise typer.Exit(WRONG) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from error
+        except BrokenPipeError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+            raise typer.Exit(UNREAD) from error
 
 
 HELP = {"no_args_is_help": True, "context_settings": {"help_option_names": ["-h", "--help"]}, "rich_markup_mode": None}
-app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, **HELP)  # type: ignore[arg-type]
+app = typer.Typer(cls=Commands, pretty_exceptions_enable=False, **HELP)  # type: ignore[arg-type]
 app.add_typer(hardware_app, name="hardware")
 
 
@@ -61,8 +67,7 @@ app.command("show")(show)
 app.command("diff")(diff)
 app.command("compare")(compare)
 app.command("explain")(explain)
-
-
+app.command("sweep")(sweep)
 app.command("verify")(verify)
 app.command("profile")(profile)
 
@@ -70,7 +75,7 @@ app.command("profile")(profile)
 @app.command()
 def rules(
     name: Annotated[str | None, typer.Argument(metavar="[OP]", help="As aten.linear; all rows if left out.")] = None,
-    mesh: Annotated[str, typer.Option("--mesh", help="Whose strategies to show.")] = "2x2",
+    mesh: Annotated[str, typer.Option("--mesh", help="Whose strategies to show, as 2x4.")] = "2x2",
 ) -> None:
     """The rule of an op: its factors, its strategies on a mesh and their conversions; or all rows of the table."""
     import autopar
@@ -91,10 +96,7 @@ def demo(ctx: typer.Context) -> None:
 
 def main() -> None:
     """Entry point of the `autopar` script."""
-    try:
-        app()
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away, as `head` does
+    app()
 
 
 if __name__ == "__main__":

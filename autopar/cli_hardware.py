@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autopar.cli_options import complete_hardware
 from autopar.errors import AutoparError, InputError
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def hardware_list() -> None:
 
 @hardware_app.command("show")
 def hardware_show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A known name, or a JSON file.")], as_json: JsonOption = False
+    name: Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete_hardware, help="As h100-sxm, or a JSON file.")],
+    as_json: JsonOption = False,
 ) -> None:
     """One description: each figure with its source, and how its links carry out collectives."""
     from autopar import hardware
@@ -58,10 +60,13 @@ def hardware_show(
 
 @hardware_app.command("calibrate")
 def hardware_calibrate(
-    output: Annotated[Path, typer.Option("--output", "-o", help="File for the description, as JSON.")],
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the description, as mine.json.")],
+    device: Annotated[str | None, typer.Option(help="As cpu, or cuda; cuda where there is one.")] = None,
     mesh: Annotated[str | None, typer.Option(help="Under torchrun: the mesh whose axes to measure, as 2x4.")] = None,
-    like: Annotated[str | None, typer.Option(help="Description that fills in what cannot be measured.")] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(autocompletion=complete_hardware, help="Whose figures fill in what cannot be measured, as h100-sxm."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, less exact: some 10 seconds.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:

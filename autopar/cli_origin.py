@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from autopar.ir.plan import Origin
     from autopar.models import Loaded
 
-PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="A file that `autopar plan -o` wrote.")]
+PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="A file that `autopar plan -o` wrote, as plan.json.")]
 AgainOption = Annotated[
-    str | None, typer.Option("--model", metavar="MODEL", help="If it is elsewhere than when the plan was made; as for `plan`.")
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="If it is elsewhere than when the plan was made, as path/file.py:function."),
 ]
 HardwareAgainOption = Annotated[
-    str | None, typer.Option("--hardware", help="If its file is elsewhere than when the plan was made.")
+    str | None, typer.Option("--hardware", help="If its file is elsewhere than when the plan was made, as mine.json.")
 ]
 PACKAGES = ("autopar", "torch", "transformers")
 """Whose versions decide what a model's graph is; those that were imported are recorded."""

@@ -13,11 +13,14 @@ from autopar.cli_options import (
     ConstraintsOption,
     DtypeOption,
     FreeCheckpointsOption,
+    GapOption,
     HardwareOption,
     MemoryOption,
     MinMicroBatchOption,
     ModelArgument,
+    NoOverlapOption,
     NoRecomputeOption,
+    OptimizerOption,
     PinOption,
     PrecisionOption,
     SeqOption,
@@ -43,27 +46,29 @@ if TYPE_CHECKING:
 def plan(
     model: ModelArgument,
     mesh: Annotated[
-        str | None, typer.Option("--mesh", help="Devices per axis, slowest link first: 8, 2x4, data=2,tensor=4@pcie-4.")
+        str | None, typer.Option("--mesh", help="Devices per axis, slowest link first, as 8, 2x4, data=2,tensor=4@pcie-4.")
     ] = None,
-    devices: Annotated[int | None, typer.Option(help="Instead of a mesh: so many devices, in the best shape.")] = None,
+    devices: Annotated[int | None, typer.Option(help="Instead of a mesh: so many devices, as 64, in the best shape.")] = None,
     hardware: HardwareOption = "cpu",
     memory: MemoryOption = None,
     batch: BatchOption = None,
     global_batch: Annotated[
-        int | None, typer.Option(help="Samples per step, in as many micro-batches as are best, or of --batch samples each.")
+        int | None, typer.Option(help="Samples per step, as 256: in as many micro-batches as are best, or of --batch samples.")
     ] = None,
     seq: SeqOption = None,
     dtype: DtypeOption = None,
     precision: PrecisionOption = None,
-    optimizer: Annotated[str, typer.Option(help="adamw, adam, momentum or sgd.")] = "adamw",
+    optimizer: OptimizerOption = "adamw",
     time_limit: Annotated[
-        float | None, typer.Option(help="Seconds for the solver: 60, or 600 for several settings, if left out.", min=1)
+        float | None, typer.Option(help="Seconds for the solver, as 120; 60, or 600 for several settings, if left out.", min=1)
     ] = None,
-    gap: Annotated[float, typer.Option(help="Relative distance from the optimum to stop at.", min=0)] = 1e-3,
-    no_overlap: Annotated[bool, typer.Option("--no-overlap", help="Count on nothing running beside the computation.")] = False,
+    gap: GapOption = 1e-3,
+    no_overlap: NoOverlapOption = False,
     pareto: Annotated[bool, typer.Option("--pareto", help="Several plans: step time against memory.")] = False,
-    points: Annotated[int, typer.Option(help="With --pareto: how many plans at most.", min=2)] = 8,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="With --pareto: draw it: .png, .svg or .pdf.")] = None,
+    points: Annotated[int, typer.Option(help="With --pareto: how many plans at most, as 5.", min=2)] = 8,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --pareto: draw it, as front.png, .svg or .pdf.")
+    ] = None,
     pin: PinOption = None,
     ban: BanOption = None,
     constraints: ConstraintsOption = None,
@@ -73,7 +78,7 @@ def plan(
     free_checkpoints: FreeCheckpointsOption = False,
     trace: TraceOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Search even if this very plan was found before.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the plan or plans, as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the plan or plans, as plan.json.")] = None,
 ) -> None:
     """Find the cheapest plan that fits, and print it. Needs no devices and no weights."""
     limits = read_constraints(
@@ -162,15 +167,17 @@ def check_setting(
 
 
 def show(
-    path: Annotated[Path, typer.Argument(metavar="PLAN", help="A file that `autopar plan -o` wrote.")],
+    path: Annotated[Path, typer.Argument(metavar="PLAN", help="A file that `autopar plan -o` wrote, as plan.json.")],
     point: Annotated[
-        int | None, typer.Option(metavar="N", help="Of several plans (--pareto) the Nth, the smallest is 1.")
+        int | None, typer.Option(metavar="N", help="Of several plans (--pareto) one, as 2; the smallest is 1.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With --point: a file for that plan alone, as plan.json.")
     ] = None,
     module: Annotated[
         str | None, typer.Option("--module", metavar="GLOB", help='Only these modules, as "model.layers.*.mlp" or "lm_head".')
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Figures, and a row for each unit, as JSON.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --point: a file for that plan alone.")] = None,
 ) -> None:
     """Print a plan, or several plans, as tables."""
     found = load_any(path)
@@ -196,8 +203,8 @@ def show(
 
 
 def diff(
-    before: Annotated[Path, typer.Argument(metavar="PLAN", help="A file that `autopar plan -o` wrote.")],
-    after: Annotated[Path, typer.Argument(metavar="OTHER", help="Another one.")],
+    before: Annotated[Path, typer.Argument(metavar="PLAN", help="A file that `autopar plan -o` wrote, as plan.json.")],
+    after: Annotated[Path, typer.Argument(metavar="OTHER", help="Another one, as other.json.")],
     as_json: Annotated[bool, typer.Option("--json", help="A list of changes, as JSON.")] = False,
 ) -> None:
     """Say what a plan decides and predicts otherwise than another one; exit 1 if anything."""

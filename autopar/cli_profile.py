@@ -15,6 +15,7 @@ from autopar.cli_options import (
     PrecisionOption,
     SeqOption,
     check_arguments,
+    complete_hardware,
     load_model,
     stages,
 )
@@ -38,20 +39,27 @@ def profile(
     seq: SeqOption = None,
     dtype: DtypeOption = None,
     dynamic: Annotated[
-        str | None, typer.Option(metavar="DIMS", help="Leave these open, as formulas: batch, seq or batch,seq.")
+        str | None, typer.Option(metavar="DIMS", help="Leave these open in formulas, as batch, seq or batch,seq.")
     ] = None,
     hardware: Annotated[
-        str | None, typer.Option(help="For times: a name from `autopar hardware list`, or a JSON file; cpu if left out.")
+        str | None,
+        typer.Option(autocompletion=complete_hardware, help="For times, as h100-sxm, or a JSON file; cpu if left out."),
     ] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="BYTES", help="Budget, as 80GiB: how large batch and seq may be within it.")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="adamw, adam, adam8bit, adafactor, momentum or sgd.")] = "adamw",
+    optimizer: Annotated[str, typer.Option(help="As adamw; or adam, adam8bit, adafactor, momentum, sgd.")] = "adamw",
     precision: PrecisionOption = None,
-    depth: Annotated[int | None, typer.Option(min=0, help="Levels of modules to show; as many as fit if left out.")] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=0, help="Levels of modules to show, as 3; as many as fit if left out.")
+    ] = None,
     ops: Annotated[bool, typer.Option("--ops", help="Show the ops that take longest.")] = False,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything as JSON, to stdout if -.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the memory of a step: .png, .svg or .pdf.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write everything in JSON, as profile.json; to stdout if -.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the memory of a step, as memory.png, .svg or .pdf.")
+    ] = None,
 ) -> None:
     """What a training step costs on one device: FLOPs, memory and time, as numbers and as formulas.
 

@@ -22,12 +22,13 @@ from autopar.ir.plan import Plan, PlannedCollective, PlannedTensor
 from autopar.ir.plan_table import units_of
 from autopar.ir.region_view import RegionView, pattern, region_view
 from autopar.render_search import tried_table
+from autopar.seconds import human_s as human_s
+from autopar.tables import new_console as new_console
+from autopar.tables import new_table as new_table
+from autopar.tables import table_grid as table_grid
 
 if TYPE_CHECKING:
     from autopar.codegen.measure import Counted
-
-PLAIN_WIDTH = 140
-"""Columns where the output is a file or a pipe."""
 
 MEMORY = (
     (" at rest [", "state at rest: parameters, gradients, optimizer"),
@@ -63,12 +64,6 @@ def print_all(parts: Iterable[RenderableType], console: Console | None = None) -
     console = console or new_console()
     for part in parts:
         console.print(part)
-
-
-def new_console() -> Console:
-    """Of the terminal's width, or plain and 140 columns wide where the output is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def plan_renderables(plan: Plan, measured: Counted | None = None) -> list[RenderableType]:
@@ -129,10 +124,10 @@ class RegionTable:
     def table(self, name_width: int | None, conversion_width: int | None) -> Table:
         view = self.view
         table = new_table(f"layer type {view.name}{f' × {view.calls}' if view.calls > 1 else ''}")
-        table.add_column("unit", overflow="fold", width=name_width)
+        table.add_column("unit", overflow="fold", max_width=name_width)
         for axis in self.plan.mesh.names:
-            table.add_column(axis, no_wrap=True)
-        table.add_column("conversions", overflow="fold", width=conversion_width)
+            table.add_column(axis, no_wrap=name_width is None)
+        table.add_column("conversions", overflow="fold", max_width=conversion_width)
         for calls in view.classes:
             table.add_column(calls)
         for row in view.rows:
@@ -281,40 +276,6 @@ def discovered_table(plan: Plan) -> Table:
         for node, rule in region.discovered.items():
             table.add_row(rule.op, name, node, Text(rule.row if not rule.reason else f"kept whole: {rule.reason}"))
     return table
-
-
-def new_table(title: str, *columns: str | tuple[str, dict[str, str]]) -> Table:
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for column in columns:
-        name, options = (column, {}) if isinstance(column, str) else column
-        table.add_column(name, **options)  # type: ignore[arg-type]
-    return table
-
-
-def table_grid() -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="dim")
-    grid.add_column(overflow="fold")
-    return grid
-
-
-def human_s(seconds: float) -> str:
-    """Seconds in the unit that reads best.
-
-    >>> human_s(0.0014), human_s(86e-6), human_s(-2.5)
-    ('1.4 ms', '86 µs', '-2.5 s')
-    """
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if abs(seconds) * scale >= 1 or unit == "µs":
-            break
-    return f"{three_figures(seconds * scale)} {unit}"
 
 
 def human_flops(flops: float) -> str:

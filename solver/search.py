@@ -35,6 +35,13 @@ LOG = logging.getLogger("autopar.solver")
 Incumbents = Sequence[Solution] | Callable[[], Sequence[Solution]]
 """Known plans, or how to find some."""
 
+Watch = Callable[[float | None, float], None]
+"""Told the seconds of the best plan so far (None: there is none yet), and the seconds that none goes below, as they change."""
+
+
+def nobody(best_s: float | None, bound_s: float) -> None:
+    """A search that nobody watches."""
+
 
 @dataclass
 class Hunt:
@@ -47,6 +54,7 @@ class Hunt:
     lowest: Solution | None = None
     bound_s: float = 0.0
     notes: list[str] = field(default_factory=list)
+    watch: Watch = nobody
 
     def offer(self, solution: Solution) -> None:
         """Take the solution if it fits and is cheaper."""
@@ -57,13 +65,16 @@ class Hunt:
         LOG.debug("a plan of %g s, %g bytes%s", solution.cost_s, solution.peak_bytes, "" if fits else " (too large)")
         if fits and (self.best is None or solution.cost_s < self.best.cost_s):
             self.best = solution
+            self.watch(solution.cost_s, self.bound_s)
 
     def offer_all(self, solutions: Iterable[Solution]) -> None:
         for solution in solutions:
             self.offer(solution)
 
     def raise_bound(self, bound_s: float) -> None:
-        self.bound_s = max(self.bound_s, bound_s)
+        if bound_s > self.bound_s:
+            self.bound_s = bound_s
+            self.watch(self.best.cost_s if self.best else None, bound_s)
         LOG.debug("no plan takes less than %g s", self.bound_s)
 
     def reached(self, limit_s: float) -> bool:
@@ -99,10 +110,12 @@ def solve(
     time_limit_s: float = 60,
     allow: Restriction | None = None,
     incumbents: Incumbents = (),
+    watch: Watch = nobody,
 ) -> Solution:
     """The cheapest solution within a relative `gap`, never worse than the best incumbent that fits; checked.
 
     Incumbents that have yet to be found are asked for only if the plan that is best without memory does not settle it.
+    What is found and proven on the way is told to `watch`, from within the search: it must return soon.
 
     Its status is "optimal" if the gap is proven, else "feasible" (time limit). Raises BudgetError if nothing fits the
     budget, SolverError if the restriction leaves nothing or the time limit passes before anything is found.
@@ -110,14 +123,15 @@ def solve(
     allow = allow or FREE
     if allow.forbids_keeping and problem.budget_bytes is None:
         problem = replace(problem, budget_bytes=ample_bytes(problem))
-    hunt = Hunt(problem, gap, Clock(time_limit_s))
+    hunt = Hunt(problem, gap, Clock(time_limit_s), watch=watch)
     if not callable(incumbents):
         hunt.offer_all(admissible(problem, incumbents, allow))
     space = narrow(problem, allow)
     floor = relax(build(space, memory=False, scale=scale_of(cost_s=typical_s(problem))), hunt.clock.left_s)
+    hunt.raise_bound(floor.bound_s)
     loose = without_memory(floor, 0.9 * gap, hunt.clock)
     if loose is not None:
-        hunt.bound_s = loose.bound_s
+        hunt.raise_bound(loose.bound_s)
         hunt.offer_all([loose] if allow.admits(problem, loose) else [])
     if callable(incumbents) and not hunt.closed:
         hunt.offer_all(admissible(problem, incumbents(), allow))

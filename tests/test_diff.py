@@ -146,7 +146,7 @@ def test_tables_say_by_how_much(files: tuple[Path, Path]) -> None:
 
 
 def test_it_fits_a_narrow_terminal(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autopar.render.PLAIN_WIDTH", 60)
+    monkeypatch.setattr("autopar.tables.PLAIN_WIDTH", 60)
     assert max(map(len, diff(*files).stdout.splitlines())) <= 60
 
 

@@ -31,6 +31,7 @@ from autopar.ops.strategies import PASS_PARTIAL
 from autopar.ops.units import unknown_draws
 from autopar.planning.within import Found, Within
 from autopar.profiler.model_cost import ModelCost, measure
+from autopar.seconds import human_s
 from autopar.solver.baselines import incumbents as known_plans
 from autopar.solver.build import Builder, Setting
 from autopar.solver.constraints import Wanted, blame, wanted
@@ -109,6 +110,12 @@ class Planner:
         self.measuring_s = time.monotonic() - began_s
         return measured
 
+    def with_aims(self, aims: Aims) -> Planner:
+        """Another one for the same program, which is not measured again."""
+        other = Planner(self.program, aims, micro_batches=self.micro_batches, progress=self.progress)
+        other.cost = self.cost
+        return other
+
     def priced(self, mesh: MeshSpec) -> Priced:
         """Raises UnshardableError if an axis divides nothing, ConstraintError if the constraints do not fit."""
         key = (mesh, mesh.links)
@@ -147,8 +154,8 @@ class Planner:
         searched, known = self._loosest.get(key, (math.inf, None))
         if known is None or gap < min(searched, known.gap):
             priced = self.priced(mesh)
-            self.progress("solving without a budget")
-            known = self.solve(priced, priced.problem, self.limit_s(time_limit_s), [known] if known else (), gap)
+            limit_s, begin = self.limit_s(time_limit_s), [known] if known else ()
+            known = self.solve(priced, priced.problem, limit_s, begin, gap, "solving without a budget")
             self._loosest[key] = gap, known
         return known
 
@@ -245,11 +252,8 @@ class Planner:
 
         def known() -> Sequence[Solution]:
             self.progress("solving for the known ways to parallelize")
-            plans = known_plans(problem)
-            self.progress("solving")
-            return plans
+            return known_plans(problem)
 
-        self.progress("solving")
         return self.solve(self.priced(mesh), problem, time_limit_s, known if incumbents is None else incumbents, gap)
 
     def solve(
@@ -259,11 +263,26 @@ class Planner:
         time_limit_s: float,
         incumbents: Incumbents,
         gap: float | None = None,
+        stage: str = "solving",
     ) -> Solution:
         """The best solution that the constraints allow; raises ConstraintError if no choice is left."""
         allow, gap = priced.wanted.allow, self.aims.gap if gap is None else gap
+        said = stage
+        self.progress(said)
+
+        def watch(best_s: float | None, bound_s: float) -> None:
+            nonlocal said
+            said = f"{stage} ({so_far(best_s, bound_s)})"
+            self.progress(said)
+
+        def looked_for() -> Sequence[Solution]:
+            found = incumbents() if callable(incumbents) else incumbents
+            self.progress(said)
+            return found
+
+        begin = looked_for if callable(incumbents) else incumbents
         try:
-            return solve(problem, gap=gap, time_limit_s=time_limit_s, allow=allow, incumbents=incumbents)
+            return solve(problem, gap=gap, time_limit_s=time_limit_s, allow=allow, incumbents=begin, watch=watch)
         except SolverError as error:
             raise blame(self.aims.constraints, priced.builder, problem) or error from error
 
@@ -274,6 +293,18 @@ class Planner:
         changes = {"budget_bytes": budget, "notes": notes, "constraints": self.aims.constraints}
         plan = found.plan.model_copy(update=changes)
         return replace(found, plan=plan, emitted=replace(found.emitted, plan=plan))
+
+
+def so_far(best_s: float | None, bound_s: float) -> str:
+    """What a search has found and proven, in words.
+
+    >>> so_far(0.0121, 0.0119), so_far(None, 0.0119), so_far(0.0121, 0.0)
+    ('12.1 ms found, at least 11.9 ms, gap 1.7 %', 'at least 11.9 ms', '12.1 ms found')
+    """
+    found = [] if best_s is None else [f"{human_s(best_s)} found"]
+    proven = [f"at least {human_s(bound_s)}"] if bound_s > 0 else []
+    apart = [f"gap {max(1 - bound_s / best_s, 0):.1%}".replace("%", " %")] if best_s and bound_s > 0 else []
+    return ", ".join(found + proven + apart)
 
 
 def realise(builder: Builder, problem: Problem, solution: Solution) -> Found:

@@ -217,3 +217,17 @@ def test_adapter_reads_infeasible_and_bound() -> None:
 
 def test_bytes_as_people_say_them() -> None:
     assert [human_bytes(n) for n in (5, 1536, 70 * 2**30)] == ["5 B", "1.50 KiB", "70.00 GiB"]
+
+
+@pytest.mark.parametrize("budget", [None, 137, 120])
+def test_a_search_can_be_watched(budget: float | None) -> None:
+    """Plans get better and bounds higher, up to those of the answer; who watches does not change it."""
+    told: list[tuple[float | None, float]] = []
+    found = solve(tiny_problem(budget=budget), gap=1e-6, watch=lambda best_s, bound_s: told.append((best_s, bound_s)))
+    costs, bounds = [best_s for best_s, _ in told if best_s is not None], [bound_s for _, bound_s in told]
+    assert costs == sorted(costs, reverse=True)
+    assert bounds == sorted(bounds)
+    assert costs[-1] == found.cost_s
+    assert min(bounds[-1], found.cost_s) == found.bound_s
+    assert len(set(told)) == len(told), "told only what changed"
+    assert replace(found, notes=()) == replace(solve(tiny_problem(budget=budget), gap=1e-6), notes=())
