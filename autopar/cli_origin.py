@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +28,7 @@ HardwareAgainOption = Annotated[
     str | None, typer.Option("--hardware", help="If its file is elsewhere than when the plan was made, as mine.json.")
 ]
 PACKAGES = ("autopar", "torch", "transformers")
-"""Whose versions decide what a model's graph is; those that were imported are recorded."""
+"""Whose versions decide what a model's graph is; those that are installed are recorded."""
 
 
 def with_origin(found: Plan | Pareto, **told: Any) -> Plan | Pareto:
@@ -42,9 +43,13 @@ def with_origin(found: Plan | Pareto, **told: Any) -> Plan | Pareto:
 
 
 def versions() -> dict[str, str]:
-    import sys
+    from importlib.metadata import PackageNotFoundError, version
 
-    return {name: sys.modules[name].__version__ for name in PACKAGES if name in sys.modules}
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

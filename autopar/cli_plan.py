@@ -35,6 +35,7 @@ from autopar.cli_options import (
 )
 from autopar.cli_origin import with_origin
 from autopar.cli_profile import check_picture
+from autopar.cli_sizes import DynamicOption, other_sizes, with_other_sizes
 from autopar.errors import InputError, MeshError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def plan(
     whole_parameters: WholeParametersOption = False,
     min_micro_batch: MinMicroBatchOption = None,
     free_checkpoints: FreeCheckpointsOption = False,
+    dynamic: DynamicOption = None,
     trace: TraceOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Search even if this very plan was found before.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the plan or plans, as plan.json.")] = None,
@@ -95,6 +97,7 @@ def plan(
 
         Precision.parse(precision)
     check_setting(mesh, devices, pareto, global_batch, batch, plot)
+    sizes = other_sizes(dynamic, single=not pareto and global_batch is None)
     check_trace(trace)
     if pareto and trace is not None:
         raise InputError(
@@ -123,6 +126,8 @@ def plan(
             options |= {"cache": not no_cache}
             found = autopar.plan(*example, devices=devices, global_batch=global_batch, micro_batch=micro_batch, **options)
         found = with_origin(found, model=model, hardware=hardware, batch=batch, seq=seq, dtype=dtype, global_batch=global_batch)
+        if sizes:
+            found = with_other_sizes(alone(found, Path("this")), sizes, time_limit, stage)
         if trace is not None and not hasattr(found, "plans"):
             stage("writing the timeline")
             write_timeline(trace, loaded, found, hardware, global_batch)

@@ -61,7 +61,9 @@ def explain(
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All strategies or costs, not only the first 12.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --why-not: a file for the plan found.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With --why-not: a file for the plan found, as other.json.")
+    ] = None,
     model: AgainOption = None,
     hardware: HardwareAgainOption = None,
     as_json: JsonOption = False,

@@ -45,7 +45,9 @@ def verify(
     mesh: Annotated[
         str | None, typer.Option("--mesh", help="Of a model: devices per axis, as 8, 2x4, data=2,tensor=4@pcie-4.")
     ] = None,
-    plan: Annotated[Path | None, typer.Option("--plan", help="Of a model: the plan to verify; searched if left out.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Of a model: the plan to verify, as plan.json; searched if left out.")
+    ] = None,
     memory: MemoryOption = None,
     batch: BatchOption = None,
     seq: SeqOption = None,

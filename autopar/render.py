@@ -21,7 +21,7 @@ from autopar.ir.constraints import Selector
 from autopar.ir.plan import Plan, PlannedCollective, PlannedTensor
 from autopar.ir.plan_table import units_of
 from autopar.ir.region_view import RegionView, pattern, region_view
-from autopar.render_search import tried_table
+from autopar.render_search import other_sizes_table, tried_table
 from autopar.seconds import human_s as human_s
 from autopar.tables import new_console as new_console
 from autopar.tables import new_table as new_table
@@ -74,6 +74,7 @@ def plan_renderables(plan: Plan, measured: Counted | None = None) -> list[Render
     found += [measured_table(plan, measured)] if measured else []
     found += [discovered_table(plan)] if any(region.discovered for region in plan.regions.values()) else []
     found += [tried_table(plan)] if plan.tried else []
+    found += [other_sizes_table(plan)] if plan.other_sizes else []
     return [Group(renderable, Text()) for renderable in found]
 
 

@@ -35,14 +35,33 @@ def tried_table(plan: Plan) -> Table:
     return table
 
 
+def other_sizes_table(plan: Plan) -> Table:
+    """Batches of other sizes, planned around the parameters as they rest."""
+    from autopar.render import new_table
+
+    names = list(dict.fromkeys(name for other in plan.other_sizes for name in other.sizes))
+    table = new_table("other sizes, with parameters resting as they do here", *names, "step time", "peak")
+    for column in table.columns:
+        column.justify = "right"
+    table.add_column("", overflow="fold")
+    for other in plan.other_sizes:
+        peak = "–" if other.peak_bytes is None else human(other.peak_bytes)
+        cells = (*(str(other.sizes.get(name, "")) for name in names), seconds(other.step_time_s), peak)
+        table.add_row(*cells, Text(shortened(other.reason)), style="dim" if other.reason else None)
+    return table
+
+
 def order(tried: TriedSetting) -> tuple[bool, float, float]:
     unknown = float("inf")
     return tried.outcome != "chosen", tried.step_time_s or unknown, tried.lower_bound_s or unknown
 
 
 def outcome(tried: TriedSetting) -> str:
-    reason = tried.reason if len(tried.reason) <= REASON_COLUMNS else tried.reason[: REASON_COLUMNS - 1] + "…"
-    return f"{tried.outcome}: {reason}" if reason else tried.outcome
+    return f"{tried.outcome}: {shortened(tried.reason)}" if tried.reason else tried.outcome
+
+
+def shortened(reason: str) -> str:
+    return reason if len(reason) <= REASON_COLUMNS else reason[: REASON_COLUMNS - 1] + "…"
 
 
 def seconds(value: float | None) -> str:

@@ -150,6 +150,39 @@ class TestVerify:
         assert "2 layers, input_ids [4, 16]" in result.stderr
 
 
+class TestOtherSizes:
+    def test_batches_of_other_sizes_are_planned_around_the_parameters(self, path: Path, tmp_path: Path) -> None:
+        """A batch of the same size gives the same plan; one that does not fit, and one that nothing divides, say so."""
+        output, net = tmp_path / "plan.json", f"{path.parent / 'models.py'}:net"
+        options = ("--mesh", "gpu=4", "--batch", 32, "--memory", "1MiB", "--dynamic", "batch=32,64,100000")
+        result = run("plan", net, *options, "-o", output)
+        assert result.exit_code == 0, result.output
+        assert "other sizes, with parameters resting as they do here" in result.stdout
+        plan = Plan.load(output)
+        same, twice, large = plan.other_sizes
+        assert same.step_time_s == pytest.approx(plan.step_time_s, rel=1e-3)
+        assert twice.step_time_s is not None
+        assert twice.step_time_s > plan.step_time_s
+        assert (large.sizes, large.step_time_s, "GiB" in large.reason or "MiB" in large.reason) == (
+            {"batch": 100000},
+            None,
+            True,
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--dynamic", "length=5"], "give sizes, as seq=1024,4096"),
+            (["--dynamic", "batch=5,x"], "'x' is no size"),
+            (["--dynamic", "batch=5", "--dynamic", "batch=6"], "names batch twice"),
+            (["--dynamic", "batch=5", "--pareto"], "is for one plan of one batch"),
+        ],
+    )
+    def test_bad_input(self, path: Path, options: list[str], message: str) -> None:
+        result = run("plan", f"{path.parent / 'models.py'}:net", "--mesh", "4", *options)
+        assert (result.exit_code, message in result.stderr.replace("\n", " ")) == (2, True), result.output
+
+
 class TestWithoutOrigin:
     @pytest.fixture
     def silent(self, path: Path, tmp_path: Path) -> Path:

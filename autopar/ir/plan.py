@@ -151,6 +151,18 @@ class TriedSetting(_Part):
     reason: str = ""
 
 
+class OtherSize(_Part):
+    """What was predicted for example inputs of other `sizes` ("batch", "seq") with parameters resting as they do here.
+
+    No times and bytes where there is no such plan; `reason` says why.
+    """
+
+    sizes: dict[str, int]
+    step_time_s: float | None = None
+    peak_bytes: float | None = None
+    reason: str = ""
+
+
 class Origin(_Part):
     """What the command line was told, so that other commands can build the model and its example inputs again.
 
@@ -196,6 +208,7 @@ class Plan(Document, Shown):
     peak_where: str
     notes: tuple[str, ...] = ()
     tried: tuple[TriedSetting, ...] = ()
+    other_sizes: tuple[OtherSize, ...] = ()
     bucket_bytes: dict[str, int] = Field(default_factory=dict)
     constraints: Constraints = NO_CONSTRAINTS
     precision: Precision | None = None
