@@ -52,7 +52,7 @@ def verify(
     batch: BatchOption = None,
     seq: SeqOption = None,
     dtype: DtypeOption = None,
-    steps: Annotated[int, typer.Option(help="AdamW steps to compare weights after.", min=1)] = 3,
+    steps: Annotated[int, typer.Option(help="AdamW steps to compare weights after, as 5.", min=1)] = 3,
     hardware: HardwareOption = "cpu",
     full: Annotated[bool, typer.Option("--full", help="A plan of a config.json at full size, not on a reduced model.")] = False,
     model: AgainOption = None,
