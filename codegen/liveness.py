@@ -7,7 +7,8 @@ them op by op and for what counts their bytes. (Inductor finds such places by it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,19 +53,57 @@ def peak(graph: Graph, dying: set[Node]) -> int:
 
 def alive_bytes(graph: Graph, dying: set[Node]) -> list[int]:
     """What is alive at each node beyond the graph's inputs; negative contributions where inputs die."""
+    alive, found = 0, []
+    for change in changes(graph, dying):
+        found.append(alive + change.running)
+        alive += sum(change.made.values()) - sum(change.freed.values())
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What one node does to memory, in bytes: `made` and `freed` by the node that owns the memory, `scratch` is what it has for
+    itself while it runs. `in_place`: what it makes lies where an operand did, which is freed."""
+
+    node: Node
+    made: Mapping[Node, int]
+    freed: Mapping[Node, int]
+    scratch: int
+    in_place: bool
+
+    @property
+    def running(self) -> int:
+        """While the node runs, beyond what was alive before."""
+        return self.scratch + (0 if self.in_place else sum(self.made.values()))
+
+
+def changes(graph: Graph, dying: set[Node]) -> Iterator[Change]:
+    """One per node, in order; inputs in `dying` are freed at their last use, other inputs never."""
     nodes = list(graph.nodes)
     reads = reads_of(nodes)
     last = {source: i for i, sources in enumerate(reads) for source in sources}
     in_place = overwritten(nodes)
-    alive, found = 0, []
     for i, node in enumerate(nodes):
-        made = bytes_of(node) if node.op == "call_function" and owner(node) is node and not is_tuple_part(node) else 0
-        found.append(alive + (0 if node in in_place else made) + scratch_bytes(node))
-        alive += made
-        for source in reads[i]:
-            if last[source] == i and node.op != "output" and (source.op == "call_function" or source in dying):
-                alive -= bytes_of(source) - sum(map(bytes_of, parts(source)))
-    return found
+        gone = [s for s in reads[i] if last[s] == i and node.op != "output" and (s.op == "call_function" or s in dying)]
+        yield Change(
+            node=node,
+            made=made_by(node),
+            freed={source: own_bytes(source) for source in gone},
+            scratch=scratch_bytes(node),
+            in_place=node in in_place,
+        )
+
+
+def made_by(node: Node) -> dict[Node, int]:
+    """The bytes of a node's result, or of each of several, by the node that will own them."""
+    if node.op != "call_function" or owner(node) is not node or is_tuple_part(node):
+        return {}
+    return {node: own_bytes(node)} | {part: bytes_of(part) for part in parts(node)}
+
+
+def own_bytes(node: Node) -> int:
+    """What goes when the node's memory goes: without those of several results that were taken out."""
+    return bytes_of(node) - sum(map(bytes_of, parts(node)))
 
 
 def scratch_bytes(node: Node) -> int:

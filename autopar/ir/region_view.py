@@ -43,16 +43,18 @@ class RegionView:
 
 def region_view(plan: Plan, name: str, units: Collection[str] | None = None) -> RegionView:
     """Of all units, or of those named `units`, with the parameters and results below them."""
-    return _Reader(plan, name, units).view()
+    return RegionReader(plan, name, units).view()
 
 
 def region_rows(plan: Plan, name: str) -> tuple[tuple[str, ...], list[Row]]:
     """The classes of calls, and every row, none folded; rows below a unit's begin with two spaces."""
-    reader = _Reader(plan, name)
+    reader = RegionReader(plan, name)
     return call_ranges([c.calls for c in reader.classes]), reader.rows()
 
 
-class _Reader:
+class RegionReader:
+    """What a plan says about one region type, unit by unit."""
+
     def __init__(self, plan: Plan, name: str, units: Collection[str] | None = None) -> None:
         self.plan, self.name, self.only = plan, name, units
         self.region: PlannedRegion = plan.regions[name]
@@ -92,9 +94,9 @@ class _Reader:
     @cached_property
     def parameters(self) -> dict[str, str]:
         """State slot -> the unit of the same module; "" if there is none."""
-        return {t: self._owner(t) for t in self.outside if any(self._is_slot(t, name) for name in self.plan.state)}
+        return {t: self._owner(t) for t in self.outside if any(self.is_slot(t, name) for name in self.plan.state)}
 
-    def _is_slot(self, tensor: str, name: str) -> bool:
+    def is_slot(self, tensor: str, name: str) -> bool:
         """Whether the region calls state of this name so: by its path, or by the end of it within a repeated module."""
         flat = name.replace(".", "_")
         return tensor not in self.unit_of and (flat == tensor or ("*" in self.name and flat.endswith(f"_{tensor}")))
@@ -133,7 +135,7 @@ class _Reader:
 
     def tensor_row(self, tensor: str, name: str) -> Row:
         """A tensor that is converted or kept; of a parameter also where it rests."""
-        rest = next((p.placement for n, p in self.plan.state.items() if self._is_slot(tensor, n)), None)
+        rest = next((p.placement for n, p in self.plan.state.items() if self.is_slot(tensor, n)), None)
         return Row(
             name=name,
             axes=tuple(map(state_text, rest.states)) if rest else ("",) * len(self.axes),
@@ -177,12 +179,17 @@ def short(slot: str) -> str:
 
 def chains(conversions: Iterable[PlannedConversion], axes: Sequence[str]) -> tuple[str, ...]:
     """One line per path through the conversions of a tensor, as `reduce_scatter node, gather gpu`."""
+    return tuple(path_text(path, axes) for path in paths(conversions))
+
+
+def paths(conversions: Iterable[PlannedConversion]) -> tuple[tuple[Conversion, ...], ...]:
+    """The conversions of a tensor, one after the other, from where they start to each placement that none leaves."""
     following: dict[Placement, list[Conversion]] = {}
     for planned in conversions:
         following.setdefault(planned.before, []).append(Conversion(planned.before, planned.after))
     reached = {c.after for found in following.values() for c in found}
     starts = [before for before in following if before not in reached] or list(following)[:1]
-    return tuple(path_text(path, axes) for start in starts for path in _paths(start, following, frozenset()))
+    return tuple(path for start in starts for path in _paths(start, following, frozenset()))
 
 
 def _paths(
