@@ -9,10 +9,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 DOCS := $(VENV)/.docs
+BROWSER := $(VENV)/browser
+# For Linux on x86-64, from npm's registry; elsewhere `playwright install chromium` does it.
+CHROMIUM := @sparticuz/chromium@147.0.0
 # Read from pyproject.toml, so that each bound stands in one place.
 requirement = $(shell sed -n 's/^  "\($(1)[<>=][^"]*\)".*/\1/p' pyproject.toml | head -n 1)
 
-.PHONY: install demo test lint format copy typecheck docs clean
+.PHONY: install demo test browser lint format copy typecheck docs clean
 
 install: $(INSTALLED) $(TOOLS) $(DOCS)
 
@@ -22,6 +25,13 @@ demo: $(INSTALLED)
 # One thread per process: the suite starts many processes, and oversubscribed cores make gloo time out.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What the tests of pages open them with (tests/report/browser.py finds it there); without it they are skipped.
+browser: $(BROWSER)/chromium
+
+$(BROWSER)/chromium: | $(BIN)/pip
+	npm install --no-audit --no-fund --prefix $(BROWSER) $(CHROMIUM)
+	node tests/report/unpack.mjs $(BROWSER)
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from autopar.cli_hardware import hardware_app
 from autopar.cli_plan import diff, plan, show
 from autopar.cli_profile import profile
 from autopar.cli_question import compare, explain
+from autopar.cli_report import report
 from autopar.cli_sweep import sweep
 from autopar.cli_verify import verify
 from autopar.errors import AutoparError
@@ -67,6 +68,7 @@ app.command("show")(show)
 app.command("diff")(diff)
 app.command("compare")(compare)
 app.command("explain")(explain)
+app.command("report")(report)
 app.command("sweep")(sweep)
 app.command("verify")(verify)
 app.command("profile")(profile)

@@ -187,10 +187,7 @@ def show(
     """Print a plan, or several plans, as tables."""
     found = load_any(path)
     if point is not None:
-        plans = getattr(found, "plans", (found,))
-        if not 1 <= point <= len(plans):
-            raise InputError(f"{path} has {len(plans)} plans: --point {point} is none of them")
-        found = plans[point - 1]
+        found = one_of(found, path, point)
     if output is not None:
         save(found, output)
     if as_json:
@@ -259,6 +256,21 @@ def summary(plan: Plan, module: str | None) -> dict[str, Any]:
         "figures": figures | {"memory_bytes": memory},
         "units": plan.table(module),
     }
+
+
+def plans_of(found: Plan | Pareto) -> tuple[Plan, ...]:
+    """All of a front, or the one that it is."""
+    from autopar import Pareto
+
+    return found.plans if isinstance(found, Pareto) else (found,)
+
+
+def one_of(found: Plan | Pareto, path: Path, point: int) -> Plan:
+    """The plan with this number, from 1; raises InputError for one that is not there."""
+    plans = plans_of(found)
+    if not 1 <= point <= len(plans):
+        raise InputError(f"{path} has {len(plans)} plan{'s' * (len(plans) > 1)}: --point {point} is none of them")
+    return plans[point - 1]
 
 
 def load_any(path: Path) -> Plan | Pareto:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from autopar.errors import HardwareError
 from autopar.hardware import Hardware, load
+from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import Plan
 from autopar.report.anatomy import RegionFacts, anatomy
 from autopar.report.memory import StepMemory, memory_of_step
@@ -46,12 +47,14 @@ class Evidence:
     version: str = ""
 
 
-def known_hardware(name: str) -> Hardware | None:
-    """None if there is no such file (any more)."""
+def known_hardware(name: str, mesh: MeshSpec) -> Hardware | None:
+    """None if there is no such file (any more), or if it has not the links that the mesh names."""
     try:
-        return load(name)
+        found = load(name)
+        found.axis_links(mesh)
     except HardwareError:
         return None
+    return found
 
 
 def inside(question: Question) -> Inside:

@@ -96,7 +96,7 @@ def areas(samples: Sequence[Sample], step_s: float, top: float) -> Iterator[Mark
 
 def phases(memory: StepMemory) -> list[Markup]:
     """Where forward ends and backward does."""
-    ends = {}
+    ends: dict[str, float] = {}
     for s in memory.samples:
         ends.setdefault(s.where.rpartition(" ")[2], s.at_s)
     starts = [

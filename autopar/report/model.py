@@ -76,7 +76,7 @@ class _Drawing:
             return self.op(only, module.name)
         times = tag("span", f"× {module.calls}", class_="calls") if module.calls > 1 and "*" in module.name else None
         ops = f"{module.ops} op{'s' * (module.ops > 1)}"
-        name = tag("span", tag("b", module.name), times, tag("small", ops), class_="name")
+        name = tag("span", tag("b", module.name), times, " ", tag("small", ops), class_="name")
         head = tag("summary", name, self.time(module.seconds), class_="row")
         return tag(
             "details",
@@ -103,7 +103,7 @@ class _Drawing:
         again_s = op.facts.again_s if op.facts else 0.0
         row = tag(
             "div",
-            tag("span", names, source, class_="name"),
+            tag("span", names, " ", source, class_="name"),
             (self.use(axis, f, r) for axis, (f, r) in enumerate(zip(op.unit.factors, op.unit.roles, strict=True))),
             tag("span", placement_chip(op.result, self.names) if op.result else None, class_="result"),
             tag("span", mark_pills(op.marks), class_="marks"),

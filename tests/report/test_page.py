@@ -8,7 +8,9 @@ import re
 import pytest
 
 from autopar.bytes import human
-from autopar.report.evidence import Evidence
+from autopar.ir.mesh import MeshSpec
+from autopar.report.evidence import Evidence, known_hardware
+from autopar.report.mesh import draw
 from autopar.report.page import asset, page
 from autopar.report.verdict import bound_words, loads
 from tests.report.pages import REMEDY, alone, front, read, whole
@@ -70,6 +72,12 @@ def test_why_there_is_no_comparison() -> None:
     assert "as fast" not in text
 
 
+def test_hardware_that_is_not_here_or_lacks_a_link_is_not_known() -> None:
+    assert known_hardware("h100-sxm", MeshSpec.of("2x4")) is not None
+    assert known_hardware("h100-sxm", MeshSpec.of("a=2@no-such-link,b=4")) is None
+    assert known_hardware("no-such-device", MeshSpec.of("2x4")) is None
+
+
 def test_a_front_is_drawn_and_its_point_marked() -> None:
     text = page(alone(front()[1], front=front(), point=1, front_complete=True))
     assert sections(text) == [*PANELS[:5], "front", "assumptions"]
@@ -99,9 +107,6 @@ def test_a_plan_without_budget_bound_or_collectives() -> None:
 
 @pytest.mark.parametrize("sizes", [[1], [4], [64], [3, 2], [16, 8], [2, 2, 2], [2, 2, 2, 2], [9, 2, 12]])
 def test_meshes_of_any_number_of_axes_are_drawn(sizes: list[int]) -> None:
-    from autopar.ir.mesh import MeshSpec
-    from autopar.report.mesh import draw
-
     names = tuple("abcd"[: len(sizes)])
     plan = small_plan().model_copy(update={"mesh": MeshSpec(tuple(sizes), names)})
     text = draw(plan)
