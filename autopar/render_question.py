@@ -77,7 +77,7 @@ def verdict(found: Comparison) -> str:
     if best is None:
         return "none of the known ways fits the budget"
     ours = faster(best.step_time_s / found.ours.step_time_s)
-    return f"the best of the known ways that fit is {best.name}, checkpoint {best.checkpoint}: autopar is predicted {ours}"
+    return f"the best of the known ways that fit is {best.name}, checkpoint {best.checkpoint}: this plan is predicted {ours}"
 
 
 def costs_renderables(plan: Plan, found: Sequence[Cost], all_of_them: bool = False) -> list[RenderableType]:

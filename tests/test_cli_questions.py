@@ -60,7 +60,7 @@ class TestCompare:
         result = run("compare", path, "--json", "--ways", "ddp,fsdp")
         assert result.exit_code == 0, result.output
         found, plan = json.loads(result.stdout), Plan.load(path)
-        assert [way["name"] for way in found["ways"]] == ["autopar", *["ddp"] * 3, *["fsdp"] * 3]
+        assert [way["name"] for way in found["ways"]] == ["this plan", *["ddp"] * 3, *["fsdp"] * 3]
         assert found["ways"][0]["step_time_s"] == plan.step_time_s
 
     def test_tables_say_who_is_best(self, path: Path) -> None:

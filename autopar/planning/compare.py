@@ -14,7 +14,7 @@ from autopar.planning.planner import realise
 from autopar.planning.question import Question
 from autopar.solver.baselines import BASELINES, CHECKPOINTS, Checkpoint, Purposes, Tried, try_baselines
 
-OURS = "autopar"
+OURS = "this plan"
 
 
 @dataclass(frozen=True, kw_only=True)
