@@ -18,7 +18,7 @@ from autopar.codegen.module import ParallelModule
 from autopar.codegen.randomness import Randomness, shared_randomness
 from autopar.errors import BudgetError
 from autopar.ir.plan import Plan
-from autopar.ir.run import zip_inputs
+from autopar.ir.run import run_program, zip_inputs
 from autopar.ir.widen import widen, widened
 from autopar.runtime.checkpoint import Checkpoints
 from autopar.tracer import trace
@@ -70,6 +70,51 @@ class Draws(nn.Module):
 def test_every_way_to_draw_as_in_the_serial_run() -> None:
     report = autopar.verify(Draws(), "2x2", (torch.randn(8, 8),), hardware=toy_hardware())
     assert report.ok, report.tensors[:3]
+
+
+class Turned(nn.Module):
+    """Draws in other orders, depending on how its input lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(x.transpose(2, 3) * self.scale, 0.3)
+
+
+class Laid(nn.Module):
+    """What is drawn lies in memory otherwise than its dims: a permuted tensor, channels last, an expanded one, a copy that a
+    program does not make, and two blocks that are equal but for how their inputs lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.image = nn.Linear(8, 16), nn.Conv2d(4, 6, 3, padding=1)
+        self.blocks = nn.ModuleList(Turned() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.dropout(self.first(x).transpose(1, 2), 0.3)  # [4, 16, 6]
+        y = functional.dropout(y.transpose(1, 2).contiguous().view(4, 6, 4, 4), 0.2)
+        y = y + functional.dropout(y.mean(0, keepdim=True).expand(4, 6, 4, 4), 0.4)
+        y = self.blocks[1](self.blocks[0](y))
+        y = functional.dropout(self.image(y[:, :4].to(memory_format=torch.channels_last)), 0.3)
+        y = y + torch.rand_like(y) + torch.empty_like(y).normal_() + torch.bernoulli(y.detach(), 0.3)
+        return y.square().mean()
+
+
+def test_numbers_of_tensors_that_lie_otherwise_as_in_the_serial_run() -> None:
+    """In one process and cut, against the program; and the program is the model that nobody traced, bit for bit."""
+    model, x = Laid(), torch.randn(4, 6, 8)
+    for mesh in ("1", "2x2"):
+        report = autopar.verify(model, mesh, (x,), hardware=toy_hardware(), steps=2)
+        assert report.ok, report.tensors[:3]
+    program = trace(model, (x,), {})
+    for dtype in (torch.float32, torch.float64):
+        model, of_dtype = model.to(dtype), program if dtype == torch.float32 else widened(program)
+        torch.manual_seed(3)
+        expected = model(x.to(dtype))
+        torch.manual_seed(3)
+        assert torch.equal(run_program(of_dtype, dict(model.named_parameters()), (x.to(dtype),)), expected)
 
 
 def run(name: str, plan: Plan, randomness: Randomness, steps: int = 2) -> Trajectory:

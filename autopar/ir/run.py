@@ -10,6 +10,7 @@ from torch import Tensor
 
 from autopar.errors import InputError
 from autopar.ir.autocast import no_autocast
+from autopar.ir.layout import drawn_order, draws, laid
 from autopar.ir.program import Program, Region
 from autopar.torch_private import pytree
 
@@ -56,6 +57,8 @@ def run_region(region: Region, operands: list[Tensor], device: torch.device) -> 
             done[node] = named[node.name]
         elif node.op == "call_function":
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: done[n])
+            if draws(node) and args and isinstance(args[0], Tensor):  # values may lie otherwise here than in the model's code
+                args = (laid(args[0], drawn_order(node)), *args[1:])
             done[node] = node.target(*args, **({**kwargs, "device": device} if "device" in kwargs else kwargs))
     return tuple(done[node] for node in region.outputs)
 

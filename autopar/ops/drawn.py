@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from autopar.ir.layout import drawn_order
 from autopar.ir.program import Region
 from autopar.ops.draws import Draw
 from autopar.ops.fits import argument
@@ -73,7 +74,8 @@ def draw_of(node: torch.fx.Node) -> Draw | None:
     if is_attention(node):
         query, key = (n.meta["val"] for n in node.args[:2] if isinstance(n, torch.fx.Node))
         value, shape = query, (*query.shape[:-1], key.shape[-2])
-    return Draw(kind=found[0], numbers=found[1], shape=tuple(int(example_of(n)) for n in shape), dtype=value.dtype)
+    whole = tuple(int(example_of(n)) for n in shape)
+    return Draw(kind=found[0], numbers=found[1], shape=whole, dtype=value.dtype, order=drawn_order(node))
 
 
 def sites_of(region: Region) -> dict[torch.fx.Node, int]:

@@ -28,12 +28,14 @@ KEY = "random_key"
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What one op of a program draws: `kind` and its `numbers`, of this `shape` and dtype as a whole."""
+    """What one op of a program draws: `kind` and its `numbers`, of this `shape` and dtype as a whole. `order`: its dims as they
+    lie in memory, slowest first; empty where that is their own order. (Torch's generator fills memory.)"""
 
     kind: str
     numbers: tuple[float, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
+    order: tuple[int, ...] = ()
 
 
 SERIAL: Mapping[str, Callable[[Tensor, Sequence[float]], Tensor]] = {
@@ -50,7 +52,9 @@ SERIAL: Mapping[str, Callable[[Tensor, Sequence[float]], Tensor]] = {
 
 def draw_whole(draw: Draw, device: torch.device) -> Tensor:
     """From the state in which the generator of the device is."""
-    return SERIAL[draw.kind](torch.empty(draw.shape, dtype=draw.dtype, device=device), draw.numbers)
+    order = draw.order or range(len(draw.shape))
+    memory = torch.empty([draw.shape[dim] for dim in order], dtype=draw.dtype, device=device)
+    return SERIAL[draw.kind](memory.permute([*map(order.index, range(len(order)))]), draw.numbers)
 
 
 def generator_state(device: torch.device) -> Tensor:
@@ -89,13 +93,20 @@ def cut_of(sizes: Sequence[int], cuts: Sequence[int], places: Sequence[Tensor]) 
 
 
 def dropout_piece(
-    x: Tensor, key: Tensor, site: int, probability: float, sizes: Sequence[int], cuts: Sequence[int], places: Sequence[Tensor]
+    x: Tensor,
+    key: Tensor,
+    site: int,
+    probability: float,
+    sizes: Sequence[int],
+    cuts: Sequence[int],
+    places: Sequence[Tensor],
+    order: Sequence[int] = (),
 ) -> Tensor:
     """A piece of `aten.dropout`; linear in x."""
     cut = cut_of(sizes, cuts, places)
     if key.dtype == torch.int64:
         return drop(x, key[site], probability, cut)
-    draw = Draw(kind="dropout", numbers=(probability,), shape=tuple(sizes), dtype=x.dtype)
+    draw = Draw(kind="dropout", numbers=(probability,), shape=tuple(sizes), dtype=x.dtype, order=tuple(order))
     return (x * piece_from(key[site], draw, cut, x.device).reshape(x.shape)).contiguous()
 
 
@@ -109,23 +120,25 @@ def draw_piece(
     cuts: Sequence[int],
     places: Sequence[Tensor],
     dtype: torch.dtype,
+    order: Sequence[int] = (),
 ) -> Tensor:
     """A piece, of a local shape, of what an op draws that only makes random numbers."""
     cut = cut_of(sizes, cuts, places)
     if key.dtype == torch.int64:
         return DRAWN[kind](key[site], cut, numbers, dtype, key.device).view(list(shape))
-    draw = Draw(kind=kind, numbers=tuple(numbers), shape=tuple(sizes), dtype=dtype)
+    draw = Draw(kind=kind, numbers=tuple(numbers), shape=tuple(sizes), dtype=dtype, order=tuple(order))
     return piece_from(key[site], draw, cut, key.device).reshape(list(shape)).contiguous()
 
 
 LIBRARY: Any = torch.library.Library("autopar", "FRAGMENT")  # type: ignore[no-untyped-call]
 """Holds the registrations for as long as the process lives."""
 LIBRARY.define(
-    "dropout(Tensor x, Tensor key, int site, float probability, SymInt[] sizes, int[] cuts, Tensor[] places) -> Tensor"
+    "dropout(Tensor x, Tensor key, int site, float probability, SymInt[] sizes, int[] cuts, Tensor[] places, "
+    "int[] order=[]) -> Tensor"
 )
 LIBRARY.define(
     "draw(Tensor key, int site, str kind, float[] numbers, SymInt[] shape, SymInt[] sizes, int[] cuts, Tensor[] places, "
-    "ScalarType dtype) -> Tensor"
+    "ScalarType dtype, int[] order=[]) -> Tensor"
 )
 LIBRARY.impl("dropout", dropout_piece, "CompositeExplicitAutograd")
 LIBRARY.impl("draw", draw_piece, "CompositeExplicitAutograd")
@@ -138,34 +151,44 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 
 @torch.library.register_fake("autopar::draw", lib=LIBRARY)  # type: ignore[untyped-decorator]
-def _(key: Tensor, site: int, kind: str, numbers: Any, shape: Any, sizes: Any, cuts: Any, places: Any, dtype: Any) -> Tensor:
+def _(
+    key: Tensor, site: int, kind: str, numbers: Any, shape: Any, sizes: Any, cuts: Any, places: Any, dtype: Any, order: Any = ()
+) -> Tensor:
     return key.new_empty(shape, dtype=dtype)
 
 
 class Dropout(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, key: Tensor, site: int, probability: float, sizes: Any, cuts: Any, *places: Tensor
+        ctx: Any, x: Tensor, key: Tensor, site: int, probability: float, sizes: Any, cuts: Any, order: Any, *places: Tensor
     ) -> Tensor:
-        ctx.given = site, probability, sizes, cuts
+        ctx.given, ctx.order = (site, probability, sizes, cuts), order
         ctx.save_for_backward(key, *places)
-        return cast(Tensor, DROPOUT(x, key, site, probability, sizes, cuts, places))
+        return cast(Tensor, DROPOUT(x, key, site, probability, sizes, cuts, places, order))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         key, *places = ctx.saved_tensors
-        return DROPOUT(grad, key, *ctx.given, places), None, None, None, None, None, *(None for _ in places)
+        return DROPOUT(grad, key, *ctx.given, places, ctx.order), *(None for _ in range(6)), *(None for _ in places)
 
 
 def dropout(
-    x: Tensor, key: Tensor, site: int, probability: float, sizes: Sequence[int], cuts: Sequence[int], places: Sequence[Tensor]
+    x: Tensor,
+    key: Tensor,
+    site: int,
+    probability: float,
+    sizes: Sequence[int],
+    cuts: Sequence[int],
+    places: Sequence[Tensor],
+    order: Sequence[int] = (),
 ) -> Tensor:
     """A piece of `aten.dropout`, differentiable. x is any shape whose elements are those of the piece, in order.
 
     The whole is made of loops of these `sizes`; `cuts` has, for each mesh axis that cuts one, the loop's number and the
-    number of parts, and `places` which part is here. `site` is the row of `key` to use. Backward keeps nothing of x's size.
+    number of parts, and `places` which part is here; `order` is that of the loops in a serial run's memory, as of `Draw`.
+    `site` is the row of `key` to use. Backward keeps nothing of x's size.
     """
-    return cast(Tensor, Dropout.apply(x, key, site, probability, sizes, cuts, *places))  # type: ignore[no-untyped-call]
+    return cast(Tensor, Dropout.apply(x, key, site, probability, sizes, cuts, order, *places))  # type: ignore[no-untyped-call]
 
 
 def attention(

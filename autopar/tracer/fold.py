@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from autopar.ir.layout import drawn_order
 from autopar.torch_private import size_of
 from autopar.tracer.capture import Captured
 from autopar.tracer.checkpoints import groups
@@ -99,7 +100,9 @@ def describe(segment: Segment, captured: Captured, value: Callable[[Node], str] 
     for node in segment.nodes:
         args = [_text(arg, name) for arg in node.args]
         args += [f"{key}={_text(arg, name)}" for key, arg in sorted(node.kwargs.items()) if key not in ("device", "pin_memory")]
-        lines.append(f"{inside[node]} = {node.target}({', '.join(args)}) {value(node)}")
+        order = drawn_order(node)
+        drawn = f" drawn in the order {[*order]}" if order else ""
+        lines.append(f"{inside[node]} = {node.target}({', '.join(args)}) {value(node)}{drawn}")
     outputs = tuple(n for n in segment.nodes if not _is_tuple(n) and any(u not in inside and not is_size(u) for u in n.users))
     lines.append("return " + ", ".join(inside[node] for node in outputs))
     if marked := groups(segment.nodes):

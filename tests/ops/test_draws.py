@@ -61,6 +61,20 @@ def test_serial_dropout_is_that_of_torch_bit_for_bit(dtype: torch.dtype) -> None
     assert torch.equal(torch.cat(halves, 1), expected)
 
 
+def test_serial_dropout_fills_memory_in_its_order() -> None:
+    """Of a tensor with channels last, whose rows are cut; also in backward."""
+    x = tensor(2, 4, 3, 5).detach().to(memory_format=torch.channels_last).requires_grad_()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        expected = torch.nn.functional.dropout(x, 0.4)
+    (gradient,) = torch.autograd.grad(expected.sum(), x)
+    for i, (part, wanted) in enumerate(zip(expected.chunk(2, 1), gradient.chunk(2, 1), strict=True)):
+        piece = x[:, 2 * i : 2 * i + 2].detach().requires_grad_()
+        found = draws.dropout(piece, state_of(4), 0, 0.4, (2, 4, 3, 5), (1, 2), (torch.tensor(i),), (0, 2, 3, 1))
+        assert torch.equal(found, part)
+        assert torch.equal(torch.autograd.grad(found.sum(), piece)[0], wanted)
+
+
 MASKS: dict[str, dict[str, Any]] = {
     "none": {},
     "causal": {"is_causal": True},

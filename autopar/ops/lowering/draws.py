@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from autopar.ir.layout import drawn_order
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Size
 from autopar.ops import draws
@@ -30,12 +32,14 @@ def keys_like(count: int) -> TensorLike:
 
 @dataclass(frozen=True)
 class Loops:
-    """Of what a node draws: as `autopar.ops.draws.dropout` takes them, and how many make up each dim."""
+    """Of what a node draws: as `autopar.ops.draws.dropout` takes them, and how many make up each dim. `order` is empty where
+    memory has them in theirs."""
 
     sizes: tuple[int, ...]
     cuts: tuple[int, ...]
     places: tuple[torch.fx.Node, ...]
     per_dim: tuple[int, ...]
+    order: tuple[int, ...]
 
 
 def loops_of(
@@ -48,12 +52,14 @@ def loops_of(
         assert isinstance(keys, torch.fx.Node)
         dims = (*dims[:-1], unit.dims[keys][-2])
     loops = flat(dims)
+    starts = [*accumulate(map(len, dims), initial=0)]
     found = [(loop, axis) for loop, factor in enumerate(loops) for axis in strategy.axes_of(factor)]
     return Loops(
         sizes=tuple(int(unit.sizes[factor]) for factor in loops),
         cuts=tuple(n for loop, axis in found for n in (loop, mesh.sizes[axis])),
         places=tuple(coordinate(mesh.names[axis]) for _, axis in found),
         per_dim=tuple(len(dim) for dim in dims),
+        order=tuple(loop for dim in drawn_order(node) for loop in range(starts[dim], starts[dim + 1])),
     )
 
 
@@ -63,7 +69,7 @@ def emit_draw(call: LocalCall, site: int, key: torch.fx.Node, loops: Loops, shap
     found = kind_of(node)
     assert found is not None, f"{node} draws nothing"
     kind, numbers = found
-    piece = loops.sizes, loops.cuts, loops.places
+    piece, order = (loops.sizes, loops.cuts, loops.places), (loops.order,) if loops.order else ()
     if is_attention(node):
         options: dict[str, Any] = {name: argument(node, name) for name in ("scale", "enable_gqa")}
         if argument(node, "is_causal"):
@@ -72,6 +78,8 @@ def emit_draw(call: LocalCall, site: int, key: torch.fx.Node, loops: Loops, shap
         mask = call.argument(3) if len(call.args) > 3 else call.kwargs.get("attn_mask")
         return call.emit(draws.attention, (*call.args[:3], mask, key, site, numbers[0], *piece), options)
     if kind == "dropout":
-        return call.emit(draws.dropout, (call.args[0], key, site, numbers[0], *piece))
+        return call.emit(draws.dropout, (call.args[0], key, site, numbers[0], *piece, *order))
     dtype = node.meta["val"].dtype
-    return call.emit(draws.DRAW, (key, site, kind, list(numbers), [int(n) for n in shape], *map(list, piece), dtype))
+    return call.emit(
+        draws.DRAW, (key, site, kind, list(numbers), [int(n) for n in shape], *map(list, piece), dtype, *map(list, order))
+    )
