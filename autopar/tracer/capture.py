@@ -32,6 +32,7 @@ from autopar.tracer.backwards import NoOwnBackwards
 from autopar.tracer.branches import inline_branches
 from autopar.tracer.checkpoints import CheckpointMarks
 from autopar.tracer.dynamic import Dynamic
+from autopar.tracer.effects import drop_checks_of_data
 from autopar.tracer.expand import check_writes, expand
 from autopar.tracer.failures import explain
 from autopar.tracer.gradients import mark_gradient_stops
@@ -186,7 +187,7 @@ def capture(
         answers = Answers()
         try:
             exported = _export(model, args, kwargs, shapes, around, answers)
-            exported = exported.run_decompositions(decompositions())
+            exported = decomposed(exported, answers)
         except Exception as error:
             raise explain(error, dynamic, answers) from error
         captured = read(model, exported, pytree.tree_leaves((args, kwargs)))
@@ -237,7 +238,7 @@ def _captured_once(
             check_writes(exported.graph, once)
             steps = contract(exported.graph)
             drop_unused_state(exported)
-            exported = exported.run_decompositions(decompositions())
+            exported = decomposed(exported, answers)
             captured = read(model, exported, pytree.tree_leaves((args, kwargs)))
             check_constants(exported, model)
             expand(captured, once, steps, state_of(model)[1])
@@ -308,6 +309,13 @@ class WithoutGraphs(io.TextIOBase):
 
     def isatty(self) -> bool:
         return bool(self.stream.isatty())
+
+
+def decomposed(exported: ExportedProgram, answers: Answers) -> ExportedProgram:
+    """In the ops of a plan, without checks of data; what that takes for granted is added to the answers."""
+    exported = exported.run_decompositions(decompositions())
+    answers.assumptions |= dict.fromkeys(drop_checks_of_data(exported))
+    return exported
 
 
 def decompositions() -> dict[Any, Any]:

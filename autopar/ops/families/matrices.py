@@ -72,9 +72,11 @@ def trilinear(node: torch.fx.Node, operands: Sequence[Shape | None], results: Se
 
 
 def of_matrices(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
-    """Decompositions, inverses, determinants: of each matrix by itself, if it is one; no broadcasting."""
-    batch = (operands[0] or ())[:-2]
-    if any(shape[: len(batch)] != batch for shape in (*given_shapes(operands), *results)):
+    """Decompositions, inverses, determinants, solutions: of each matrix by itself, if it is one; no broadcasting."""
+    first = operands[0] or ()
+    batch = first[:-2]
+    alike = all(len(shape) == len(first) or shape == first[:-1] for shape in given_shapes(operands))
+    if not alike or any(shape[: len(batch)] != batch for shape in (*given_shapes(operands), *results)):
         return fits.all_whole(node, operands, results)
     whole = fits.all_whole(node, [None if s is None else s[len(batch) :] for s in operands], [s[len(batch) :] for s in results])
     outer, sizes = fits.named(batch, "b")
@@ -105,6 +107,7 @@ ROWS: Rows = {
         [
             *(aten.linalg_qr.default, aten._linalg_svd.default, aten._linalg_eigh.default, aten._linalg_det.default),
             *(aten._linalg_slogdet.default, aten.linalg_inv_ex.default, aten.linalg_cholesky_ex.default),
+            aten._linalg_solve_ex.default,
         ],
         OpRule(kind="matmul", fit=of_matrices),
     ),

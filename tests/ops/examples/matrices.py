@@ -104,6 +104,14 @@ def of_matrices(target: Any, *options: Any) -> Example:
     return example
 
 
+def solve(p: Pick) -> Call:
+    """Of one right side or several for each matrix, or of some that all matrices share."""
+    (a,) = of_matrices(aten._linalg_solve_ex.default)(p).args
+    *batch, n, _ = a.shape
+    right = p.one((*batch, n), (*batch, n, 2), (n, 2))
+    return Call(aten._linalg_solve_ex.default, (a, p.tensor(*right)), read=1)
+
+
 def experts(p: Pick) -> Call:
     batch, k, n, o, count = p.shape(p.one(2, 1)), p.size(), p.size(), p.size(), p.size(4, 2, 3)
     choices = p.one(2, 1)
@@ -141,6 +149,7 @@ EXAMPLES: Examples = {
     aten._linalg_slogdet.default: of_matrices(aten._linalg_slogdet.default),
     aten.linalg_inv_ex.default: of_matrices(aten.linalg_inv_ex.default),
     aten.linalg_cholesky_ex.default: of_matrices(aten.linalg_cholesky_ex.default),
+    aten._linalg_solve_ex.default: solve,
     aten.scaled_dot_product_attention.default: attention,
     EXPERTS: experts,
 }
