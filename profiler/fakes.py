@@ -13,11 +13,13 @@ from torch.functional import einsum
 from torch.nn.functional import interpolate, linear
 from torch.overrides import TorchFunctionMode
 
+from autopar.ir.ctc import ctc_loss_by
 from autopar.profiler.indexing import getitem
 from autopar.torch_private import in_python_dispatcher
 
 aten = torch.ops.aten
 
+CTC_LOSS = frozenset({torch.ctc_loss, torch.nn.functional.ctc_loss})
 PRODUCTS = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, linear, einsum})
 
 
@@ -39,7 +41,7 @@ def grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | 
 class OpenSizes(TorchFunctionMode):
     """While on, functions whose C++ would fix the symbolic sizes that it reads are done in Python.
 
-    `interpolate` always, and `x[...]`, which in C++ runs other ops on symbolic sizes; with `products` also `PRODUCTS`
+    `interpolate` always, `ctc_loss`, which reads lengths, and `x[...]`, which in C++ runs other ops on symbolic sizes; with `products` also `PRODUCTS`
     (torch 2.11 reads the sizes of operands that are not contiguous).
     """
 
@@ -57,6 +59,8 @@ class OpenSizes(TorchFunctionMode):
             return result
         if func is Tensor.__getitem__ and (result := getitem(*args)) is not None:
             return result
+        if func in CTC_LOSS:
+            return ctc_loss_by(ctc_losses, *args, **(kwargs or {}))
         with in_python_dispatcher() if self.products and func in PRODUCTS else nullcontext():
             return func(*args, **(kwargs or {}))
 
@@ -106,6 +110,26 @@ def upsample_backward(gradient: Tensor, output_size: Any, input_size: Any, *_: A
     return gradient.new_empty(list(input_size))
 
 
-SHAPES: Mapping[Any, Callable[..., Any]] = {aten._grouped_mm.default: grouped_mm} | {
-    getattr(aten, f"{op.overloadpacket.__name__}_backward").default: upsample_backward for op in UPSAMPLING.values()
+def ctc_losses(*given: Any) -> Tensor:
+    """As torch's `ctc_loss` calls it, but without reading lengths."""
+    found = cast(Tensor, aten._ctc_loss.Tensor(*given)[0])
+    zero_infinity = given[-1]
+    return torch.where(found == math.inf, 0.0, found) if zero_infinity else found
+
+
+def ctc_loss(log_probs: Tensor, targets: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """Losses, and what is kept for backward; as if the longest target were as long as there is room for."""
+    steps, batch, _classes = log_probs.shape
+    return log_probs.new_empty([batch]), log_probs.new_empty([batch, steps, 2 * targets.shape[-1] + 1])
+
+
+def ctc_loss_backward(gradient: Tensor, log_probs: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(log_probs)
+
+
+SHAPES: Mapping[Any, Callable[..., Any]] = {
+    aten._grouped_mm.default: grouped_mm,
+    aten._ctc_loss.Tensor: ctc_loss,
+    aten._ctc_loss_backward.Tensor: ctc_loss_backward,
+    **{getattr(aten, f"{op.overloadpacket.__name__}_backward").default: upsample_backward for op in UPSAMPLING.values()},
 }

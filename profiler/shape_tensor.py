@@ -225,7 +225,7 @@ def asks_for_data(func: Any, args: Any) -> bool:
         return True
     if func.overloadpacket is torch.ops.aten.index:
         return any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
-    return torch.Tag.dynamic_output_shape in func.tags
+    return torch.Tag.dynamic_output_shape in func.tags and func not in SHAPES
 
 
 def written_by(func: Any, args: Any, kwargs: Any) -> list[ShapeTensor]:

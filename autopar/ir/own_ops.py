@@ -27,7 +27,15 @@ Code = Callable[..., Any]
 Parameters = Mapping[str, inspect.Parameter]
 
 
-def define(name: str, code: Code, parameters: Parameters, results: int, fake: Callable[..., tuple[Tensor, ...]]) -> Any:
+def define(
+    name: str,
+    code: Code,
+    parameters: Parameters,
+    results: int,
+    fake: Callable[..., tuple[Tensor, ...]],
+    *,
+    namespace: str = NAMESPACE,
+) -> Any:
     """An op that runs `code`, with a backward; `fake` makes its results from tensors without data.
 
     `parameters` have annotations (see `annotated`). A name that is taken gets a number.
@@ -39,14 +47,14 @@ def define(name: str, code: Code, parameters: Parameters, results: int, fake: Ca
         return (*given, *(parameter.default for parameter in list(parameters.values())[len(given) :]))
 
     op = torch.library.custom_op(
-        f"{NAMESPACE}::{name}",
+        f"{namespace}::{name}",
         lambda *given: single(forward(name, code, fake, full(given), results)),
         mutates_args=(),
         schema=schema(parameters, returned(results)),
     )
     op.register_fake(lambda *given: single(fake(*full(given))))
     back = torch.library.custom_op(
-        f"{NAMESPACE}::{name}_backward",
+        f"{namespace}::{name}_backward",
         lambda gradients, wanted, *given: backward(name, code, gradients, wanted, given, results),
         mutates_args=(),
         schema=schema(backward_parameters(parameters), list[Tensor]),

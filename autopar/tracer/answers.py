@@ -25,6 +25,7 @@ from autopar.ir.assumed import Place, Value, assumed_at
 from autopar.torch_private import graph_if_traced, unwatched
 from autopar.tracer.checks import passing
 from autopar.tracer.constants import Constants
+from autopar.tracer.stand_ins import STAND_INS
 from autopar.tracer.traced import node_if_traced
 
 TORCH = str(Path(torch.__file__).parent)
@@ -59,6 +60,7 @@ class Answers(TorchFunctionMode):
     ) -> Any:
         if torch.compiler.is_dynamo_compiling():  # a branch of torch.cond
             return func(*args, **(kwargs or {}))
+        func = STAND_INS.get(func, func)
         if func not in KINDS or (graph := graph_if_traced()) is None:
             result = func(*args, **(kwargs or {}))
             if isinstance(result, Tensor) and (unknown := unbacked_sizes(result)) and (place := _place_of(sys._getframe(1))):

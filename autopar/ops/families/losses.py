@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from autopar.ir.ctc import CTC_LOSS
 from autopar.ops import fits
 from autopar.ops.fits import argument
 from autopar.ops.rule import OpRule, Rows, Shape, Signature, fit_text, given_shapes
@@ -42,6 +43,13 @@ def nll(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence
     return fit_text(f"t v! d*, t d*, v! -> {out}", operands, results, dict.fromkeys(tokens, "nll_mean"))
 
 
+def ctc(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+    """Sequences are alike, unless their targets lie one after the other."""
+    if len(operands[1] or ()) == 1:
+        return fits.all_whole(node, operands, results)
+    return fit_text("t! b c!, b s!, b, b -> b", operands, results)
+
+
 def of_elements(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
     """Losses of single elements (operands broadcast), as they are, summed or averaged."""
     reduction = argument(node, "reduction", MEAN)
@@ -64,6 +72,7 @@ NLL, ELEMENTS = OpRule(kind="loss", fit=nll), OpRule(kind="loss", fit=of_element
 ROWS: Rows = {
     aten.cross_entropy_loss.default: CROSS_ENTROPY,
     aten.nll_loss_nd.default: NLL,
+    CTC_LOSS: OpRule(kind="loss", fit=ctc),
     aten.mse_loss.default: ELEMENTS,
     aten.l1_loss.default: ELEMENTS,
     aten.smooth_l1_loss.default: ELEMENTS,

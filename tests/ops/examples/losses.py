@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from autopar.ir.ctc import CTC_LOSS
 from autopar.ops.proof import Call
 from tests.ops.examples.common import Example, Examples
 from tests.ops.pick import Pick
@@ -67,7 +68,17 @@ def of_elements(
     return example
 
 
+def ctc(p: Pick) -> Call:
+    """Sequences of many steps with short targets; padded, or one after the other."""
+    steps, batch, classes, longest = 9, p.size(4, 6), p.size(4, 3), p.size(3, 2)
+    log_probs = p.tensor(steps, batch, classes, grad=False).log_softmax(-1).requires_grad_()
+    lengths = torch.full((batch,), longest) - p.integers(2, batch)
+    targets = 1 + p.integers(classes - 1, *p.one((batch, longest), (batch, longest), (int(lengths.sum()),)))
+    return Call(CTC_LOSS, (log_probs, targets, steps - p.integers(3, batch), lengths, 0, p.one(False, True)))
+
+
 EXAMPLES: Examples = {
+    CTC_LOSS: ctc,
     aten.cross_entropy_loss.default: cross_entropy,
     aten.nll_loss_nd.default: nll,
     aten.mse_loss.default: of_elements(aten.mse_loss.default),
