@@ -41,8 +41,8 @@ def grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | 
 class OpenSizes(TorchFunctionMode):
     """While on, functions whose C++ would fix the symbolic sizes that it reads are done in Python.
 
-    `interpolate` always, `ctc_loss`, which reads lengths, and `x[...]`, which in C++ runs other ops on symbolic sizes; with `products` also `PRODUCTS`
-    (torch 2.11 reads the sizes of operands that are not contiguous).
+    `interpolate` always, `ctc_loss`, which reads lengths, and `x[...]`, which in C++ runs other ops on symbolic sizes; with
+    `products` also `PRODUCTS` (torch 2.11 reads the sizes of operands that are not contiguous).
     """
 
     def __init__(self, products: bool = False) -> None:

@@ -71,8 +71,8 @@ def test_traced_as_it_is(case: str) -> None:
     model, inputs = CASES[case]
     program = trace(model, inputs)
     parameters = dict(model.named_parameters())
-    for found, wanted in zip(step(parameters, run_program(program, parameters, inputs)), step(parameters, model(*inputs))):
-        assert torch.equal(found, wanted)
+    found, wanted = (step(parameters, loss) for loss in (run_program(program, parameters, inputs), model(*inputs)))
+    assert all(map(torch.equal, found, wanted))
 
 
 def step(parameters: dict[str, Tensor], loss: Tensor) -> tuple[Tensor, ...]:

@@ -45,8 +45,8 @@ def ctc_loss_by(
     reduction: str | int = "mean",
     zero_infinity: bool = False,
 ) -> Tensor:
-    """`torch.nn.functional.ctc_loss` and `torch.ctc_loss`, by an op that gives one loss per sequence. Half precision is computed
-    in single, as under autocast."""
+    """`torch.nn.functional.ctc_loss` and `torch.ctc_loss`, by an op that gives one loss per sequence. Half precision is
+    computed in single, as under autocast."""
     reduction = reduction if isinstance(reduction, str) else REDUCTIONS[reduction]
     batched = log_probs.ndim == 3
     if not batched:
