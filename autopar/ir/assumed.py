@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from types import TracebackType
 
@@ -18,11 +18,13 @@ PLACE = re.compile(r"(?P<file>.+\.py):(?P<line>\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A line of code: its file with the folders that are known, its number from 1, and what stands there."""
+    """A line of code: its file with the folders that are known, its number from 1, and what stands there; `call` is the name
+    of the function of torch that was called there, if that matters."""
 
     file: str
     line: int
     code: str
+    call: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{PurePath(self.file).name}:{self.line}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import linecache
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,13 +46,14 @@ KINDS: dict[Any, Callable[[Any], Any]] = {
 class Answers(TorchFunctionMode):
     """Active while a model is exported. `assumptions`: what was taken for granted, a sentence for each line of code.
     `reads`: symbols of numbers that were read from tensors without an answer, and where; `sizes`: of sizes that only data
-    could tell."""
+    could tell. `failed`: the function of torch that could not be traced."""
 
     def __init__(self) -> None:
         super().__init__()
         self.assumptions: dict[str, None] = {}
         self.reads: dict[str, Place] = {}
         self.sizes: dict[str, Place] = {}
+        self.failed = ""
         self.constants: dict[int, Constants] = {}
         self.graphs: list[Graph] = []
 
@@ -62,10 +64,12 @@ class Answers(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         func = STAND_INS.get(func, func)
         if func not in KINDS or (graph := graph_if_traced()) is None:
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, Tensor) and (unknown := unbacked_sizes(result)) and (place := _place_of(sys._getframe(1))):
-                self.sizes |= dict.fromkeys(unknown - self.sizes.keys() - self.reads.keys(), place)
-            return result
+            try:
+                result = func(*args, **(kwargs or {}))
+            except Exception:
+                self.failed = name_of(func)
+                raise
+            return self.sized(func, result, sys._getframe(1))
         asking = _asking(sys._getframe(1))
         place = _place_of(asking)
         found = self.answer(func, args[0], graph, asking, place)
@@ -74,6 +78,14 @@ class Answers(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if place is not None and isinstance(result, torch.SymInt | torch.SymFloat | torch.SymBool):
             self.reads |= {str(symbol): place for symbol in result.node.expr.free_symbols}
+        return result
+
+    def sized(self, func: Any, result: Any, frame: FrameType) -> Any:
+        """The result, of which the sizes are noted that only data could tell."""
+        for leaf in result if isinstance(result, tuple | list) else (result,):
+            unknown = unbacked_sizes(leaf) - self.sizes.keys() - self.reads.keys() if isinstance(leaf, Tensor) else None
+            if unknown and (place := _place_of(frame)):
+                self.sizes |= dict.fromkeys(unknown, replace(place, call=name_of(func)))
         return result
 
     def answer(self, func: Any, tensor: Tensor, graph: Graph, asking: FrameType | None, place: Place | None) -> Value | None:
@@ -101,6 +113,10 @@ class Answers(TorchFunctionMode):
             self.graphs.append(graph)
             self.constants[id(graph)] = Constants()
         return self.constants[id(graph)]
+
+
+def name_of(func: Any) -> str:
+    return getattr(func, "__name__", "")
 
 
 def unbacked_sizes(tensor: Tensor) -> set[str]:

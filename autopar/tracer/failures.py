@@ -6,6 +6,7 @@ import linecache
 import re
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,17 @@ DATA_FIXES = (
     "branches, a mask instead of an index of unknown length, a plain Python number instead of a tensor. For code that you "
     "cannot edit: "
 )
+INSTEAD = {
+    "bincount": "to count up to a known n, x.new_zeros(n).index_add(0, x, torch.ones_like(x)), with weights instead of both",
+    **dict.fromkeys(
+        ("unique", "unique_consecutive"),
+        "sort, and go on with all elements and a mask of those that differ from the one before, as torch.diff shows",
+    ),
+    **dict.fromkeys(("nonzero", "argwhere", "masked_select"), "a mask and torch.where, or torch.topk of a known number"),
+    "repeat_interleave": "give output_size=",
+    "one_hot": "give num_classes=",
+}
+"""What to write for functions whose results are as large as data say."""
 WHOLE = "`@autopar.op_rule` on its function, or on the class of its module, which is then not traced into (docs/rules.md)"
 
 
@@ -90,8 +102,18 @@ def check_no_data_dependent_sizes(graph: Graph, made: Mapping[str, Place]) -> No
         vals = val if isinstance(val, tuple | list) else [val]
         found = {str(symbol) for v in vals if isinstance(v, DATA_TYPES) for symbol in free_unbacked_symbols(v)}
         if found:
-            places = [made[symbol].quoted for symbol in sorted(found & made.keys())]
-            raise TraceError(f"the model sizes a tensor on data{at(next(iter(places), node))}: {DATA_FIXES}{WHOLE}")
+            place = next((made[symbol] for symbol in sorted(found & made.keys())), None)
+            raise TraceError(f"the model sizes a tensor on data{at(place.quoted if place else node)}: {fixes(place)}{WHOLE}")
+
+
+def fixes(place: Place | None) -> str:
+    """What to do about a number or size of data, up to what helps with code that cannot be edited."""
+    if place is None or place.call not in INSTEAD:
+        return DATA_FIXES
+    return (
+        f"how large the result of torch.{place.call} is, only values tell. Instead: {INSTEAD[place.call]}. For code that you "
+        "cannot edit: "
+    )
 
 
 def source_of(node: Node) -> str:
@@ -119,11 +141,13 @@ def _read_at(text: str, place: Place | None, answers: Answers) -> str:
     """Where the number that the code asks about was read from a tensor, or a size made, if elsewhere; and what to do."""
     symbols = re.findall(r"\bz?[uf]+\d+\b", text)
     sized = next((answers.sizes[symbol] for symbol in symbols if symbol in answers.sizes), None)
+    if sized is None and place is not None and answers.failed in INSTEAD:
+        sized = replace(place, call=answers.failed)
     read = next((answers.reads[symbol] for symbol in symbols if symbol in answers.reads), None)
     origin = sized or read or place
     elsewhere = "" if origin is None or origin == place else f", with a value that is read at {origin.quoted}"
     assume = f'`autopar.assume("{origin or "file.py:12"}", value)` if it is always the same, or ' if sized is None else ""
-    return f"{elsewhere}: {DATA_FIXES}{assume}{WHOLE}"
+    return f"{elsewhere}: {fixes(sized)}{assume}{WHOLE}"
 
 
 def _place(error: BaseException) -> Place | None:
