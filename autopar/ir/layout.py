@@ -41,7 +41,8 @@ def order_of(val: Tensor) -> tuple[int, ...]:
     """The dims of `torch.empty_like(val)`, slowest in memory first; empty where it is contiguous."""
     shape, strides = ([int(example_of(n)) for n in sizes] for sizes in (val.shape, val.stride()))
     like = torch.empty_like(torch.empty_strided(shape, strides, device="meta"))
-    return () if like.is_contiguous() else tuple(sorted(range(like.ndim), key=lambda d: (-like.stride(d), d)))
+    steps = like.stride()
+    return () if like.is_contiguous() else tuple(sorted(range(like.ndim), key=lambda d: (-steps[d], d)))
 
 
 def laid(tensor: Tensor, order: Sequence[int]) -> Tensor:

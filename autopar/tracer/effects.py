@@ -35,7 +35,8 @@ def drop_checks_of_data(exported: ExportedProgram) -> list[str]:
             exported.graph.erase_node(user)
         exported.graph.erase_node(node)
     signature, output = exported.graph_signature, exported.graph.output_node()
-    returned = list(output.args[0])  # type: ignore[arg-type]
+    returned = output.args[0]
+    assert isinstance(returned, tuple | list)
     kept = [i for i, spec in enumerate(signature.output_specs) if spec.kind is not OutputKind.TOKEN]
     output.args = (tuple(returned[i] for i in kept),)
     signature.output_specs[:] = [signature.output_specs[i] for i in kept]

@@ -64,6 +64,11 @@ def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> AutoparErro
     where = at(place and place.quoted)
     if DATA_DEPENDENT.search(f"{type(error).__name__} {text}"):
         return TraceError(f"the model branches or sizes a tensor on data{where}{_read_at(text, place, answers)}")
+    if "_apply(): Couldn't swap" in text:
+        return TraceError(
+            f"the model casts or moves one of its modules while it runs{where}: a trace has one set of parameters; cast the "
+            f"module before, and in this line its inputs. For code that you cannot edit: {WHOLE}"
+        )
     if lost := re.search(
         r"fake tensor in the exported program constant's list.*model attribute: ([\w.]*?)\.?lifted_tensor", text, re.S
     ):

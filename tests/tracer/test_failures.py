@@ -85,6 +85,15 @@ def test_code_that_torch_cannot_trace() -> None:
         trace(Function(lambda x: x.detach().numpy()), (torch.randn(4),))
 
 
+def test_a_module_that_is_cast_in_forward() -> None:
+    class Casts(Function):
+        def forward(self, x):
+            return super().to(torch.float32).weight * x
+
+    with pytest.raises(TraceError, match=r"casts or moves .*test_failures\.py:\d+ \(`return super\(\).*cast the module"):
+        trace(Casts(None), (torch.ones(2),))
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(TraceError, match=r"do not fit Function\.forward: missing a required argument: 'x'"):
         trace(Function(torch.sum), ())
