@@ -1,20 +1,23 @@
 """Checks in torch's own code that only raise an error: whether matrices had an inverse, a factor, a solution.
 
-They read data and have no result, so no plan has them: it is assumed that they pass. Torch keeps them in order by a token that
-goes from one to the next, in at the beginning and out at the end.
+They read data and have no result, so no plan has them: it is assumed that they pass, and what did not pass is nan. Torch keeps
+them in order by a token that goes from one to the next, in at the beginning and out at the end.
 """
 
 from __future__ import annotations
 
+import math
 import operator
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from autopar.tracer.failures import source_of
 
-CHECKS = frozenset({torch.ops.aten._linalg_check_errors.default})
+aten = torch.ops.aten
+CHECKS = frozenset({aten._linalg_check_errors.default})
 
 
 def drop_checks_of_data(exported: ExportedProgram) -> list[str]:
@@ -27,6 +30,8 @@ def drop_checks_of_data(exported: ExportedProgram) -> list[str]:
         token, op, *given = node.args
         if op not in CHECKS:
             return []
+        assert isinstance(given[0], Node)
+        mark_failures(exported.graph, node, given[0])
         found[f"{source_of(node) or 'the model'} raises no error in torch.{str(given[1]).removeprefix('torch.')}"] = None
         for user in list(node.users):
             assert user.target is operator.getitem, f"{user} uses an effect"
@@ -45,3 +50,26 @@ def drop_checks_of_data(exported: ExportedProgram) -> list[str]:
         signature.input_specs.remove(spec)
         exported.graph.erase_node(placeholders[spec.arg.name])
     return list(found)
+
+
+def mark_failures(graph: Graph, check: Node, info: Node) -> None:
+    """Before the check: of the op whose numbers of errors, one per matrix, are `info`, the first result is nan where that is
+    not zero."""
+    source = info.args[0]
+    assert isinstance(source, Node)
+    for result in [user for user in source.users if user.args[1] == 0]:
+        users = list(result.users)
+        failed = before(graph, check, aten.ne.Scalar, info, 0)
+        for _ in range(result.meta["val"].ndim - info.meta["val"].ndim):
+            failed = before(graph, check, aten.unsqueeze.default, failed, -1)
+        marked = before(graph, check, aten.masked_fill.Scalar, result, failed, math.nan)
+        for user in users:
+            user.replace_input_with(result, marked)
+
+
+def before(graph: Graph, place: Node, op: Any, *args: Any) -> Node:
+    """A new node, from where the place is from."""
+    with graph.inserting_before(place):
+        node = graph.call_function(op, args)
+    node.meta = {**place.meta, "val": op(*torch.fx.map_arg(args, lambda n: n.meta["val"]))}
+    return node

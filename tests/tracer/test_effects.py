@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import autopar
+from autopar.ir.run import run_program
 from autopar.tracer import trace
 from tests.hardware_toy import toy_hardware
+from tests.tracer.small import Function
 
 
 class Solving(nn.Module):
@@ -49,3 +53,22 @@ def test_as_many_matrices_as_rows() -> None:
     model, x = Solving((6, 4)), torch.randn(6, 5, 6)
     report = autopar.verify(model, "2", (x,), hardware=toy_hardware())
     assert report.ok, report.tensors[:3]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.linalg.inv,
+        torch.linalg.cholesky,
+        lambda a: torch.linalg.solve(a, a[..., 0]),
+        lambda a: torch.linalg.solve(a, a[..., :2]),
+    ],
+)
+def test_singular_matrices_give_nan(function: Callable[[Tensor], Tensor]) -> None:
+    """And only these: the results of the others are torch's."""
+    good = torch.eye(3) + 0.1
+    model = Function(lambda x: function(x))
+    x = torch.stack([good, -torch.ones(3, 3), 2 * good])
+    found = run_program(trace(model, (x,)), dict(model.named_parameters()), (x,))
+    assert found[1].isnan().all()
+    assert torch.equal(found[::2], function(x[::2]))
