@@ -27,8 +27,8 @@ AgainOption = Annotated[
 HardwareAgainOption = Annotated[
     str | None, typer.Option("--hardware", help="If its file is elsewhere than when the plan was made, as mine.json.")
 ]
-PACKAGES = ("autopar", "torch", "transformers")
-"""Whose versions decide what a model's graph is; those that are installed are recorded."""
+PACKAGES = ("torch", "transformers")
+"""Whose versions decide what a model's graph is, beside ours; those that are installed are recorded."""
 
 
 def with_origin(found: Plan | Pareto, **told: Any) -> Plan | Pareto:
@@ -45,7 +45,9 @@ def with_origin(found: Plan | Pareto, **told: Any) -> Plan | Pareto:
 def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    import autopar
+
+    found = {"autopar": autopar.__version__}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)

@@ -32,7 +32,7 @@ from autopar.tracer.backwards import NoOwnBackwards
 from autopar.tracer.branches import inline_branches
 from autopar.tracer.checkpoints import CheckpointMarks
 from autopar.tracer.dynamic import Dynamic
-from autopar.tracer.effects import drop_checks_of_data
+from autopar.tracer.effects import checks_that_torch_drops, drop_checks_of_data
 from autopar.tracer.expand import check_writes, expand
 from autopar.tracer.failures import explain
 from autopar.tracer.gradients import mark_gradient_stops
@@ -313,8 +313,10 @@ class WithoutGraphs(io.TextIOBase):
 
 def decomposed(exported: ExportedProgram, answers: Answers) -> ExportedProgram:
     """In the ops of a plan, without checks of data; what that takes for granted is added to the answers."""
+    called = frozenset(node.target for node in exported.graph.nodes)
     exported = exported.run_decompositions(decompositions())
-    answers.assumptions |= dict.fromkeys(drop_checks_of_data(exported))
+    assumed = drop_checks_of_data(exported) or checks_that_torch_drops(exported, called)
+    answers.assumptions |= dict.fromkeys(assumed)
     return exported
 
 

@@ -1,7 +1,8 @@
 """Checks in torch's own code that only raise an error: whether matrices had an inverse, a factor, a solution.
 
 They read data and have no result, so no plan has them: it is assumed that they pass, and what did not pass is nan. Torch keeps
-them in order by a token that goes from one to the next, in at the beginning and out at the end.
+them in order by a token that goes from one to the next, in at the beginning and out at the end; torch 2.11 drops them itself,
+as code without a result.
 """
 
 from __future__ import annotations
@@ -18,6 +19,27 @@ from autopar.tracer.failures import source_of
 
 aten = torch.ops.aten
 CHECKS = frozenset({aten._linalg_check_errors.default})
+CHECKED = {
+    aten.linalg_inv_ex.default: (1, "linalg.inv"),
+    aten.linalg_cholesky_ex.default: (1, "linalg.cholesky"),
+    aten._linalg_solve_ex.default: (3, "linalg.solve"),
+}
+"""What functions with a check become: which result has the numbers of errors, and the function."""
+
+
+def checks_that_torch_drops(exported: ExportedProgram, called: frozenset[Any]) -> list[str]:
+    """As `drop_checks_of_data`, where no check is in the graph any more; `called`: the model's own ops, which want none."""
+    graph, found = exported.graph, dict[str, None]()
+    for node in list(graph.nodes):
+        if node.target not in CHECKED or node.target in called:
+            continue
+        position, name = CHECKED[node.target]
+        rest = node.next
+        while rest.target is operator.getitem and rest.args[0] is node:
+            rest = rest.next
+        mark_failures(graph, rest, before(graph, rest, operator.getitem, node, position))
+        found[f"{source_of(node) or 'the model'} raises no error in torch.{name}"] = None
+    return list(found)
 
 
 def drop_checks_of_data(exported: ExportedProgram) -> list[str]:
