@@ -178,12 +178,13 @@ def load_model(
     *,
     quiet: bool = False,
     values: bool = False,
+    device: str = "meta",
 ) -> Loaded:
-    """The model on the meta device, inputs too unless they shall have `values`; notices go to stderr unless `quiet`."""
+    """The model on a device (meta: shapes alone), inputs too unless they shall have `values`; notices unless `quiet`."""
     from autopar.models import Options, load
 
     stage("building the model")
-    loaded = load(spec, Options(batch=batch, seq=seq, dtype=dtype_on(spec, hardware, dtype), values=values))
+    loaded = load(spec, Options(batch=batch, seq=seq, dtype=dtype_on(spec, hardware, dtype), values=values, device=device))
     for notice in () if quiet else loaded.notices:
         typer.echo(f"note: {notice}", err=True)
     return loaded

@@ -62,22 +62,30 @@ class Again:
     hardware: Hardware
 
 
-def again(plan: Plan, path: Path, stage: Callable[[str], None], model: str | None = None, hardware: str | None = None) -> Again:
+def again(
+    plan: Plan,
+    path: Path,
+    stage: Callable[[str], None],
+    model: str | None = None,
+    hardware: str | None = None,
+    device: str = "meta",
+) -> Again:
     """Build the model of a plan as `autopar plan` did; raises InputError, HardwareError.
 
-    `model` and `hardware` replace what the plan names.
+    `model` and `hardware` replace what the plan names. On the meta `device` tensors have no values.
     """
     from autopar import hardware as devices
 
     origin = origin_of(plan, path, model, hardware)
-    device = devices.load(origin.hardware)
-    loaded = load_model(origin.model, origin.hardware, origin.batch, origin.seq, origin.dtype, stage, quiet=True)
+    described = devices.load(origin.hardware)
+    sizes = (origin.batch, origin.seq, origin.dtype)
+    loaded = load_model(origin.model, origin.hardware, *sizes, stage, quiet=True, device=device)
     if origin.global_batch is not None:
         from autopar.planning.batches import with_batch
 
         args, kwargs = with_batch(loaded.args, loaded.kwargs, origin.global_batch // plan.micro_batches)
         loaded = replace(loaded, args=args, kwargs=kwargs)
-    return Again(loaded=loaded, hardware=device)
+    return Again(loaded=loaded, hardware=described)
 
 
 def origin_of(plan: Plan, path: Path, model: str | None, hardware: str | None) -> Origin:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autopar.cli_origin import again
-from autopar.errors import InputError
+from autopar.errors import AutoparError, InputError
 
 if TYPE_CHECKING:
     from autopar import Plan
+    from autopar.ir.plan import OtherSize
 
 NAMES = ("batch", "seq")
 Sizes = dict[str, int]
@@ -51,19 +52,32 @@ def other_sizes(given: Sequence[str] | None, *, single: bool) -> list[Sizes]:
 
 
 def with_other_sizes(plan: Plan, sizes: Sequence[Sizes], time_limit_s: float | None, stage: Callable[[str], None]) -> Plan:
-    """The plan with what is predicted for each of the sizes; its model is built from its origin."""
-    from autopar.api import LIMIT_S, aims_of
-    from autopar.planning.other_sizes import at_other_size
+    """The plan with what is predicted for each of the sizes, as training plans them when such batches come."""
+    from autopar.ir.plan import OtherSize
+
+    found = []
+    for one in sizes:
+        try:
+            found.append(at_other_size(plan, one, time_limit_s, stage))
+        except AutoparError as error:
+            found.append(OtherSize(sizes=one, reason=str(error)))
+    return plan.model_copy(update={"other_sizes": tuple(found)})
+
+
+def at_other_size(plan: Plan, sizes: Sizes, time_limit_s: float | None, stage: Callable[[str], None]) -> OtherSize:
+    """The best plan around the parameters as they rest, of the model with inputs of other sizes."""
+    from autopar.api import LIMIT_S, find_plan
+    from autopar.ir.plan import OtherSize
     from autopar.tracer import trace
 
     assert plan.origin is not None, "the plan was just made"
-    found = []
-    for one in sizes:
-        resized = plan.model_copy(update={"origin": plan.origin.model_copy(update=one)})
-        made = again(resized, Path("the plan"), stage)
-        loaded = made.loaded
-        stage(f"planning for {', '.join(f'{name} {size}' for name, size in one.items())}")
-        program = trace(loaded.model, loaded.args, dict(loaded.kwargs), name=plan.model, precision=plan.precision)
-        aims = aims_of(made.hardware, plan.optimizer, time_limit_s or LIMIT_S, 1e-3, plan.overlap, plan.constraints)
-        found.append(at_other_size(plan, program, one, aims, stage))
-    return plan.model_copy(update={"other_sizes": tuple(found)})
+    resized = plan.model_copy(update={"origin": plan.origin.model_copy(update=sizes)})
+    made = again(resized, Path("the plan"), stage)
+    stage(f"planning for {', '.join(f'{name} {size}' for name, size in sizes.items())}")
+    loaded = made.loaded
+    program = trace(loaded.model, loaded.args, dict(loaded.kwargs), name=plan.model, precision=plan.precision)
+    resting = {name: plan.state[name].placement for name, s in program.state.items() if s.kind == "parameter"}
+    aims = {"hardware": made.hardware, "optimizer": plan.optimizer, "overlap": plan.overlap, "constraints": plan.constraints}
+    limits = {"time_limit_s": time_limit_s or LIMIT_S, "gap": 1e-3, "memory": plan.budget_bytes, "cache": False}
+    found = find_plan(program, plan.mesh, resting, micro_batches=plan.micro_batches, **aims, **limits)  # type: ignore[arg-type]
+    return OtherSize(sizes=sizes, step_time_s=found.step_time_s, peak_bytes=found.peak_bytes)

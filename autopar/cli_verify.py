@@ -85,8 +85,10 @@ def verify(
             raise InputError(f"{subject} is a plan and says all that: leave out {given[0]}, or name the model instead of it")
         report = verify_plan(Path(subject), steps, model, full, trace)
     else:
+        if mesh is None and ":" not in subject and not is_config(Path(subject)):
+            one_plan(Path(subject))  # says what is wrong with it
         if mesh is None:
-            raise InputError(f"{subject} is no plan, so it needs a mesh: --mesh 2x4")
+            raise InputError(f"{subject} is a model, so it needs a mesh: --mesh 2x4")
         if full or model is not None:
             raise InputError("--full and --model are for a plan in the place of the model")
         check_arguments(mesh=mesh, memory=memory, hardware=hardware, constraints=limits)
@@ -107,6 +109,20 @@ def is_document(subject: str) -> bool:
         return False
 
 
+def is_config(path: Path) -> bool:
+    """Whether a file, or folder, says which Hugging Face model it is of."""
+    try:
+        file = path / "config.json" if path.is_dir() else path
+        return '"model_type"' in file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def device_for(model: str) -> str:
+    """Functions make their own inputs, with values that fit; those of a config are made up anyway."""
+    return "meta" if model.endswith(".json") or Path(model).is_dir() else "cpu"
+
+
 def verify_model(
     model: str,
     mesh: str,
@@ -122,9 +138,10 @@ def verify_model(
 
     given, hardware = None if plan is None else autopar.Plan.load(plan), str(wanted["hardware"])
     with stages() as stage:
-        loaded = load_model(model, hardware, *sizes, stage)
+        loaded = load_model(model, hardware, *sizes, stage, device=device_for(model))
         stage("running every rank in this process")
-        options: dict[str, Any] = {"plan": given, "steps": steps, "constraints": limits, **wanted}
+        precision = None if given is None else given.precision
+        options: dict[str, Any] = {"plan": given, "steps": steps, "constraints": limits, "precision": precision, **wanted}
         report = autopar.verify(loaded.model, mesh, loaded.args, dict(loaded.kwargs), **options)
         write(trace, loaded, report, hardware, stage)
     return report
@@ -136,8 +153,9 @@ def verify_plan(path: Path, steps: int, model: str | None, full: bool, trace: Pa
     import autopar
 
     with stages() as stage:
-        made = again(plan, path, stage, model)
-        loaded, named = made.loaded, model or (plan.origin.model if plan.origin else "")
+        named = model or (plan.origin.model if plan.origin else "")
+        made = again(plan, path, stage, model, device=device_for(named))
+        loaded = made.loaded
         if not full and (named.endswith(".json") or Path(named).is_dir()):
             from autopar.verify_reduced import reduce
 
@@ -145,7 +163,8 @@ def verify_plan(path: Path, steps: int, model: str | None, full: bool, trace: Pa
             loaded, plan = reduced.loaded, reduced.plan
             typer.echo(f"note: verified on a reduced model: {reduced.sizes} (--full: as it is)", err=True)
         stage("running every rank in this process")
-        report = autopar.verify(loaded.model, plan.mesh, loaded.args, dict(loaded.kwargs), plan=plan, steps=steps)
+        options: dict[str, Any] = {"plan": plan, "steps": steps, "precision": plan.precision}
+        report = autopar.verify(loaded.model, plan.mesh, loaded.args, dict(loaded.kwargs), **options)
         write(trace, loaded, report, made.hardware, stage)
     return report
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,7 @@ from autopar.planning.compare import Comparison
 from autopar.planning.explain import Explained, WhyNot
 from autopar.planning.planner import Progress, silent
 from autopar.planning.question import Question, ask
+from autopar.solver.baselines import BASELINES
 from autopar.timelines import hardware_of
 
 
@@ -24,6 +25,7 @@ def compare(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    ways: Sequence[str] = tuple(BASELINES),
     hardware: str | Hardware | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -34,7 +36,7 @@ def compare(
 
     >>> # print(autopar.compare(model, plan, kwargs=batch).best.name)
     """
-    return comparing.compare(question(model, plan, args, kwargs, hardware, progress))
+    return comparing.compare(question(model, plan, args, kwargs, hardware, progress), ways)
 
 
 def explain(

@@ -48,6 +48,9 @@ MEMORY = (
 NARROW = (24, 16)
 """Columns for the names of units and for conversions where a table would be wider than the console."""
 
+PROVEN = 1e-3
+"""A plan with at most this gap is called optimal."""
+
 LARGEST = 5
 """How many single entries of the memory split are shown."""
 
@@ -80,7 +83,8 @@ def plan_renderables(plan: Plan, measured: Counted | None = None) -> list[Render
 
 def header(plan: Plan) -> Panel:
     mesh = " × ".join(f"{name} {size}" for name, size in zip(plan.mesh.names, plan.mesh.sizes, strict=True))
-    how_sure = "proven optimal" if plan.status == "optimal" else "stopped by the time limit"
+    proven = "proven optimal" if plan.gap <= PROVEN else "within the gap that was asked for"
+    how_sure = proven if plan.status == "optimal" else "stopped by the time limit"
     share = f"of {human(plan.budget_bytes)} ({plan.peak_bytes / plan.budget_bytes:.0%})" if plan.budget_bytes else "(no budget)"
     figures = plan.figures
     grid = table_grid()

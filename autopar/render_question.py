@@ -95,12 +95,17 @@ def costs_renderables(plan: Plan, found: Sequence[Cost], all_of_them: bool = Fal
     if rest := found[len(shown) :]:
         seconds = sum(cost.seconds for cost in rest)
         table.add_row(f"{len(rest)} more (--all)", "", "", "", human_s(seconds), f"{seconds / whole:.1%}", style="dim")
+    table.add_section()
+    beside = ("optimizer", "casts of parameters", "overlapped")
+    for name in (name for name in beside if plan.figures.time_s.get(name)):
+        table.add_row(name, "", "", "", human_s(plan.figures.time_s[name]), "")
+    table.add_row("step time", "", "", "", human_s(plan.step_time_s), "", style="bold")
     return [table, Text("→: conversions of a tensor. Ask for a unit, a module or op=NAME to see what else it could do.")]
 
 
 def explained_renderables(found: Sequence[Explained], all_of_them: bool = False) -> list[RenderableType]:
     """Each unit with its strategies; of many units one row each."""
-    if len(found) > IN_FULL:
+    if len(found) > IN_FULL and not all_of_them:
         return [units_table(found), Text("Each with all else as it is; ask for one unit to see all its strategies.")]
     parts: list[RenderableType] = []
     for one in found:

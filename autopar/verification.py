@@ -47,7 +47,7 @@ class Difference:
     relative_error: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report(Shown):
     """What `verify` found after `steps` steps; `tensors` has every compared tensor, worst first."""
 
@@ -55,6 +55,11 @@ class Report(Shown):
     steps: int
     tensors: tuple[Difference, ...]
     tolerance: float = TOLERANCE
+
+    def __repr__(self) -> str:
+        """In short; `rich.print(report)` shows the differences."""
+        verdict = "equal" if self.ok else "NOT equal"
+        return f"<Report of {self.plan.model} on {self.plan.mesh}: {verdict}, largest error {self.max_relative_error:.2e}>"
 
     @property
     def max_relative_error(self) -> float:
@@ -190,7 +195,9 @@ def compare(parallel: Trajectory, serial: Trajectory, program: Program) -> tuple
     one optimizer step."""
     largest = max((float(g.abs().max()) for g in serial.gradients.values() if g.numel()), default=1.0)
     found = [
-        Difference(name=f"step {i}", kind="loss", relative_error=relative(torch.tensor(a), torch.tensor(b), 0.0))
+        Difference(
+            name=f"step {i}", kind="loss", relative_error=relative(*(torch.tensor(x, dtype=torch.float64) for x in (a, b)), 0.0)
+        )
         for i, (a, b) in enumerate(zip(parallel.losses, serial.losses, strict=True))
     ]
     for kind, ours, theirs, floor in (

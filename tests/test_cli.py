@@ -155,6 +155,7 @@ def test_verify(verified: Callable[[float], list[dict[str, Any]]], model: str, p
     assert result.exit_code == 0, result.output
     assert "equal: largest relative error 1.00e-12" in result.stdout
     expected = {"plan": small_plan(), "memory": "1MiB", "steps": 2, "hardware": "cpu", "constraints": autopar.Constraints()}
+    expected |= {"precision": None}
     assert calls == [{"mesh": "2x4"} | expected]
 
 

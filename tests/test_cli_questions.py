@@ -32,6 +32,23 @@ def net(batch=64):
 """
 
 
+TABLE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(5, 32), nn.Linear(32, 5)
+
+    def forward(self, tokens):
+        return nn.functional.cross_entropy(self.head(self.table(tokens)), tokens)
+
+def build():
+    return Net(), {"tokens": torch.randint(5, (64,))}
+"""
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, list(map(str, arguments)))
 
@@ -128,6 +145,20 @@ class TestVerify:
         result = run("verify", path)
         assert result.exit_code == 0, result.output
         assert "equal: largest relative error" in result.stdout
+
+    def test_inputs_are_those_that_the_function_makes(self, tmp_path: Path) -> None:
+        """Of a table of 5 rows no other is asked for; a plan in mixed precision says so itself."""
+        (tmp_path / "table.py").write_text(TABLE)
+        plan = tmp_path / "plan.json"
+        made = run("plan", f"{tmp_path / 'table.py'}:build", "--mesh", "2", "--precision", "compute=bfloat16", "-o", plan)
+        assert made.exit_code == 0, made.output
+        result = run("verify", plan)
+        assert result.exit_code == 0, result.output
+
+    def test_what_is_no_file_of_ours_says_so(self, tmp_path: Path) -> None:
+        (tmp_path / "torn.json").write_text('{"format": "autopar-plan"')
+        assert "is no JSON" in run("verify", tmp_path / "torn.json").stderr
+        assert "No such file" in run("verify", tmp_path / "none.json").stderr
 
     def test_what_a_plan_says_is_not_said_again(self, path: Path) -> None:
         result = run("verify", path, "--mesh", "2")

@@ -72,6 +72,10 @@ class Selector:
             raise ConstraintError(f"{rule} selects nothing: give a module path, kind=NAME or op=NAME before the colon")
         return cls(**found)
 
+    def __str__(self) -> str:
+        kinds = (("kind", self.kind), ("op", self.op))
+        return " ".join([*([self.path] if self.path else []), *(f"{name}={value}" for name, value in kinds if value)])
+
     def has_path(self, path: str) -> bool:
         """Whether the path, or that of a module around it, is meant; "" is the model itself."""
         if self.path is None:

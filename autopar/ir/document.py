@@ -44,8 +44,10 @@ class Document(BaseModel):
         if not isinstance(data, dict) or data.get("format") != cls.FORMAT:
             raise PlanError(f"{where} is no autopar {cls.WHAT}: it lacks format '{cls.FORMAT}'")
         if data.get("version") != cls.VERSION:
-            version = f"{cls.WHAT} version {data.get('version')}"
-            raise PlanError(f"{where} has {version}, this autopar reads version {cls.VERSION}: {cls.AGAIN}")
+            version = data.get("version")
+            newer = isinstance(version, int) and version > cls.VERSION
+            mend = "it was made by a newer autopar: update this one" if newer else cls.AGAIN
+            raise PlanError(f"{where} has {cls.WHAT} version {version}, this autopar reads version {cls.VERSION}: {mend}")
         try:
             found = cls.model_validate(data)
         except ConstraintError as error:

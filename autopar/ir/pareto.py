@@ -40,6 +40,13 @@ class Pareto(Document, Shown):
                 raise ValueError("plans must be of one program on one mesh")
         return self
 
+    def __repr__(self) -> str:
+        """In short; `rich.print(front)` shows its table."""
+        first = self.plans[0]
+        return f"<Pareto of {first.model} on {first.mesh}: {len(self.plans)} plans>"
+
+    __str__ = __repr__
+
     def require_consistent(self, where: str) -> None:
         """Raise PlanError, naming the field, where one of the plans contradicts itself."""
         for i, plan in enumerate(self.plans):

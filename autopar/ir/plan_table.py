@@ -57,16 +57,16 @@ def table(plan: Plan, module: str | None = None) -> list[Row]:
         row
         for name, region in plan.regions.items()
         if chosen is None or name in chosen
-        for row in region_rows(plan, name, region)
+        for row in unit_rows(plan, name, region)
         if chosen is None or row["unit"] in chosen[name]
     ]
 
 
-def region_rows(plan: Plan, name: str, region: PlannedRegion) -> Iterator[Row]:
+def unit_rows(plan: Plan, name: str, region: PlannedRegion) -> Iterator[Row]:
     axes, calls = plan.mesh.names, sum(keep.calls for keep in region.classes)
     for unit, planned in region.units.items():
         texts = (factor_text(factor, role) for factor, role in zip(planned.factors, planned.roles, strict=True))
-        moved = [c for c in region.converted if c.tensor in planned.nodes]
+        moved = [[c for c in region.converted if c.tensor == node] for node in planned.nodes]
         yield {
             "layer_type": name,
             "calls": calls,
@@ -75,7 +75,7 @@ def region_rows(plan: Plan, name: str, region: PlannedRegion) -> Iterator[Row]:
             "op": planned.op,
             "kind": planned.kind,
             **{axis: "" if text == "·" else text for axis, text in zip(axes, texts, strict=True)},
-            "converted": "; ".join(chains(moved, axes)),
+            "converted": "; ".join(path for conversions in moved for path in chains(conversions, axes)),
             "kept_calls": sum(keep.calls for keep in region.classes if any(k.tensor in planned.nodes for k in keep.kept)),
             "kept_inside_calls": sum(keep.calls for keep in region.classes if unit in keep.kept_internals),
             "redone_calls": sum(keep.calls for keep in region.classes if unit in keep.redone),

@@ -34,7 +34,7 @@ def costs(question: Question) -> list[Cost]:
     found = [
         cost
         for region in question.problem.regions
-        for cost in region_costs(question, region, question.solution.regions[region.name])
+        for cost in region_costs(question, region, question.decided.regions[region.name])
     ]
     return sorted((cost for cost in found if cost.seconds > 0), key=lambda cost: -cost.seconds)
 

@@ -24,13 +24,18 @@ from autopar.ops.units import Unit as TracedUnit
 from autopar.planning.question import Question
 from autopar.solver.problem import Problem, Solution, Strategy, Unit
 from autopar.solver.restriction import Restriction
-from autopar.solver.selection import Key, Modules, leading, pick_units
+from autopar.solver.search import solve
+from autopar.solver.selection import Key, Modules, leading, pick_state, pick_units
 from autopar.solver.smallest import Clock
 from autopar.solver.two_stage import save_memory, shard
 from autopar.solver.vicinity import Vicinity
 
 PLACEMENT_ON_AXIS = re.compile(r"(S(\(\d+\))?|R|I|P|whole)( on |\s*(,|$))")
 """What a wish may say without "out="."""
+
+UNCONNECTED = "nothing connects it with its neighbours as they are"
+TOO_LARGE = "does not fit the budget"
+NOT_IN_TIME = "nothing that fits was found in time"
 
 GAP = 1e-4
 LIMIT_S = 10.0
@@ -157,8 +162,7 @@ class Explainer:
         question, strategy = self.question, unit.strategies[index]
         chosen = question.solution.regions[region].strategies[unit.name] == index
         against = question.priced.wanted.against(region, unit.name, index)
-        found = question.solution if chosen else self.with_strategy(region, unit, index, bool(against))
-        forbidden = ", ".join(against) or self.too_large(found)
+        found, why = (question.solution, "") if chosen else self.with_strategy(region, unit, index, bool(against))
         times = sum(self.problem.region[region].classes) * self.problem.micro_batches
         return Alternative(
             factors=strategy.factors,
@@ -167,11 +171,11 @@ class Explainer:
             own_s=times * (strategy.forward_s + strategy.backward_s),
             step_time_s=None if found is None else found.cost_s,
             estimated_peak_bytes=None if found is None else found.peak_bytes,
-            forbidden="" if chosen else forbidden,
+            forbidden="" if chosen else ", ".join(against) or why,
         )
 
-    def with_strategy(self, region: str, unit: Unit, index: int, against_wishes: bool) -> Solution | None:
-        """The best plan in which only this unit does otherwise: within the budget if that can be, else whatever it needs."""
+    def with_strategy(self, region: str, unit: Unit, index: int, against_wishes: bool) -> tuple[Solution | None, str]:
+        """The best plan in which only this unit does otherwise, within the budget if that can be; what rules it out, if not."""
         plan, own = self.question.solution, {self.problem.region[region].state.get(operand) for operand in unit.operands}
         here = (region, unit.name)
         only = Restriction(
@@ -184,14 +188,17 @@ class Explainer:
             space = self.vicinity.of(allow)
             draft = shard(space, math.inf, GAP, clock)
         except SolverError:
-            return None
-        return draft and (save_memory(space, draft, GAP, clock) or draft)
-
-    def too_large(self, found: Solution | None) -> str:
-        if found is None:
-            return "nothing connects it with its neighbours as they are"
-        budget = self.problem.budget_bytes
-        return "does not fit the budget" if budget is not None and found.peak_bytes > budget else ""
+            return None, UNCONNECTED
+        if draft is None:
+            return None, NOT_IN_TIME if clock.left_s <= 0 else UNCONNECTED
+        if (found := save_memory(space, draft, GAP, clock)) is not None:
+            return found, ""
+        try:
+            return solve(self.problem, gap=GAP, time_limit_s=max(clock.left_s, 1.0), allow=allow), ""
+        except BudgetError:
+            return draft, TOO_LARGE
+        except SolverError:
+            return draft, NOT_IN_TIME
 
     def uncut(self, traced: TracedUnit, unit: Unit) -> Iterator[tuple[str, str]]:
         """Factors that no strategy cuts, and why."""
@@ -254,9 +261,12 @@ def pin_of(question: Question, wish: str) -> str:
     rule = Rule.parse(f"{selected}: {said}" if colon else wish)
     builder = question.priced.builder
     modules = Modules(builder.program, builder.cost.regions)
-    wide = anywhere(rule.selector)
-    for selector in (rule.selector, wide):
+    for selector in (rule.selector, anywhere(rule.selector)):
         with suppress(ConstraintError):
-            pick_units(modules, replace(rule, selector=selector))
-            return rule.text if selector is rule.selector else rule.text.replace(str(rule.selector.path), str(wide.path), 1)
+            wanted = replace(rule, selector=selector)
+            if any(one.subject == "rest" for one in rule.statements):
+                pick_state(modules, wanted, builder.group_of)
+            else:
+                pick_units(modules, wanted)
+            return f"{selector}: {said}"
     return rule.text

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -97,6 +96,8 @@ class Planner:
         self.program, self.aims, self.micro_batches, self.progress = program, aims, micro_batches, progress
         self._priced: dict[MeshKey, Priced] = {}
         self._loosest: dict[MeshKey, tuple[float, Solution]] = {}
+        self._unwanted: dict[MeshKey, Priced] = {}
+        """Priced by another planner, under other constraints."""
         self._pricing_s: dict[MeshKey, float] = {}
         self.measuring_s = 0.0
         if places := unknown_draws(program):
@@ -121,21 +122,21 @@ class Planner:
         key = (mesh, mesh.links)
         if key not in self._priced:
             cost, began_s = self.cost, time.monotonic()
-            self.progress("pricing strategies and conversions")
-            builder = Builder(cost, self.setting(mesh))
-            problem = builder.problem()
-            require_shardable(problem, mesh, self.program)
+            if (known := self._unwanted.get(key)) is not None:
+                builder, problem = known.builder, known.problem
+            else:
+                self.progress("pricing strategies and conversions")
+                builder = Builder(cost, self.setting(mesh))
+                problem = builder.problem()
+                require_shardable(problem, mesh, self.program)
             self._priced[key] = Priced(builder=builder, problem=problem, wanted=self.wanted(builder, problem))
             self._pricing_s[key] = time.monotonic() - began_s
         return self._priced[key]
 
     def under(self, constraints: Constraints) -> Planner:
-        """The same program under other constraints; what was measured and priced is taken over."""
-        other = copy(self)
-        other.aims, other._loosest = replace(self.aims, constraints=constraints), {}
-        other._priced = {
-            key: replace(priced, wanted=other.wanted(priced.builder, priced.problem)) for key, priced in self._priced.items()
-        }
+        """Another one under other constraints; what was measured and priced is taken over."""
+        other = self.with_aims(replace(self.aims, constraints=constraints))
+        other._unwanted = {**self._unwanted, **self._priced}
         return other
 
     def wanted(self, builder: Builder, problem: Problem) -> Wanted:

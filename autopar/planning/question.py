@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,19 +12,24 @@ from torch import nn
 
 from autopar.codegen.accept import accept
 from autopar.codegen.emit import Emitted, emit
+from autopar.errors import PlanError
 from autopar.hardware import Hardware
 from autopar.ir.plan import Plan
 from autopar.ir.timeline import Timeline
 from autopar.planning.planner import Aims, Planner, Priced, Progress, silent
 from autopar.planning.simulate import simulate
-from autopar.solver.from_plan import to_solution
+from autopar.seconds import human_s
+from autopar.solver.from_plan import as_planned, to_solution
 from autopar.solver.problem import Problem, Solution
 from autopar.tracer import trace
+
+SAME = 1e-6
+"""Relative: step times that went through a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """`solution` is the plan as a choice among those of `problem`, which has the plan's budget."""
+    """`decided` and `solution` are the plan as a choice among those of `problem`, which has the plan's budget."""
 
     plan: Plan
     planner: Planner
@@ -38,9 +44,24 @@ class Question:
         return replace(self.priced.problem, budget_bytes=self.plan.budget_bytes)
 
     @cached_property
-    def solution(self) -> Solution:
-        """Raises PlanError if this version prices other choices than the one that made the plan."""
+    def decided(self) -> Solution:
+        """What the plan decides, at the step time that it says.
+
+        Raises PlanError if this version has other choices than the one that made the plan, or the hardware other figures.
+        """
         accept(self.planner.program, self.plan)
+        found = as_planned(self.priced.builder, self.priced.problem, self.plan)
+        if not math.isclose(found.cost_s, self.plan.step_time_s, rel_tol=SAME):
+            raise PlanError(
+                f"the plan says {human_s(self.plan.step_time_s)} per step, and on {self.planner.aims.hardware.name} as it is "
+                f"described here it takes {human_s(found.cost_s)}: give the hardware that it was made for, or plan again"
+            )
+        return found
+
+    @cached_property
+    def solution(self) -> Solution:
+        """The solution that it came from: a choice that can be varied. It may make more again than the plan's graphs do."""
+        _ = self.decided
         return to_solution(self.priced.builder, self.priced.problem, self.plan)
 
     @cached_property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autopar.bytes import human
 from autopar.ir.plan import Plan
-from autopar.render import human_flops, human_s
+from autopar.render import PROVEN, human_flops, human_s
 from autopar.report.evidence import Evidence
 from autopar.report.html import Content, Markup, tag
 from autopar.report.scale import percent, share
@@ -111,7 +111,8 @@ def card(title: str, figure: str, *below: Content) -> Markup:
 def time_card(evidence: Evidence) -> Markup:
     plan = evidence.plan
     bound_s = f"predicted; at least {human_s(plan.lower_bound_s)}" if plan.lower_bound_s else "predicted; no bound is known"
-    sure = "proven optimal" if plan.status == "optimal" else "the search was stopped by its limit"
+    proven = "proven optimal" if plan.gap <= PROVEN else "within the gap that was asked for"
+    sure = proven if plan.status == "optimal" else "the search was stopped by its limit"
     gap = f"gap {plan.gap:.2%}, {sure}" if plan.lower_bound_s else sure
     clock = [f"{human_s(clock_s(evidence))} on the clock of its graphs"] if evidence.inside else []
     return card("Step time", human_s(plan.step_time_s), bound_s, gap, *clock)
