@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +42,7 @@ class Setting(_Line):
     time_limit_s: float = 60.0
     constraints: Constraints = NO_CONSTRAINTS
 
-    @cached_property
+    @property
     def key(self) -> str:
         """The same for the same setting, in every process."""
         return self.model_dump_json()

@@ -134,3 +134,9 @@ def test_settings_come_back_from_text() -> None:
     again = Setting.model_validate_json(setting.key)
     assert again == setting
     assert again.key == setting.key
+
+
+def test_a_changed_copy_is_another_setting() -> None:
+    setting = Setting(model="m", mesh="2")
+    before = setting.key
+    assert setting.model_copy(update={"mesh": "4"}).key == Setting(model="m", mesh="4").key != before
