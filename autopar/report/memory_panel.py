@@ -96,16 +96,16 @@ def areas(samples: Sequence[Sample], step_s: float, top: float) -> Iterator[Mark
 
 def phases(memory: StepMemory) -> list[Markup]:
     """Where forward ends and backward does."""
-    ends: dict[str, float] = {}
+    starts: dict[str, float] = {}
     for s in memory.samples:
-        ends.setdefault(s.where.rpartition(" ")[2], s.at_s)
-    starts = [
+        starts.setdefault(s.where.rpartition(" ")[2], s.at_s)
+    named = [
         ("forward", 0.0),
-        ("backward", ends.get("backward", memory.step_s)),
-        ("optimizer", ends.get("step", memory.step_s)),
+        ("backward", starts.get("backward", memory.step_s)),
+        ("optimizer", starts.get("step", memory.step_s)),
     ]
     found = []
-    for (name, start), end in zip(starts, [*(s for _, s in starts[1:]), memory.step_s], strict=True):
+    for (name, start), end in zip(named, [*(s for _, s in named[1:]), memory.step_s], strict=True):
         left, width = percent(start, memory.step_s), percent(end - start, memory.step_s)
         wide = width > 8
         found.append(tag("span", name if wide else "", class_=f"phase k-{name}", style=f"left:{left}%;width:{width}%"))
