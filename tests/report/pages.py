@@ -13,7 +13,7 @@ from autopar.codegen.emit import Emitted
 from autopar.hardware import load
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import Plan
-from autopar.planning.compare import Comparison, Way
+from autopar.planning.compare import OURS, Comparison, Way
 from autopar.planning.planner import realise
 from autopar.planning.simulate import simulate
 from autopar.profiler.model_cost import measure
@@ -77,7 +77,7 @@ def comparison(plan: Plan) -> Comparison:
         hardware=plan.hardware,
         budget_bytes=plan.budget_bytes,
         ways=(
-            way(plan, "autopar", "as planned", plan.step_time_s, plan.peak_bytes),
+            way(plan, OURS, "as planned", plan.step_time_s, plan.peak_bytes),
             way(plan, "fsdp", "full", 1.5 * plan.step_time_s, plan.peak_bytes),
             way(plan, "ddp", "none", 0.5 * plan.step_time_s, 9 * plan.peak_bytes, fits=False),
         ),
