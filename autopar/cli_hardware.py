@@ -163,7 +163,7 @@ def figures_table(found: Hardware) -> Table:
 def figures(found: Hardware) -> Iterator[tuple[str, str, str]]:
     """Name, value as text, and path in the file of every figure."""
     from autopar.bytes import human
-    from autopar.render import human_s
+    from autopar.seconds import human_s
 
     for dtype, peak in found.peak_flops_per_s.items():
         yield f"peak rate, {dtype}", per_second(peak, "FLOP"), f"peak_flops_per_s.{dtype}"
@@ -186,7 +186,8 @@ def links_table(found: Hardware) -> Table:
     """Which algorithm each collective runs by on each link, and what it costs over n devices."""
     from autopar.hardware import ALGORITHMS
     from autopar.hardware.link import USUAL
-    from autopar.render import human_s, new_table
+    from autopar.render import new_table
+    from autopar.seconds import human_s
 
     table = new_table("collectives over n devices", "link", "collective", "algorithm")
     for column in ("rounds", "sent by each", "latency of a round", "bandwidth"):

@@ -22,7 +22,7 @@ from autopar.ir.plan import Plan, PlannedCollective, PlannedTensor
 from autopar.ir.plan_table import units_of
 from autopar.ir.region_view import RegionView, pattern, region_view
 from autopar.render_search import other_sizes_table, tried_table
-from autopar.seconds import human_s as human_s
+from autopar.seconds import human_s
 from autopar.tables import new_console as new_console
 from autopar.tables import new_table as new_table
 from autopar.tables import table_grid as table_grid

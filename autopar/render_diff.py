@@ -9,7 +9,8 @@ from rich.text import Text
 
 from autopar.bytes import human
 from autopar.plan_diff import PARTS, Change, Value
-from autopar.render import human_flops, human_s, new_table
+from autopar.render import human_flops, new_table
+from autopar.seconds import human_s
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

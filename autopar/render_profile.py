@@ -16,7 +16,8 @@ from autopar.profile_tree import Node, shown_depth, tree
 from autopar.profile_view import Largest, View
 from autopar.profiler.memory import STEP
 from autopar.profiler.rows import OpAt
-from autopar.render import human_flops, human_s, new_table, print_all, table_grid
+from autopar.render import human_flops, new_table, print_all, table_grid
+from autopar.seconds import human_s
 
 ALIVE, OPS = 8, 15
 """How many rows of what is alive at the peak, and of the ops that take longest."""

@@ -10,8 +10,9 @@ from rich.text import Text
 from autopar.bytes import human
 from autopar.ir.region_view import factor_text
 from autopar.plan_diff import changes
-from autopar.render import human_flops, human_s, new_table
+from autopar.render import human_flops, new_table
 from autopar.render_diff import changes_renderables
+from autopar.seconds import human_s
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

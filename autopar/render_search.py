@@ -65,7 +65,7 @@ def shortened(reason: str) -> str:
 
 
 def seconds(value: float | None) -> str:
-    from autopar.render import human_s
+    from autopar.seconds import human_s
 
     return "–" if value is None else human_s(value)
 

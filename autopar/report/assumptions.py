@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from autopar.bytes import human
 from autopar.hardware import Hardware
 from autopar.ir.plan import Plan
-from autopar.render import human_flops, human_s
+from autopar.render import human_flops
 from autopar.report.evidence import Evidence
 from autopar.report.html import Content, Markup, absent, panel, table, tag
+from autopar.seconds import human_s
 
 STANDING = (
     ("FLOPs, collectives and their bytes", "exact for the plan's graphs, counted on them"),

@@ -6,12 +6,12 @@ from itertools import pairwise
 
 from autopar.bytes import human, three_figures
 from autopar.ir.plan import Plan
-from autopar.render import human_s
 from autopar.report.evidence import Evidence
 from autopar.report.html import Markup, panel, table, tag
 from autopar.report.memory_panel import UNITS
 from autopar.report.plot import SIDE, at_y, frame, over
 from autopar.report.scale import percent, share, ticks
+from autopar.seconds import human_s
 
 
 def front_panel(evidence: Evidence) -> Markup | None:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from autopar.bytes import human
 from autopar.hardware import Link
 from autopar.ir.plan import Plan
-from autopar.render import by_key, human_s, traffic
+from autopar.render import by_key, traffic
 from autopar.report.evidence import Evidence
 from autopar.report.html import Content, Markup, html, panel, table, tag
 from autopar.report.legend import axis_chip, axis_class
 from autopar.report.scale import share
 from autopar.report.verdict import COMMUNICATION
+from autopar.seconds import human_s
 
 MOST, MOST_OF_THREE = 8, 4
 """So many devices are drawn along an axis, of one or two and of three; of longer ones the first and the last."""

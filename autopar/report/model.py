@@ -10,13 +10,13 @@ from autopar.bytes import human
 from autopar.ir.conversion import Conversion
 from autopar.ir.placement import Placement
 from autopar.ir.region_view import PARTIAL_FACTOR, dims_text
-from autopar.render import human_s
 from autopar.report.anatomy import EdgeFacts
 from autopar.report.evidence import Evidence
 from autopar.report.html import Markup, panel, tag
 from autopar.report.legend import axis_class, legend, placement_chip
 from autopar.report.scale import percent, share
 from autopar.report.tree import Edge, Marks, Module, Op, tree
+from autopar.seconds import human_s
 
 OPEN = 120
 """Models with more rows than this begin folded, below their layers."""

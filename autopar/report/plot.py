@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from autopar.render import human_s
 from autopar.report.html import Content, Markup, tag
 from autopar.report.scale import percent, ticks
+from autopar.seconds import human_s
 
 SIDE = 1000
 """Shapes are drawn on a square of this side, and stretched."""

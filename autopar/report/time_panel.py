@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 
 from autopar.ir.plan import Plan
 from autopar.ir.timeline import COMPUTE
-from autopar.render import human_s
 from autopar.report.evidence import Evidence
 from autopar.report.html import Content, Markup, absent, panel, tag
 from autopar.report.legend import axis_class, swatches
@@ -14,6 +13,7 @@ from autopar.report.plot import time_ticks
 from autopar.report.scale import percent, share
 from autopar.report.tracks import Block, Track, Tracks, Usage, Window
 from autopar.report.verdict import OVERLAPPED, Load, loads
+from autopar.seconds import human_s
 
 KINDS = {
     "k-forward": "forward",

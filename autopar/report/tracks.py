@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from autopar.bytes import human
 from autopar.ir.timeline import COMPUTE, WAITS, Event, Timeline
-from autopar.render import human_s
+from autopar.seconds import human_s
 
 SLICES = 160
 """Of the whole step: each is as wide as a few pixels."""

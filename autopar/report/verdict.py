@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from autopar.bytes import human
 from autopar.ir.plan import Plan
-from autopar.render import PROVEN, human_flops, human_s
+from autopar.render import PROVEN, human_flops
 from autopar.report.evidence import Evidence
 from autopar.report.html import Content, Markup, tag
 from autopar.report.scale import percent, share
+from autopar.seconds import human_s
 
 COMMUNICATION = "communication on "
 OVERLAPPED = "overlapped"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from autopar.bytes import human
-from autopar.render import human_s
 from autopar.report.evidence import Evidence
 from autopar.report.html import Content, Markup, absent, panel, table, tag
 from autopar.report.legend import axis_chip
 from autopar.report.mesh import main, purposes
 from autopar.report.scale import percent
+from autopar.seconds import human_s
 
 if TYPE_CHECKING:
     from autopar.planning.compare import Comparison, Way
