@@ -225,7 +225,7 @@ def conclude(made: Sweep, output: Path, plot: Path | None, interrupted: bool) ->
         draw(runs, plot)
         typer.echo(f"wrote {plot}", err=True)
     if interrupted:
-        done = f"{len(runs)} of {len(made.settings)} settings are in {output}"
+        done = f"{len(made.settings) - len(made.missing)} of {len(made.settings)} settings are in {output}"
         typer.echo(f"interrupted: {done}; the same command plans the others", err=True)
         raise typer.Exit(INTERRUPTED)
     typer.echo(f"wrote {output}", err=True)

@@ -9,16 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import autopar
 from autopar.cli import app
+from autopar.cli_sweep import conclude
+from autopar.planning.ledger import ledger
 from autopar.planning.runs import Run, Setting
+from autopar.planning.sweep import Sweep
 from autopar.plot_sweep import plot_sweep
 from autopar.render_sweep import print_sweep
 
@@ -43,6 +48,11 @@ def squares(batch=8):
 def dies(batch=8):
     if batch > 8:
         os.kill(os.getpid(), signal.SIGKILL)
+    return squares(batch)
+
+def ends(batch=8):
+    if batch > 8:
+        os._exit(1)
     return squares(batch)
 
 def slow(batch=8):
@@ -210,7 +220,7 @@ def test_a_mistake_is_one_message_and_leaves_no_file(name: str, folder: Path) ->
 def test_a_model_that_cannot_be_built_is_no_answer(folder: Path) -> None:
     result = run("models.py:nothing", "--meshes", "2,4", "-o", "runs.jsonl")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "error: models.py has no function 'nothing'; it has squares, dies, slow\n"
+    assert result.stderr == "error: models.py has no function 'nothing'; it has squares, dies, ends, slow\n"
     assert (folder / "runs.jsonl").read_bytes() == b""
 
 
@@ -219,6 +229,33 @@ def test_a_process_that_is_killed_has_no_line(folder: Path) -> None:
     assert result.exit_code == 1, result.output
     assert "error: the process that planned it" in result.stdout
     assert [line["setting"]["batch"] for line in lines_of(folder / "runs.jsonl")] == [8]
+
+
+LOST = {
+    "dies": "was killed by SIGKILL: allow it more memory, or fewer --jobs",
+    "ends": "ended with exit code 1: what it printed may say why; the same command plans it again",
+}
+
+
+@pytest.mark.parametrize("function", LOST)
+def test_how_a_process_ended_says_what_to_do(function: str, folder: Path) -> None:
+    result = run(f"models.py:{function}", "--meshes", "2", "--batch", "16", "-o", "runs.jsonl", "--jobs", "1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: the process that planned it {LOST[function]}\n"
+
+
+def test_an_interrupt_counts_the_settings_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not one whose process was lost: it has no line."""
+    settings = [Setting(model="m.py:f", mesh=mesh) for mesh in ("2", "4", "8")]
+    path = tmp_path / "runs.jsonl"
+    with ledger(path) as lines:
+        made = Sweep(settings=settings, ledger=lines, make=partial(pytest.fail, "nothing is planned"), jobs=1)
+        made.unanswered[settings[0].key] = Run(setting=settings[0], outcome="error", message="killed")
+        lines.add(Run(setting=settings[1], outcome="impossible"))
+        lines.add(Run(setting=Setting(model="another.py:f", mesh="2"), outcome="impossible"))
+        with pytest.raises(typer.Exit):
+            conclude(made, path, None, interrupted=True)
+    assert "interrupted: 1 of 3 settings are in" in capsys.readouterr().err
 
 
 def test_nothing_fits_is_exit_1(folder: Path) -> None:

@@ -27,9 +27,11 @@ PATIENCE_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """The process that had the task has ended, and why, as far as that can be seen."""
+    """The process that had the task has ended, and why, as far as that can be seen. `killed`: from outside, as a system that
+    is short of memory does."""
 
     reason: str
+    killed: bool = False
 
 
 @dataclass(kw_only=True)
@@ -57,7 +59,7 @@ class Worker(Generic[T]):
             self.process.join()
             code = self.process.exitcode or 0
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            return Lost(reason=f"the process that planned it {how}")
+            return Lost(reason=f"the process that planned it {how}", killed=code == -signal.SIGKILL)
 
     def end(self) -> None:
         """It ends by itself where it waits for a task; its task is of no use any more."""

@@ -16,6 +16,10 @@ from autopar.planning.runs import Run, Setting
 if TYPE_CHECKING:
     from autopar.planning.bench import Finished
 
+KILLED = "allow it more memory, or fewer --jobs"
+ENDED = "what it printed may say why; the same command plans it again"
+"""What to do about a process that is lost."""
+
 
 @dataclass(kw_only=True)
 class Sweep:
@@ -57,7 +61,7 @@ class Sweep:
         ):
             self._busy.remove(setting)
             if isinstance(found, Lost):
-                message = f"{found.reason}: allow it more memory, or fewer --jobs"
+                message = f"{found.reason}: {KILLED if found.killed else ENDED}"
                 self.unanswered[setting.key] = Run(setting=setting, outcome="error", message=message)
             else:
                 self.take(found)

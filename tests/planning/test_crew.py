@@ -55,7 +55,7 @@ def test_each_task_once_and_groups_stay_together() -> None:
 
 def test_a_process_that_is_killed_loses_its_task_only() -> None:
     found = handed([("a", 0), ("a", -1), ("a", 2)], jobs=1)
-    assert found["a", -1] == Lost(reason="the process that planned it was killed by SIGKILL")
+    assert found["a", -1] == Lost(reason="the process that planned it was killed by SIGKILL", killed=True)
     before, after = found["a", 0], found["a", 2]
     assert not isinstance(before, Lost)
     assert not isinstance(after, Lost)
