@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -143,9 +146,37 @@ def mesh_text(mesh: MeshSpec) -> str:
 
 
 def digests(model: str, hardware: str) -> dict[str, str]:
-    """Of the files among a model's and a hardware's names."""
-    paths = {model: Path(model.rpartition(":")[0] if ".py:" in model else model), hardware: Path(hardware)}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in paths.items() if path.is_file()}
+    """Of the files that a model's and a hardware's names stand for, by name; none where there is no such file."""
+    paths = {model: model_file(model), hardware: Path(hardware)}
+    found = {name: path for name, path in paths.items() if path is not None and path.is_file()}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in found.items()}
+
+
+def model_file(model: str) -> Path | None:
+    """What `autopar.models.load` would read: a config, the one in a folder, or the source of a function's module."""
+    if Path(model).is_dir():
+        return Path(model) / "config.json"
+    head, colon, _ = model.rpartition(":")
+    if not colon or model.endswith(".json"):
+        return Path(model)
+    return Path(head) if head.endswith(".py") else module_file(head)
+
+
+def module_file(name: str) -> Path | None:
+    """The source of a module, or of a package's `__init__`, here or among the installed ones. Nothing is imported, which
+    `importlib.util.find_spec` would do with the packages around it."""
+    top, *inner = name.split(".")
+    here = str(Path.cwd())
+    folders = sys.path if {"", here} & set(sys.path) else [here, *sys.path]
+    try:
+        found = PathFinder.find_spec(top, folders) or find_spec(top)
+    except ValueError:  # empty, or imported without a spec, as __main__ is
+        return None
+    for part in inner:
+        if found is None or found.submodule_search_locations is None:
+            return None
+        found = PathFinder.find_spec(part, list(found.submodule_search_locations))
+    return Path(found.origin) if found is not None and found.has_location and found.origin else None
 
 
 def split(values: Sequence[str], what: str) -> list[str]:

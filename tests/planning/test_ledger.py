@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from autopar.errors import InputError
 from autopar.ir.constraints import Constraints
 from autopar.ir.mesh import MeshSpec
 from autopar.planning.ledger import BEGINNING, ledger
-from autopar.planning.runs import Run, Setting, combinations, split
+from autopar.planning.runs import Run, Setting, combinations, digests, split
 
 OTHER = '{"benchmark": "plan_time", "seconds": 3.5}\n'
 
@@ -119,13 +120,54 @@ def test_combinations() -> None:
         split(["8,"], "--batch")
 
 
-def test_an_edited_model_is_another_setting(tmp_path: Path) -> None:
-    file = tmp_path / "m.py"
+NAMED = {
+    "file": ("m.py:f", "m.py"),
+    "config": ("small.json", "small.json"),
+    "folder": ("small", "small/config.json"),
+    "module": ("no_such_top:f", "no_such_top.py"),
+    "package": ("nets:f", "nets/__init__.py"),
+    "inner module": ("nets.deep.wide:f", "nets/deep/wide.py"),
+    "namespace": ("spaces.wide:f", "spaces/wide.py"),
+    "inner namespace": ("spaces.inner.wide:f", "spaces/inner/wide.py"),
+}
+"""How a model is named -> (its name, the file with it)."""
+
+
+@pytest.mark.parametrize("how", NAMED)
+def test_an_edited_model_is_another_setting(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found from the current folder as the model is, and not imported: packages here raise."""
+    monkeypatch.chdir(tmp_path)
+    model, file = NAMED[how]
+    for package in (tmp_path / "nets", tmp_path / "nets" / "deep", tmp_path / "spaces"):
+        package.mkdir()
+        if package.name != "spaces":
+            (package / "__init__.py").write_text("raise RuntimeError('imported')")
     keys = []
-    for text in ("a = 1", "a = 2"):
-        file.write_text(text)
-        keys += [s.key for s in combinations(model=f"{file}:f", meshes=[MeshSpec.of("2")], hardware=["cpu"], memory=["none"])]
-    assert len(set(keys)) == 2
+    for text in ("raise ValueError(1)", "raise ValueError(2)", "raise ValueError(2)"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+        (found,) = combinations(model=model, meshes=[MeshSpec.of("2")], hardware=["cpu"], memory=["none"])
+        assert list(found.files) == [model]
+        keys.append(found.key)
+    assert keys[0] != keys[1] == keys[2]
+
+
+def test_an_installed_module_is_found_and_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    assert digests("json.decoder:f", "cpu") == {"json.decoder:f": digests(f"{json.decoder.__file__}:f", "cpu").popitem()[1]}
+    assert list(digests("unittest.test_of_nothing:f", "cpu")) == []
+    (tmp_path / "xmlrpc").mkdir()  # no package: what is installed is what is imported
+    assert list(digests("xmlrpc.server:f", "cpu")) == ["xmlrpc.server:f"]
+    assert set(sys.modules) == before
+
+
+@pytest.mark.parametrize(
+    "model", ["", ":f", "no_such_module:f", "os.path.nothing:f", "sys:f", "nowhere", "a..b:f", "__main__.x:f"]
+)
+def test_a_name_of_no_file_has_no_digest(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert digests(model, "cpu") == {}
 
 
 def test_settings_come_back_from_text() -> None:
