@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from autopar.bytes import human
 from autopar.hardware import Link
 from autopar.ir.plan import Plan
+from autopar.planning.compare import sent_bytes
 from autopar.render import by_key, traffic
 from autopar.report.evidence import Evidence
 from autopar.report.html import Content, Markup, html, panel, table, tag
@@ -24,20 +25,20 @@ CELL, GAP, BLOCK = 22, 12, 30
 
 def mesh_panel(evidence: Evidence) -> Markup:
     plan = evidence.plan
-    links = links_of(evidence)
     sizes = " × ".join(f"{name} {size}" for name, size in zip(plan.mesh.names, plan.mesh.sizes, strict=True))
     lead = f"{plan.mesh.devices} devices as {sizes}: lines are the links that collectives of an axis run on."
     picture = tag("figure", draw(plan), class_="mesh")
-    return panel(
-        "mesh", "Mesh", tag("div", picture, axis_table(evidence, links), class_="beside"), all_collectives(plan), lead=lead
-    )
+    return panel("mesh", "Mesh", tag("div", picture, axis_table(evidence), class_="beside"), all_collectives(plan), lead=lead)
 
 
-def links_of(evidence: Evidence) -> Sequence[Link | None]:
-    """None where the hardware is not known here."""
-    if evidence.hardware is None:
-        return [None] * len(evidence.plan.mesh)
-    return evidence.hardware.axis_links(evidence.plan.mesh)
+def moved(plan: Plan, links: Sequence[Link] | None) -> Mapping[str, float]:
+    """By axis, in a step: the bytes that each device sends, or without links those that collectives carry."""
+    if links is not None:
+        return sent_bytes(plan, links)
+    found: Counter[str] = Counter()
+    for c in plan.figures.collectives:
+        found[c.axis] += plan.micro_batches * c.bytes
+    return found
 
 
 def shown(size: int, most: int = MOST) -> list[int | None]:
@@ -148,16 +149,13 @@ def dots(x: float, y: float, text: str = "⋯") -> Markup:
     return tag("text", text, x=x, y=y + 5, text_anchor="middle", class_="dots")
 
 
-def axis_table(evidence: Evidence, links: Sequence[Link | None]) -> Markup:
+def axis_table(evidence: Evidence) -> Markup:
     plan = evidence.plan
-    uses = purposes(evidence)
+    links = evidence.hardware.axis_links(plan.mesh) if evidence.hardware else None
+    uses, carried = purposes(evidence), moved(plan, links)
     rows: list[list[Content]] = []
-    for axis, (name, size, link) in enumerate(zip(plan.mesh.names, plan.mesh.sizes, links, strict=True)):
-        sent = sum(
-            plan.micro_batches * (link.sent_bytes(c.kind, c.bytes, size) if link else c.bytes)
-            for c in plan.figures.collectives
-            if c.axis == name
-        )
+    for axis, (name, size) in enumerate(zip(plan.mesh.names, plan.mesh.sizes, strict=True)):
+        link = links[axis] if links else None
         busy_s = plan.figures.time_s.get(f"{COMMUNICATION}{name}", 0.0)
         rows.append(
             [
@@ -165,7 +163,7 @@ def axis_table(evidence: Evidence, links: Sequence[Link | None]) -> Markup:
                 size,
                 [link.name, tag("small", f"{link.bytes_per_s / 1e9:g} GB/s, {human_s(link.latency_s)}")] if link else "?",
                 words(uses[axis]) or "nothing",
-                human(sent),
+                human(carried.get(name, 0.0)),
                 [human_s(busy_s), tag("small", share(busy_s, plan.step_time_s) + " of the step")],
             ]
         )
