@@ -111,7 +111,8 @@ class PlannedRegion(_Part):
 
 
 class PlannedCollective(_Part):
-    """How often a collective runs in a step on an axis, and the bytes of it (as `autopar.ops.flops.Collective` counts)."""
+    """How often a collective runs on an axis in one forward and backward, which is one micro-batch, and the bytes of it (as
+    `autopar.ops.flops.Collective` counts)."""
 
     kind: str
     axis: str

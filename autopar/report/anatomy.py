@@ -49,7 +49,7 @@ class RegionFacts:
 
 
 def anatomy(emitted: Emitted, timeline: Timeline) -> dict[str, RegionFacts]:
-    """By region type."""
+    """By region type. The timeline is one of the plan's micro-batches, and a step is so many times that."""
     told = {name: Told(region) for name, region in emitted.regions.items()}
     calls = {f"{c.path or c.region} {phase}": c.region for c in emitted.program.calls for phase in ("forward", "backward")}
     events: defaultdict[str, list[Event]] = defaultdict(list)
@@ -58,11 +58,13 @@ def anatomy(emitted: Emitted, timeline: Timeline) -> dict[str, RegionFacts]:
             events[calls[event.call]].append(event)
     paths = {call.region: call.path for call in emitted.program.calls}
     return {
-        name: region_facts(region, told[name], events[name], paths.get(name, "")) for name, region in emitted.regions.items()
+        name: region_facts(region, told[name], events[name], paths.get(name, ""), emitted.plan.micro_batches)
+        for name, region in emitted.regions.items()
     }
 
 
-def region_facts(region: EmittedRegion, told: Told, events: list[Event], path: str) -> RegionFacts:
+def region_facts(region: EmittedRegion, told: Told, events: list[Event], path: str, times: int) -> RegionFacts:
+    """Of a step, in which the events happen `times` times."""
     seconds, again = unit_seconds(told, events)
     results: dict[str, Placement] = {}
     for tensor, placement in region.local.values:
@@ -70,9 +72,9 @@ def region_facts(region: EmittedRegion, told: Told, events: list[Event], path: s
             results.setdefault(tensor, placement)
     return RegionFacts(
         path=path,
-        units={unit.name: unit_facts(region, unit.name, seconds[unit.name], again[unit.name]) for unit in region.local.units},
+        units={u.name: unit_facts(region, u.name, times * seconds[u.name], times * again[u.name]) for u in region.local.units},
         results=results,
-        edges=edges(region, events),
+        edges=edges(region, events, times),
         owners=owners(region),
     )
 
@@ -103,7 +105,7 @@ def unit_seconds(told: Told, events: list[Event]) -> tuple[Counter[str], Counter
     return seconds, again
 
 
-def edges(region: EmittedRegion, events: list[Event]) -> dict[tuple[str, Placement], EdgeFacts]:
+def edges(region: EmittedRegion, events: list[Event], times: int) -> dict[tuple[str, Placement], EdgeFacts]:
     sent: Counter[tuple[str, str]] = Counter()
     took: Counter[tuple[str, str]] = Counter()
     for event in events:
@@ -118,7 +120,9 @@ def edges(region: EmittedRegion, events: list[Event]) -> dict[tuple[str, Placeme
             readers = (user.meta.get("unit") for user in node.users)
             key = (tensor, f"[{before}] -> [{after}]")
             found[tensor, after] = EdgeFacts(
-                readers=tuple(dict.fromkeys(unit for unit in readers if unit)), bytes=sent[key], seconds=took[key]
+                readers=tuple(dict.fromkeys(unit for unit in readers if unit)),
+                bytes=times * sent[key],
+                seconds=times * took[key],
             )
     return found
 

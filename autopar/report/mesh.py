@@ -204,7 +204,8 @@ def main(weights: Mapping[str, float]) -> list[str]:
 
 
 def all_collectives(plan: Plan) -> Markup | None:
-    found = by_key(plan.figures.collectives)
+    times = plan.micro_batches
+    found = {key: (times * count, times * total) for key, (count, total) in by_key(plan.figures.collectives).items()}
     if not found:
         return tag("p", "No collectives: every device works alone.")
     order = list(plan.mesh.names)

@@ -155,10 +155,11 @@ def bound_card(plan: Plan) -> Markup:
 
 def work_card(plan: Plan) -> Markup:
     figures = plan.figures
-    rate = (figures.forward_flops + figures.backward_flops) * plan.micro_batches / plan.step_time_s if plan.step_time_s else 0.0
-    again = f"{human_flops(figures.redone_flops)} again" if figures.redone_flops else "nothing is computed again"
-    whole = human_flops((figures.forward_flops + figures.backward_flops) * plan.micro_batches)
-    return card("Work per device", whole, f"{human_flops(rate)}/s on average", again)
+    whole = (figures.forward_flops + figures.backward_flops) * plan.micro_batches
+    rate = whole / plan.step_time_s if plan.step_time_s else 0.0
+    redone = figures.redone_flops * plan.micro_batches
+    again = f"{human_flops(redone)} again" if redone else "nothing is computed again"
+    return card("Work per device", human_flops(whole), f"{human_flops(rate)}/s on average", again)
 
 
 def compared_card(evidence: Evidence) -> Markup | None:

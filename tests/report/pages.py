@@ -58,9 +58,11 @@ def deep(layers: int = 126) -> Evidence:
     return evidence_of(emitted.plan, emitted)
 
 
-def by_known_way(model: nn.Module, kwargs: dict[str, Any], mesh: str, way: str) -> Emitted:
+def by_known_way(model: nn.Module, kwargs: dict[str, Any], mesh: str, way: str, micro_batches: int = 1) -> Emitted:
+    """The inputs are those of one micro-batch."""
     program = trace(model, (), kwargs, name="model")
-    builder = Builder(measure(program), Setting(mesh=MeshSpec.of(mesh), hardware=load("cpu")))
+    setting = Setting(mesh=MeshSpec.of(mesh), hardware=load("cpu"), micro_batches=micro_batches)
+    builder = Builder(measure(program), setting)
     problem = builder.problem()
     (tried,) = try_baselines(problem, names=[way], checkpoints=["none"])
     return realise(builder, problem, tried.solution).emitted

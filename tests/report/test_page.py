@@ -8,12 +8,16 @@ import re
 import pytest
 
 from autopar.bytes import human
+from autopar.hardware import load
 from autopar.ir.mesh import MeshSpec
+from autopar.planning.simulate import simulate
 from autopar.report.evidence import Evidence, known_hardware
 from autopar.report.mesh import draw
 from autopar.report.page import asset, page
 from autopar.report.verdict import bound_words, loads
-from tests.report.pages import REMEDY, alone, front, read, whole
+from autopar.seconds import human_s
+from tests.models import MODELS
+from tests.report.pages import REMEDY, alone, by_known_way, evidence_of, front, read, whole
 from tests.small_plan import FIGURES, small_plan
 
 PANELS = ["mesh", "memory", "time", "model", "ways", "assumptions"]
@@ -95,6 +99,32 @@ def test_what_bounds_the_step_is_what_is_busy_for_longest() -> None:
     assert bound_words(plan) == "computation"
     sending = {"compute": 0.001, "communication on gpu": 0.02, "overlapped": -0.0078}
     assert bound_words(small_plan(figures=FIGURES | {"time_s": sending})) == "communication on gpu"
+
+
+def test_figures_of_a_step_are_of_all_its_micro_batches() -> None:
+    """The clock runs one of them; what the plan says of a step is the solver's, and of collectives it says one's."""
+    emitted = by_known_way(*MODELS["gpt2"](layers=1), "2x2", "fsdp", micro_batches=4)
+    plan, evidence = emitted.plan, evidence_of(emitted.plan, emitted)
+    assert plan.micro_batches == 4
+    assert evidence.inside is not None
+    facts = evidence.inside.anatomy.values()
+    compute_s = sum(unit.seconds for region in facts for unit in region.units.values())
+    assert compute_s == pytest.approx(plan.figures.time_s["compute"], rel=0.05)
+    carried = sum(edge.bytes for region in facts for edge in region.edges.values())
+    assert carried == pytest.approx(4 * sum(c.bytes for c in plan.figures.collectives), rel=0.01)
+    on_links = sum(edge.seconds for region in facts for edge in region.edges.values())
+    once = [e for e in simulate(emitted, load("cpu")).events if e.track in plan.mesh.names and "tensor" in e.about]
+    assert on_links == pytest.approx(4 * sum(event.end_s - event.start_s for event in once))
+    found = read(page(evidence))
+    assert f"{human_s(compute_s)} of computation in a step, all calls together" in found.of("title")
+    for c in plan.figures.collectives:
+        assert f"{human(4 * c.bytes)} in {4 * c.count}" in found.text.partition("All collectives of a step")[2]
+
+
+def test_work_of_a_step_is_that_of_all_its_micro_batches() -> None:
+    words = [read(page(alone(small_plan(micro_batches=n, figures=FIGURES | {"redone_flops": 3 * 10**9})))).text for n in (1, 4)]
+    assert ["3 GFLOP again" in text for text in words] == [True, False]
+    assert ["12 GFLOP again" in text for text in words] == [False, True]
 
 
 def test_a_plan_without_budget_bound_or_collectives() -> None:
