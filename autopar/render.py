@@ -95,8 +95,9 @@ def header(plan: Plan) -> Panel:
     grid.add_row("step time", f"{human_s(plan.step_time_s)} predicted ({bound}: {how_sure})")
     grid.add_row("", ", ".join(f"{name} {human_s(s)}" for name, s in figures.time_s.items()))
     grid.add_row("peak", f"{human(plan.peak_bytes)} {share}, in {plan.peak_where}")
+    part = f" and micro-batch, of {plan.micro_batches}" if plan.micro_batches > 1 else ""
     flops = f"forward {human_flops(figures.forward_flops)}, backward {human_flops(figures.backward_flops)}"
-    grid.add_row("work", f"{flops}, redone {human_flops(figures.redone_flops)} per device")
+    grid.add_row("work", f"{flops}, redone {human_flops(figures.redone_flops)} per device{part}")
     for line in plan.constraints.lines():
         grid.add_row("wanted", Text(line))
     for note in plan.notes:
@@ -195,7 +196,8 @@ def collectives_table(plan: Plan, measured: Counted | None = None) -> Renderable
     """How often and how much per step; where something else was counted, that too."""
     planned = by_key(plan.figures.collectives)
     counted = by_key(measured.collectives) if measured else planned
-    table = new_table("collectives per step", "axis", "collective")
+    one = "step" if plan.micro_batches == 1 else f"micro-batch, of {plan.micro_batches} in a step"
+    table = new_table(f"collectives per {one}", "axis", "collective")
     for phase in ("forward", "backward"):
         table.add_column(phase, justify="right")
     order = {name: i for i, name in enumerate(plan.mesh.names)}
