@@ -194,11 +194,10 @@ def compare(parallel: Trajectory, serial: Trajectory, program: Program) -> tuple
     to no less than a hundred-thousandth of the largest gradient (1e-14 of it is a sum's rounding), and weights to no less than
     one optimizer step."""
     largest = max((float(g.abs().max()) for g in serial.gradients.values() if g.numel()), default=1.0)
+    losses = (torch.tensor(each.losses, dtype=torch.float64) for each in (parallel, serial))
     found = [
-        Difference(
-            name=f"step {i}", kind="loss", relative_error=relative(*(torch.tensor(x, dtype=torch.float64) for x in (a, b)), 0.0)
-        )
-        for i, (a, b) in enumerate(zip(parallel.losses, serial.losses, strict=True))
+        Difference(name=f"step {i}", kind="loss", relative_error=relative(ours, theirs, 0.0))
+        for i, (ours, theirs) in enumerate(zip(*losses, strict=True))
     ]
     for kind, ours, theirs, floor in (
         ("output", parallel.outputs, serial.outputs, 0.0),
