@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from autopar import Constraints
     from autopar.verification import Report
 
+AS_IT_IS = "as it is: its config names no size that could be smaller"
+
 
 def verify(
     subject: Annotated[
@@ -161,7 +163,8 @@ def verify_plan(path: Path, steps: int, model: str | None, full: bool, trace: Pa
 
             reduced = reduce(plan, loaded, Path(named), made.hardware, stage)
             loaded, plan = reduced.loaded, reduced.plan
-            typer.echo(f"note: verified on a reduced model: {reduced.sizes} (--full: as it is)", err=True)
+            how = f"on a reduced model: {reduced.sizes} (--full: as it is)" if reduced.sizes else AS_IT_IS
+            typer.echo(f"note: verified {how}", err=True)
         stage("running every rank in this process")
         options: dict[str, Any] = {"plan": plan, "steps": steps, "precision": plan.precision}
         report = autopar.verify(loaded.model, plan.mesh, loaded.args, dict(loaded.kwargs), **options)

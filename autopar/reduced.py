@@ -23,6 +23,9 @@ WIDTHS = (
     *("moe_intermediate_size", "shared_expert_intermediate_size"),
 )
 VOCABULARIES = ("vocab_size",)
+ROTARY_SHARES = ("partial_rotary_factor", "rotary_pct")
+ROTARY_TABLES = ("rope_scaling", "rope_parameters")
+WINDOWS = ("sliding_window", "attention_chunk_size")
 """Names of fields of configs, or of what a config maps to them."""
 
 LEAST, LEAST_HEAD = 16, 4
@@ -57,11 +60,27 @@ def reduced_config(path: Path, axes: Sequence[int], layers: int) -> dict[str, An
     """The content of the config with the sizes that it reduces to; raises InputError for what is no config."""
     path = path / "config.json" if path.is_dir() else path
     config, _ = make_config(path)
-    found = read(path)
+    whole = layers_of(config)
+    found = {name: cut(value, whole, layers) for name, value in read(path).items()}
     for name, size in sizes(config, axes, layers):
         found[getattr(config, "attribute_map", {}).get(name, name)] = size
     ids = [name for name in found if name.endswith("_token_id") and isinstance(found[name], int)]
     return found | {name: min(found[name], found.get("vocab_size", found[name] + 1) - 1) for name in ids}
+
+
+def depth(path: Path) -> int:
+    """The layers of a config, as `layers_of`."""
+    return layers_of(make_config(path / "config.json" if path.is_dir() else path)[0])
+
+
+def layers_of(config: Any) -> int:
+    """How many layers it has, of the longer of two stacks; 0 if it names no number of them."""
+    return max((size for _, size in present(config, LAYERS)), default=0)
+
+
+def cut(value: Any, whole: int, layers: int) -> Any:
+    """A list of what each layer is, of the first layers; anything else as it is."""
+    return value[:layers] if isinstance(value, list) and len(value) == whole else value
 
 
 def sizes(config: Any, axes: Sequence[int], layers: int) -> Iterator[tuple[str, int]]:
@@ -70,11 +89,33 @@ def sizes(config: Any, axes: Sequence[int], layers: int) -> Iterator[tuple[str, 
     yield from ((name, shrunk(size, products(axes))) for name, size in present(config, (*WIDTHS, *VOCABULARIES)))
     heads = next((size for _, size in present(config, HEADS)), 1)
     hidden = next((size for _, size in present(config, HIDDEN)), heads)
-    head = shrunk(hidden // heads, axes, least=LEAST_HEAD, step=2)
+    head = head_size(config, hidden // heads, axes)
+    if head is None:
+        return
     while not alike(head * heads, hidden, products(axes)) and head * heads < hidden:
         head *= 2
     yield from ((name, head * heads) for name, size in present(config, HIDDEN) if size == hidden)
     yield from ((name, head) for name, _ in present(config, HEAD_DIMS))
+
+
+def head_size(config: Any, whole: int, axes: Sequence[int]) -> int | None:
+    """What a head of `whole` reduces to, so that the part that rotates stays even; None if tables fix it."""
+    rotary = list(rotary_fields(config))
+    if any(isinstance(value, list | tuple) for _, value in rotary):
+        return None
+    shares = [value for name, value in rotary if name in ROTARY_SHARES and isinstance(value, int | float)]
+    least = max([LEAST_HEAD, *(size + 1 for _, size in present(config, ("rotary_dim",)))])
+    even = (n for n in range(2, whole, 2) if all(n * share >= 2 and n * share % 2 == 0 for share in shares))
+    return shrunk(whole, axes, least=least, step=next(even, whole))
+
+
+def rotary_fields(config: Any) -> Iterator[tuple[str, Any]]:
+    """What it says about rotary positions, also within tables, one for each type of layer or one for all."""
+    yield from ((name, getattr(config, name, None)) for name in ROTARY_SHARES)
+    tables = [getattr(config, name, None) for name in ROTARY_TABLES]
+    for table in [t for t in tables if isinstance(t, dict)]:
+        for name, value in table.items():
+            yield from value.items() if isinstance(value, dict) else [(name, value)]
 
 
 def present(config: Any, names: Iterable[str]) -> Iterator[tuple[str, int]]:

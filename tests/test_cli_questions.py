@@ -178,7 +178,7 @@ class TestVerify:
         result = run("verify", plan, "--steps", 2)
         assert result.exit_code == 0, result.output
         assert "verified on a reduced model" in result.stderr
-        assert "2 layers, input_ids [4, 16]" in result.stderr
+        assert "2 of 4 repeated layers, input_ids [4, 16]" in result.stderr
 
 
 class TestOtherSizes:
