@@ -40,6 +40,8 @@ NOT_IN_TIME = "nothing that fits was found in time"
 GAP = 1e-4
 LIMIT_S = 10.0
 """For one strategy: what backward keeps under a budget may take a search."""
+FIT_S = 2.0
+"""For another search, where the fastest plan with a strategy does not fit, and a slower one may."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +196,7 @@ class Explainer:
         if (found := save_memory(space, draft, GAP, clock)) is not None:
             return found, ""
         try:
-            return solve(self.problem, gap=GAP, time_limit_s=max(clock.left_s, 1.0), allow=allow), ""
+            return solve(self.problem, gap=GAP, time_limit_s=FIT_S, allow=allow), ""
         except BudgetError:
             return draft, TOO_LARGE
         except SolverError:

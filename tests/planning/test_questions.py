@@ -35,7 +35,7 @@ def free(name: str = "gpt2", mesh: str = "2x2") -> Question:
 
 
 @lru_cache
-def tight(name: str = "gpt2", mesh: str = "2x2") -> Question:
+def tight(name: str = "gpt2", mesh: str = "2") -> Question:
     """Under a budget that makes backward run something again."""
     peak = free(name, mesh).plan.peak_bytes
     question = question_of(planned(name, mesh, memory=int(0.85 * peak))[0], name)
@@ -160,7 +160,8 @@ class TestExplain:
             found = solve(question.problem, allow=allow, gap=1e-6, time_limit_s=60)
             assert a.step_time_s == pytest.approx(found.cost_s, rel=2e-4), a.factors
 
-    def test_a_budget_rules_out_only_what_the_general_search_cannot_fit(self) -> None:
+    def test_a_budget_rules_out_only_what_the_general_search_cannot_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("autopar.planning.explain.FIT_S", 30.0)
         question = tight()
         (one,) = explain(question, "transformer.h.*.ln_1")
         problem, plan = Explainer(question).problem, question.solution
@@ -181,7 +182,8 @@ class TestExplain:
             else:
                 assert (a.forbidden, a.step_time_s) == ("", pytest.approx(found.cost_s, rel=0.02))
 
-    def test_what_does_not_fit_the_budget_says_so(self) -> None:
+    def test_what_does_not_fit_the_budget_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("autopar.planning.explain.FIT_S", 30.0)
         question = tight()
         found = [a for one in explain(question, "mlp") for a in one.alternatives if not a.chosen]
         too_large = [a for a in found if a.forbidden == "does not fit the budget"]
