@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autopar.cli_options import load_model
-from autopar.errors import InputError
+from autopar.errors import HardwareError, InputError
 
 if TYPE_CHECKING:
     from autopar import Pareto, Plan
@@ -77,15 +77,28 @@ def again(
     from autopar import hardware as devices
 
     origin = origin_of(plan, path, model, hardware)
-    described = devices.load(origin.hardware)
+    with elsewhere("--hardware", hardware):
+        described = devices.load(origin.hardware)
     sizes = (origin.batch, origin.seq, origin.dtype)
-    loaded = load_model(origin.model, origin.hardware, *sizes, stage, quiet=True, device=device)
+    with elsewhere("--model", model):
+        loaded = load_model(origin.model, origin.hardware, *sizes, stage, quiet=True, device=device)
     if origin.global_batch is not None:
         from autopar.planning.batches import with_batch
 
         args, kwargs = with_batch(loaded.args, loaded.kwargs, origin.global_batch // plan.micro_batches)
         loaded = replace(loaded, args=args, kwargs=kwargs)
     return Again(loaded=loaded, hardware=described)
+
+
+@contextmanager
+def elsewhere(option: str, given: str | None) -> Iterator[None]:
+    """Errors about what the plan names tell of the option that replaces it."""
+    try:
+        yield
+    except (HardwareError, InputError) as error:
+        if given is not None:
+            raise
+        raise type(error)(f"{error} (the plan names it: {option} says where it is now)") from error
 
 
 def origin_of(plan: Plan, path: Path, model: str | None, hardware: str | None) -> Origin:

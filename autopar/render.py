@@ -51,6 +51,9 @@ NARROW = (24, 16)
 PROVEN = 1e-3
 """A plan with at most this gap is called optimal."""
 
+NOTHING_S = 5e-10
+"""Parts of a step that are nothing but rounding are left out."""
+
 LARGEST = 5
 """How many single entries of the memory split are shown."""
 
@@ -93,7 +96,7 @@ def header(plan: Plan) -> Panel:
         grid.add_row("precision", str(plan.precision))
     bound = f"at least {human_s(plan.lower_bound_s)}, gap {plan.gap:.2%}" if plan.lower_bound_s else "no bound"
     grid.add_row("step time", f"{human_s(plan.step_time_s)} predicted ({bound}: {how_sure})")
-    grid.add_row("", ", ".join(f"{name} {human_s(s)}" for name, s in figures.time_s.items()))
+    grid.add_row("", ", ".join(f"{name} {human_s(s)}" for name, s in figures.time_s.items() if abs(s) > NOTHING_S))
     grid.add_row("peak", f"{human(plan.peak_bytes)} {share}, in {plan.peak_where}")
     part = f" and micro-batch, of {plan.micro_batches}" if plan.micro_batches > 1 else ""
     flops = f"forward {human_flops(figures.forward_flops)}, backward {human_flops(figures.backward_flops)}"

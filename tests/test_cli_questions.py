@@ -228,6 +228,17 @@ class TestWithoutOrigin:
         result = run("explain", silent, "up", "--model", f"{path.parent / 'models.py'}:net")
         assert result.exit_code == 0, result.output
 
+    @pytest.mark.parametrize(
+        ("moved", "option"), [({"model": "gone.py:net"}, "--model"), ({"hardware": "gone.json"}, "--hardware")]
+    )
+    def test_what_has_moved_can_be_named(self, path: Path, tmp_path: Path, moved: dict[str, str], option: str) -> None:
+        plan = Plan.load(path)
+        assert plan.origin is not None
+        origin = plan.origin.model_copy(update=moved)
+        plan.model_copy(update={"origin": origin}).save(tmp_path / "moved.json")
+        result = run("explain", tmp_path / "moved.json")
+        assert (result.exit_code, f"{option} says where it is now" in result.stderr.replace("\n", " ")) == (2, True)
+
     def test_another_model_is_refused(self, path: Path) -> None:
         (path.parent / "other.py").write_text(MODULE.replace("256", "128"))
         result = run("compare", path, "--model", f"{path.parent / 'other.py'}:net")
