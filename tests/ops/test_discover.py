@@ -65,12 +65,9 @@ def require_share(ops: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(fewer) <= (1 - SHARE) * len(missed), fewer
 
 
-def test_it_finds_what_rows_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_share(SAMPLE, monkeypatch)
-
-
 @pytest.mark.slow
-def test_it_finds_what_all_rows_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_finds_what_rows_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all rows: in a sample of sixteen the share is one op more or less."""
     require_share(list(ALL), monkeypatch)
 
 
