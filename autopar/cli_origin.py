@@ -31,12 +31,16 @@ PACKAGES = ("torch", "transformers")
 """Whose versions decide what a model's graph is, beside ours; those that are installed are recorded."""
 
 
-def with_origin(found: Plan | Pareto, **told: Any) -> Plan | Pareto:
-    """The plan or plans, with what the command line was told (see `Origin`)."""
+def origin(**told: Any) -> Origin:
+    """What the command line was told, with the versions of now."""
     from autopar.ir.plan import Origin
 
-    origin = Origin(**told, versions=versions())
-    known = {"origin": origin}
+    return Origin(**told, versions=versions())
+
+
+def with_origin(found: Plan | Pareto, made_from: Origin) -> Plan | Pareto:
+    """The plan, or each of several, with what it was made from."""
+    known = {"origin": made_from}
     if hasattr(found, "plans"):
         return found.model_copy(update={"plans": tuple(plan.model_copy(update=known) for plan in found.plans)})
     return found.model_copy(update=known)
@@ -76,16 +80,16 @@ def again(
     """
     from autopar import hardware as devices
 
-    origin = origin_of(plan, path, model, hardware)
+    told = origin_of(plan, path, model, hardware)
     with elsewhere("--hardware", hardware):
-        described = devices.load(origin.hardware)
-    sizes = (origin.batch, origin.seq, origin.dtype)
+        described = devices.load(told.hardware)
+    sizes = (told.batch, told.seq, told.dtype)
     with elsewhere("--model", model):
-        loaded = load_model(origin.model, origin.hardware, *sizes, stage, quiet=True, device=device)
-    if origin.global_batch is not None:
+        loaded = load_model(told.model, told.hardware, *sizes, stage, quiet=True, device=device)
+    if told.global_batch is not None:
         from autopar.planning.batches import with_batch
 
-        args, kwargs = with_batch(loaded.args, loaded.kwargs, origin.global_batch // plan.micro_batches)
+        args, kwargs = with_batch(loaded.args, loaded.kwargs, told.global_batch // plan.micro_batches)
         loaded = replace(loaded, args=args, kwargs=kwargs)
     return Again(loaded=loaded, hardware=described)
 
@@ -110,9 +114,9 @@ def origin_of(plan: Plan, path: Path, model: str | None, hardware: str | None) -
             f"{path} does not say how its model is built (it was made from Python, or before plans said so): name it with "
             "--model, as for `autopar plan`"
         )
-    origin = plan.origin or sizes_of(plan, model or "", plan.hardware)
+    told = plan.origin or sizes_of(plan, model or "", plan.hardware)
     moved = {"model": model, "hardware": hardware}
-    return Origin.model_validate(origin.model_dump() | {name: said for name, said in moved.items() if said is not None})
+    return Origin.model_validate(told.model_dump() | {name: said for name, said in moved.items() if said is not None})
 
 
 def sizes_of(plan: Plan, model: str, hardware: str) -> Origin:

@@ -33,7 +33,7 @@ from autopar.cli_options import (
     read_constraints,
     stages,
 )
-from autopar.cli_origin import with_origin
+from autopar.cli_origin import origin, with_origin
 from autopar.cli_profile import check_picture
 from autopar.cli_sizes import DynamicOption, other_sizes, with_other_sizes
 from autopar.errors import InputError, MeshError
@@ -125,7 +125,8 @@ def plan(
         else:
             options |= {"cache": not no_cache}
             found = autopar.plan(*example, devices=devices, global_batch=global_batch, micro_batch=micro_batch, **options)
-        found = with_origin(found, model=model, hardware=hardware, batch=batch, seq=seq, dtype=dtype, global_batch=global_batch)
+        told = {"batch": batch, "seq": seq, "dtype": dtype, "global_batch": global_batch}
+        found = with_origin(found, origin(model=model, hardware=hardware, **told))
         if sizes:
             found = with_other_sizes(alone(found, Path("this")), sizes, time_limit, stage)
         if trace is not None and not hasattr(found, "plans"):

@@ -77,7 +77,18 @@ def at_other_size(plan: Plan, sizes: Sizes, time_limit_s: float | None, stage: C
     loaded = made.loaded
     program = trace(loaded.model, loaded.args, dict(loaded.kwargs), name=plan.model, precision=plan.precision)
     resting = {name: plan.state[name].placement for name, s in program.state.items() if s.kind == "parameter"}
-    aims = {"hardware": made.hardware, "optimizer": plan.optimizer, "overlap": plan.overlap, "constraints": plan.constraints}
-    limits = {"time_limit_s": time_limit_s or LIMIT_S, "gap": 1e-3, "memory": plan.budget_bytes, "cache": False}
-    found = find_plan(program, plan.mesh, resting, micro_batches=plan.micro_batches, **aims, **limits)  # type: ignore[arg-type]
+    found = find_plan(
+        program,
+        plan.mesh,
+        resting,
+        memory=plan.budget_bytes,
+        micro_batches=plan.micro_batches,
+        cache=False,
+        hardware=made.hardware,
+        optimizer=plan.optimizer,
+        time_limit_s=time_limit_s or LIMIT_S,
+        gap=1e-3,
+        overlap=plan.overlap,
+        constraints=plan.constraints,
+    )
     return OtherSize(sizes=sizes, step_time_s=found.step_time_s, peak_bytes=found.peak_bytes)

@@ -31,7 +31,7 @@ from autopar.cli_options import (
     read_constraints,
     stages,
 )
-from autopar.cli_origin import versions, with_origin
+from autopar.cli_origin import origin, versions
 from autopar.cli_profile import check_picture
 from autopar.errors import InputError
 
@@ -192,7 +192,7 @@ def load(setting: Setting) -> Loaded:
 def sign(plan: Plan, setting: Setting) -> Plan:
     """As `autopar plan` does."""
     told = {name: getattr(setting, name) for name in ("model", "hardware", "batch", "seq", "dtype")}
-    return with_origin(plan, **told)  # type: ignore[return-value]
+    return plan.model_copy(update={"origin": origin(**told)})
 
 
 def usual_jobs() -> int:

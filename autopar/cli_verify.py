@@ -69,7 +69,7 @@ def verify(
 ) -> None:
     """Run every rank in one process and compare loss, gradients and weights with the serial run; exit 1 if they differ.
 
-    A plan of a Hugging Face config is verified on a model of fewer layers and smaller widths, whose graphs are the same.
+    A plan of a Hugging Face config is verified on a model of fewer layers and smaller widths, whose graphs correspond.
     """
     limits = read_constraints(
         constraints,

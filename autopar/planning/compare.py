@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -126,8 +125,8 @@ def way_of(question: Question, plan: Plan, name: str, checkpoint: str, peak_byte
 def sent_bytes(plan: Plan, links: Iterable[Link]) -> dict[str, float]:
     """What one device sends in a step, by mesh axis."""
     axes = {name: (size, link) for name, size, link in zip(plan.mesh.names, plan.mesh.sizes, links, strict=True)}
-    found: Counter[str] = Counter(dict.fromkeys(axes, 0))
+    found = dict.fromkeys(axes, 0.0)
     for c in plan.figures.collectives:
         size, link = axes[c.axis]
-        found[c.axis] += plan.micro_batches * link.sent_bytes(c.kind, c.bytes, size)  # type: ignore[assignment]
-    return dict(found)
+        found[c.axis] += plan.micro_batches * link.sent_bytes(c.kind, c.bytes, size)
+    return found

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from autopar.errors import PlanError
 from autopar.ir.plan import KeptTensor, Plan, PlannedClass, PlannedConversion, PlannedRegion, PlannedTensor, PlannedUnit
-from autopar.ir.program import Program, Region
+from autopar.ir.program import Program, Region, Size
 from autopar.ir.region_view import merged
 from autopar.solver.restriction import split
 
@@ -184,8 +184,8 @@ def conversion(planned: PlannedConversion, node: Mapping[str, str]) -> PlannedCo
     return planned.model_copy(update={"tensor": node[planned.tensor]})
 
 
-def tensor(planned: PlannedTensor, shape: Sequence[object]) -> PlannedTensor:
-    return planned.model_copy(update={"shape": tuple(int(n) for n in shape)})  # type: ignore[call-overload]
+def tensor(planned: PlannedTensor, shape: Sequence[Size]) -> PlannedTensor:
+    return planned.model_copy(update={"shape": tuple(int(n) for n in shape)})
 
 
 def unlike(reason: str) -> PlanError:

@@ -91,28 +91,28 @@ def unit_facts(region: EmittedRegion, unit: str, seconds: float, again_s: float)
     )
 
 
-def unit_seconds(told: Told, events: list[Event]) -> tuple[Counter[str], Counter[str]]:
+def unit_seconds(told: Told, events: list[Event]) -> tuple[dict[str, float], dict[str, float]]:
     """Of computation, by unit: all, and what runs again."""
-    seconds: Counter[str] = Counter()
-    again: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
+    again: defaultdict[str, float] = defaultdict(float)
     for event in events:
         node = told.joint.get(event.name) if event.track == COMPUTE else None
         step = None if node is None else told.step(node)
         if step is not None and (unit := step.meta.get("unit")) is not None:
             took_s = event.end_s - event.start_s
-            seconds[unit] += took_s  # type: ignore[assignment]
-            again[unit] += took_s if event.about.get("again") else 0.0  # type: ignore[assignment]
+            seconds[unit] += took_s
+            again[unit] += took_s if event.about.get("again") else 0.0
     return seconds, again
 
 
 def edges(region: EmittedRegion, events: list[Event], times: int) -> dict[tuple[str, Placement], EdgeFacts]:
     sent: Counter[tuple[str, str]] = Counter()
-    took: Counter[tuple[str, str]] = Counter()
+    took: defaultdict[tuple[str, str], float] = defaultdict(float)
     for event in events:
         if event.track != COMPUTE and "tensor" in event.about:
             key = (event.about["tensor"], event.about["placements"])
             sent[key] += event.about.get("bytes", 0)
-            took[key] += event.end_s - event.start_s  # type: ignore[assignment]
+            took[key] += event.end_s - event.start_s
     found = {}
     for node in region.local.graph.nodes:
         if "conversion" in node.meta:
