@@ -40,6 +40,7 @@ from autopar.planning.shapes import one_or_all
 from autopar.profiler.profile import Profile, profile_model
 from autopar.runtime.agreement import agree, commitments
 from autopar.runtime.compiled import build_of, prepared
+from autopar.runtime.ending import settle_at_exit
 from autopar.runtime.peers import peers
 from autopar.runtime.replan import Programs
 from autopar.tracer import trace
@@ -269,6 +270,7 @@ def compile(
     chosen = {"plan": plan if plan is None or isinstance(plan, Plan) else "a file", "replan": replan, "precision": precision}
     said = commitments(model, mesh, options | chosen | {"seed": seed, "random": random, "backend": backend})
     agree({"about": "compile", **said})
+    settle_at_exit()
     build = build_of(backend)
     programs = Programs(model=model, trace=traced, plan=planned, said=said, allowed=replan)
     randomness, watched = shared_randomness(mesh, seed, random), peers()
