@@ -124,6 +124,9 @@ Mamba2ForCausalLM tokens num_heads=8 head_dim=8 state_size=8 n_groups=2 chunk_si
 FalconMambaForCausalLM tokens state_size=4
 FalconH1ForCausalLM tokens mamba_d_ssm=64 mamba_n_heads=8 mamba_d_head=8 mamba_d_state=8 mamba_n_groups=2
     mamba_chunk_size=8
+PhimoeForCausalLM tokens
+RecurrentGemmaForCausalLM tokens block_types=['recurrent','attention'] attention_window_size=8
+YosoForMaskedLM long
 RwkvForCausalLM tokens context_length=64
 xLSTMForCausalLM tokens num_blocks=2 num_heads=4 chunk_size=8
 BambaForCausalLM tokens mamba_n_heads=8 mamba_d_head=8 mamba_d_state=8 mamba_chunk_size=8 attn_layer_indices=[1]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from autopar.errors import InputError, RuleError
 from autopar.ir.opaque import opaque_of, remember, state_of, tensor_at
+from autopar.ir.own_functions import is_function, tensors_of, use_of
 from autopar.ir.widen import widen
 from autopar.ops import tables
 from autopar.ops.factors import Factor
@@ -129,6 +130,11 @@ def call_of(
         names = state_of(opaque, op)
         tensors = (tensor_at(op, name) for name in names)
         return doubled(opaque.op(names), (remember(opaque, op, ""), *opaque.bind(*args, **kwargs), *tensors), {})
+    if is_function(op):
+        if text is not None:
+            tables.USER_RULES[op] = row(text, "matmul", sharded, op)
+        use = use_of(op, args)
+        return doubled(use.op(len(tensors_of(op.apply(*args)))), use.taken, {})
     if text is not None and isinstance(op, types.FunctionType) and overload_of(op) is None:
         op = own_function(op, row(text, "matmul", sharded, op), said)
     elif text is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from autopar.ir.own_functions import KINDS
 from autopar.ops import fits
 from autopar.ops.families import (
     creation,
@@ -53,10 +54,16 @@ USER_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 """What users gave for factors of their rules, by the names in the `sharded` column: functions of local tensors."""
 
 
+def own_rule(target: Target) -> OpRule | None:
+    """The row that a user gave to an op, or to the `autograd.Function` that it runs."""
+    kind = KINDS.get(target)
+    return USER_RULES.get(target) or (None if kind is None else USER_RULES.get(kind))
+
+
 def rule_for(target: Target) -> OpRule | None:
     """The row of an op; None for an op that nobody wrote one for (`autopar.ops.discovered` looks for one)."""
-    if target in USER_RULES:
-        return USER_RULES[target]
+    if (own := own_rule(target)) is not None:
+        return own
     if target in TABLE:
         return TABLE[target]
     if isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags:

@@ -144,7 +144,7 @@ def fitted(node: torch.fx.Node) -> Signature:
     try:
         return rule_of(node).signature(node, operands, results)
     except ValueError as error:
-        if node.target in tables.USER_RULES:
+        if tables.own_rule(node.target) is not None:
             raise RuleError(f"{error}. This is {node.target} at {place_of(node)}") from error
         shapes = ", ".join("-" if s is None else str(list(s)) for s in operands)
         warn_kept_whole(node, f"its rule does not fit operands of shapes {shapes}")

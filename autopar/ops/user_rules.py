@@ -21,6 +21,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from autopar.errors import RuleError
 from autopar.ir import opaque
+from autopar.ir.own_functions import is_function
 from autopar.ir.own_ops import annotated, define, is_tensor
 from autopar.ops import tables
 from autopar.ops.factors import Factor
@@ -60,12 +61,14 @@ def op_rule(
     shape: Callable[..., Any] | None = None,
     params: Sequence[str] | None = None,
 ) -> Callable[[T], T]:
-    """Decorator: give an op, a function of tensors or a module class a row of the rule table (docs/rules.md).
+    """Decorator: give an op, a function of tensors, an `autograd.Function` or a module class a row of the rule table
+    (docs/rules.md).
 
     An op is what `torch.library.custom_op` returns, or an OpOverload; the row replaces the one that it had. A function or a
     class is not traced into: it may contain anything, is one op of a plan, and its backward is autograd's, of the code run
-    again. Operands are its tensors in the order of its arguments, then, of a class, parameters and buffers: all in torch's
-    order, or as named in `params`. `shape` gives the shapes of results from the arguments where the row does not tell them.
+    again; an `autograd.Function` has its own. Operands are its tensors in the order of its arguments, then, of a module class,
+    parameters and buffers: all in torch's order, or as named in `params`. `shape` gives the shapes of results from the
+    arguments where the row does not tell them.
 
     `kind` groups the op with others for composing and for the known plans. `sharded` says, per factor, what runs where it is
     cut: a function `f(*local arguments, axes=[(group name, size), ...], coordinates=[...])`, or the name of an implementation
@@ -87,7 +90,9 @@ def op_rule(
         if isinstance(given, type) and issubclass(given, nn.Module):
             opaque.CLASSES[given] = class_with(given, rule, said)
             return given
-        op = overload_of(given)
+        if is_function(given) and said != Said():
+            raise RuleError(f"{given.__name__} tells its results itself, and has no parameters: leave out `shape` and `params`")
+        op = given if is_function(given) else overload_of(given)
         if op is not None:
             tables.USER_RULES[op] = rule
             return given
@@ -127,7 +132,8 @@ def row(text: str, kind: str, sharded: Sharded, given: Any) -> OpRule:
             names[factor] = implementation
         else:
             name = names[factor] = free_implementation(f"{name_of(given)}.{factor}")
-            tables.USER_IMPLEMENTATIONS[name] = of_instance(implementation) if isinstance(given, type) else implementation
+            of_class = isinstance(given, type) and issubclass(given, nn.Module)
+            tables.USER_IMPLEMENTATIONS[name] = of_instance(implementation) if of_class else implementation
     code = [c for c in (given, *sharded.values()) if not isinstance(c, str)]
     return OpRule(kind=kind, text=text, sharded=names, version=version_of(code))
 

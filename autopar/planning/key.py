@@ -20,7 +20,7 @@ from torch.fx import Node
 from autopar.ir.mesh import MeshSpec
 from autopar.ir.program import Program
 from autopar.ops.rows import DiscoveredRow, all_discovered
-from autopar.ops.tables import USER_RULES
+from autopar.ops.tables import own_rule
 from autopar.planning.planner import Planner
 
 NOT_PLANNED = ("val", "source", "stack_trace", "nn_module_stack")
@@ -48,7 +48,7 @@ def key_of(planner: Planner, mesh: MeshSpec, budget_bytes: int | None) -> str:
 def rules_of_users(program: Program) -> set[str]:
     """Those of its ops, as text that is another one when a row or the code behind it is."""
     targets = {node.target for region in program.regions.values() for node in region.graph.nodes}
-    return {f"{target}: {USER_RULES[target]}" for target in targets if target in USER_RULES}
+    return {f"{target}: {rule}" for target in targets if (rule := own_rule(target)) is not None}
 
 
 def rows(program: Program) -> Iterator[tuple[tuple[str, str], DiscoveredRow]]:

@@ -28,7 +28,7 @@ from autopar.ir.precision import Precision
 from autopar.ir.program import State, TensorSpec
 from autopar.torch_private import LOGGERS_OF_TRACES, pytree
 from autopar.tracer.answers import Answers
-from autopar.tracer.backwards import NoOwnBackwards
+from autopar.tracer.backwards import OwnBackwards
 from autopar.tracer.branches import inline_branches
 from autopar.tracer.checkpoints import CheckpointMarks
 from autopar.tracer.dynamic import Dynamic
@@ -210,7 +210,7 @@ def warn_assumed(text: str) -> None:
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, around: Around, answers: Answers
 ) -> ExportedProgram:
-    with CheckpointMarks(), NoOwnBackwards(), answers, around():
+    with CheckpointMarks(), OwnBackwards(), answers, around():
         exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
     inline_branches(exported.graph_module)
     mark_gradient_stops(exported.graph_module)

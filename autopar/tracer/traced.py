@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, set_proxy_slot
 
 from autopar.torch_private import is_fake, without_modes
 
@@ -17,6 +17,14 @@ def node_if_traced(tensor: Tensor) -> Node | None:
     mode = get_proxy_mode()
     slot: Any = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
     return None if slot is None else slot.proxy.node
+
+
+def take_the_place(of: Tensor, tensor: Tensor) -> None:
+    """From here on, the graph that is being written means `tensor` where the code has `of`, which looks the same."""
+    mode = get_proxy_mode()
+    assert mode is not None, "nothing is being traced"
+    slot: Any = get_proxy_slot(tensor, mode.tracer)
+    set_proxy_slot(of, mode.tracer, slot)
 
 
 def traced_constant(name: str) -> Tensor | None:
