@@ -108,7 +108,7 @@ class Passage:
         except Unclear:
             kinds = ", ".join(type(value).__name__ for value in given)
             raise self.refusal(f"it is called with ({kinds}), and an op takes tensors, numbers and plain constants") from None
-        self.graph, self.before = graph, next(reversed(graph.nodes))
+        self.graph, self.before = graph, next(iter(reversed(graph.nodes)))
         self.given = [(value, value._version) for value in given if isinstance(value, Tensor)]
 
     def end(self, returned: Any) -> None:
