@@ -38,6 +38,8 @@ from autopar.torch_private import OpOverload, OpOverloadPacket
 
 ENVIRONMENT = frozenset({"environ", "environb", "getenv"})
 CALLABLES = (types.FunctionType, types.MethodType, functools.partial, nn.Module)
+IMPORTING = "<frozen importlib"
+"""Python's own code around that of a module which is loaded."""
 IMPORT_NAME = dis.opmap["IMPORT_NAME"]
 SILENT = frozenset(
     f"__{name}__"
@@ -148,6 +150,7 @@ class Watch(TorchFunctionMode):
         self.imports: list[tuple[str, tuple[str, ...]]] = []
         self.later: list[tuple[str, str]] = []
         """Of modules of torch and Python, in which tracing itself replaces functions for a while."""
+        self.imports_around = 0
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -157,6 +160,7 @@ class Watch(TorchFunctionMode):
         if self.ran.unclear:
             yield
             return
+        self.imports_around = imports_under_way(sys._getframe())
         sys.settrace(self.entered)
         try:
             with self:
@@ -178,8 +182,12 @@ class Watch(TorchFunctionMode):
         code = frame.f_code
         if id(code) in self.seen:
             return
+        own = not (self.ran.unclear or is_foreign_file(code.co_filename) or is_made_by_others(frame))
+        if own and imports_under_way(frame) > self.imports_around:
+            self.note_import(code, frame.f_globals)
+            return
         self.seen[id(code)] = code
-        if self.ran.unclear or is_foreign_file(code.co_filename) or is_made_by_others(frame):
+        if not own:
             return
         sys.settrace(None)
         try:
@@ -203,12 +211,22 @@ class Watch(TorchFunctionMode):
                 self.read(module, name)
                 if isinstance(found := namespace.get(name), types.ModuleType):
                     self.read_of(found, inner.co_names)
-            if ENVIRONMENT & set(inner.co_names):
-                words = [c for c in inner.co_consts if isinstance(c, str)]
-                words += [v for n in inner.co_names if isinstance(v := namespace.get(n), str)]
-                self.ran.environment |= {w: os.environ.get(w) for w in words if re.fullmatch(r"\w+", w)}
+            self.note_environment(inner, namespace)
             if IMPORT_NAME in inner.co_code[::2]:
                 self.imported(inner, namespace)
+
+    def note_import(self, code: types.CodeType, namespace: dict[str, Any]) -> None:
+        """What runs only to load a module, which may be there already another time: its globals count when they are named."""
+        if code.co_filename not in self.ran.files:
+            self.ran.files[code.co_filename] = file_digest(code.co_filename)
+        for inner in codes(code):
+            self.note_environment(inner, namespace)
+
+    def note_environment(self, code: types.CodeType, namespace: dict[str, Any]) -> None:
+        if ENVIRONMENT & set(code.co_names):
+            words = [c for c in code.co_consts if isinstance(c, str)]
+            words += [v for n in code.co_names if isinstance(v := namespace.get(n), str)]
+            self.ran.environment |= {w: os.environ.get(w) for w in words if re.fullmatch(r"\w+", w)}
 
     def read(self, module: str, name: str) -> None:
         known = self.ran.globals.setdefault(module, {})
@@ -265,6 +283,15 @@ def is_made_by_others(frame: types.FrameType) -> bool:
     """Whether torch or Python runs there what it has written itself, such as the methods of a namedtuple."""
     caller = frame.f_back
     return frame.f_code.co_filename == "<string>" and caller is not None and is_foreign_file(caller.f_code.co_filename)
+
+
+def imports_under_way(frame: types.FrameType | None) -> int:
+    """How many of Python's own functions that load modules have led to a frame."""
+    found = 0
+    while frame is not None:
+        found += frame.f_code.co_filename.startswith(IMPORTING)
+        frame = frame.f_back
+    return found
 
 
 def runs_own_code(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

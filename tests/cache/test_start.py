@@ -305,6 +305,45 @@ class Opaque(float):
         self.stream = (n for n in (value,))
 
 
+LATE = """
+from torch import nn
+class Model(nn.Module):
+    def forward(self, x):
+        from {name}_late import made
+        return {{"loss": (x * made).sum()}}
+"""
+LOADED = """
+'''A module that runs code of its own when it is loaded.'''
+import os
+SHARE = 2.0
+def computed():
+    return SHARE * float(os.environ.get("CACHE_TEST_VARIABLE", "1"))
+made = computed()
+made_of = os.environ.get("CACHE_TEST_OTHER")
+"""
+
+
+def test_modules_that_a_trace_loads_count_by_what_is_taken_from_them(
+    workplace: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ran in them while they were loaded does not run again, and their globals were not there yet."""
+    name, late = f"{NAME}_lazy", f"{NAME}_lazy_late"
+    (workplace / f"{name}.py").write_text(LATE.format(name=name))
+    (workplace / f"{late}.py").write_text(LOADED)
+    importlib.invalidate_caches()
+    call = (importlib.import_module(name).Model(), (X,), {})
+    assert start(call)[1]
+    assert not is_traced(call)
+    monkeypatch.setenv("CACHE_TEST_OTHER", "1")
+    assert is_traced(call), "the environment that it reads"
+    monkeypatch.delenv("CACHE_TEST_OTHER")
+    assert not is_traced(call)
+    (workplace / f"{late}.py").write_text(LOADED.replace("2.0", "3.0"))
+    assert is_traced(call), "its file"
+    for module in (name, late):
+        sys.modules.pop(module)
+
+
 def test_watching_leaves_a_debugger_alone(source: ModuleType, folder: Path) -> None:
     calls: list[str] = []
     sys.settrace(lambda frame, event, arg: calls.append(frame.f_code.co_name))
