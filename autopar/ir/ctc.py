@@ -1,4 +1,7 @@
-"""CTC loss as one op: ATen's own has a second result, for its backward, of a size that only the targets' lengths tell."""
+"""CTC loss as one op: ATen's own has a second result, for its backward, of a size that only the targets' lengths tell.
+
+And its targets, where they are chosen by a mask: padded, as only data tell how many there are.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,38 @@ def ctc_loss_by(
     if reduction == "sum":
         return found.sum()
     return found if batched else found.squeeze(0)
+
+
+def padded_targets(labels: Tensor, mask: Tensor, lengths: Tensor, by_rows: bool) -> Tensor:
+    """The chosen labels, which lie one after the other, as [batch, width]: `lengths` [batch] of them in each row, then zeros.
+    Labels and mask have one shape; the width is that of their rows, or without `by_rows` their number.
+
+    Raises ValueError if the lengths are not those of so many labels, as `ctc_loss` does.
+    """
+    width, places = padded_width(labels, by_rows), torch.arange(padded_width(labels, by_rows), device=labels.device)
+    if int(lengths.sum()) != int(mask.sum()) or (lengths > width).any():
+        raise ValueError(f"{int(mask.sum())} targets of a CTC loss were selected, for sequences of {lengths.tolist()}")
+    taken = places < lengths.unsqueeze(1)
+    at = places + (lengths.cumsum(0) - lengths).unsqueeze(1)
+    first = mask.flatten().logical_not().int().argsort(stable=True)
+    return labels.flatten()[first][at.where(taken, 0)].long().where(taken, 0)
+
+
+def padded_width(labels: Tensor, by_rows: bool) -> int:
+    return labels.shape[1] if by_rows else labels.numel()
+
+
+CTC_TARGETS_OP = define(
+    "ctc_targets",
+    padded_targets,
+    annotated(padded_targets, "ctc_targets"),
+    1,
+    lambda labels, mask, lengths, by_rows: (
+        labels.new_empty((lengths.shape[0], padded_width(labels, by_rows)), dtype=torch.int64),
+    ),
+    namespace="autopar",
+)
+CTC_TARGETS = torch.ops.autopar.ctc_targets.default
 
 
 def as_lengths(given: Lengths, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from autopar.tracer.branches import drop_idle_choices
 from autopar.tracer.build import build
 from autopar.tracer.capture import Captured, capture
 from autopar.tracer.clean import clean, drop_dead
+from autopar.tracer.ctc import pad_chosen_targets
 from autopar.tracer.dynamic import Dynamic, DynamicLike
 from autopar.tracer.experts import whole_experts
 from autopar.tracer.failures import check_no_data_dependent_sizes
@@ -85,6 +86,7 @@ def finished(captured: Captured, name: str, symbols: Mapping[str, sympy.Symbol])
     clean(captured.graph)
     whole_experts(captured.graph)
     fold_masks(captured.graph)
+    pad_chosen_targets(captured.graph)
     drop_dead(captured.graph)
     check_no_data_dependent_sizes(captured.graph, captured.made)
     propagate(captured.graph, captured.results[1], captured.out_spec)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from autopar.ir.ctc import CTC_LOSS
+from autopar.ir.ctc import CTC_LOSS, CTC_TARGETS
 from autopar.ops import fits
 from autopar.ops.fits import argument
 from autopar.ops.rule import OpRule, Rows, Shape, Signature, fit_text, given_shapes
@@ -73,6 +73,7 @@ ROWS: Rows = {
     aten.cross_entropy_loss.default: CROSS_ENTROPY,
     aten.nll_loss_nd.default: NLL,
     CTC_LOSS: OpRule(kind="loss", fit=ctc),
+    CTC_TARGETS: OpRule(kind="whole", fit=fits.all_whole),
     aten.mse_loss.default: ELEMENTS,
     aten.l1_loss.default: ELEMENTS,
     aten.smooth_l1_loss.default: ELEMENTS,

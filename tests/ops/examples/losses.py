@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from autopar.ir.ctc import CTC_LOSS
+from autopar.ir.ctc import CTC_LOSS, CTC_TARGETS
 from autopar.ops.proof import Call
 from tests.ops.examples.common import Example, Examples
 from tests.ops.pick import Pick
@@ -77,8 +77,20 @@ def ctc(p: Pick) -> Call:
     return Call(CTC_LOSS, (log_probs, targets, steps - p.integers(3, batch), lengths, 0, p.one(False, True)))
 
 
+def ctc_targets(p: Pick) -> Call:
+    """Of rows with gaps, one sequence each; or as long as other rows, of labels in any shape."""
+    batch, longest = p.size(4, 6), p.size(3, 2)
+    labels, mask = p.integers(9, batch, longest), p.integers(2, batch, longest) > 0
+    lengths, by_rows = mask.sum(-1), p.one(False, True)
+    if not by_rows:
+        shape = p.one((-1,), (1, -1), (longest, batch))
+        labels, mask, lengths = labels.reshape(shape), mask.reshape(shape), lengths.flip(0)
+    return Call(CTC_TARGETS, (labels, mask, lengths, by_rows))
+
+
 EXAMPLES: Examples = {
     CTC_LOSS: ctc,
+    CTC_TARGETS: ctc_targets,
     aten.cross_entropy_loss.default: cross_entropy,
     aten.nll_loss_nd.default: nll,
     aten.mse_loss.default: of_elements(aten.mse_loss.default),
