@@ -95,7 +95,7 @@ def find(root: nn.Module) -> list[Block]:
             own_leaf = several and not type(child).__module__.startswith("torch.")
             inside = isinstance(parent, CONTAINERS)
             worth = (inside or several) if any(child.children()) else (inside and own_leaf)
-            if worth and not isinstance(child, LISTS) and id(child) not in found and _open(child):
+            if worth and not isinstance(child, LISTS) and id(child) not in found and is_open(child):
                 found[id(child)] = Block(module=child, path=f"{parent_path}.{name}".removeprefix("."), kind=kind)
     return list(found.values())
 
@@ -112,7 +112,7 @@ def built(module: nn.Module) -> Hashable:
     return tuple(described)
 
 
-def _open(module: nn.Module) -> bool:
+def is_open(module: nn.Module) -> bool:
     """Whether a subclass can take the place of the module's class."""
     kind = type(module)
     special = any("__init_subclass__" in vars(base) and not _known(base) for base in kind.__mro__[:-1])
@@ -125,14 +125,17 @@ def _known(kind: type) -> bool:
     return kind.__module__.split(".")[0] in ("torch", "transformers")
 
 
-def become(module: nn.Module, methods: dict[str, Any]) -> type:
+def become(module: nn.Module, methods: dict[str, Any]) -> None:
     """Make the module, which is one of ours, an instance of a subclass of its class that has these methods too."""
-    kind = type(module)
+    object.__setattr__(module, "__class__", derived(type(module), methods))
+
+
+def derived(kind: type, methods: dict[str, Any], *before: type) -> type:
+    """A subclass that looks like the class but for these methods; `before` are bases whose methods come before its own."""
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     metaclass: Any = type(kind)
-    derived: type = metaclass(kind.__name__, (kind,), names | methods)
-    object.__setattr__(module, "__class__", derived)
-    return derived
+    made: type = metaclass(kind.__name__, (*before, kind), names | methods)
+    return made
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class Differences:
 def record_reads(module: nn.Module, note: Callable[[int, str], None]) -> None:
     """From now on `note(id of the module's __dict__, name)` is called for every attribute that code reads of the module."""
     kind = type(module)
-    if not _open(module) or any("__getattribute__" in vars(base) for base in kind.__mro__ if base is not object):
+    if not is_open(module) or any("__getattribute__" in vars(base) for base in kind.__mro__ if base is not object):
         note(id(own(module)), EVERYTHING)
         return
 

@@ -64,7 +64,7 @@ def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> AutoparErro
     where = at(place and place.quoted)
     if DATA_DEPENDENT.search(f"{type(error).__name__} {text}"):
         return TraceError(f"the model branches or sizes a tensor on data{where}{_read_at(text, place, answers)}")
-    if "_apply(): Couldn't swap" in text:
+    if is_cast(error):
         return TraceError(
             f"the model casts or moves one of its modules while it runs{where}: a trace has one set of parameters; cast the "
             f"module before, and in this line its inputs. For code that you cannot edit: {WHOLE}"
@@ -91,6 +91,11 @@ def explain(error: Exception, dynamic: Dynamic, answers: Answers) -> AutoparErro
         )
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return TraceError(f"torch.export cannot trace the model{where}: {type(error).__name__}: {reason}")
+
+
+def is_cast(error: BaseException | None) -> bool:
+    """Whether torch raised it as a module was cast or moved by the code that it traced."""
+    return "_apply(): Couldn't swap" in str(error)
 
 
 def check_no_data_dependent_sizes(graph: Graph, made: Mapping[str, Place]) -> None:

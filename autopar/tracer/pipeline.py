@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from autopar.errors import TraceError
 from autopar.ir.autocast import no_autocast
 from autopar.ir.precision import Precision, PrecisionLike
 from autopar.ir.program import Program
@@ -19,11 +20,12 @@ from autopar.torch_private import OpOverload
 from autopar.tracer.branches import drop_idle_choices
 from autopar.tracer.build import build
 from autopar.tracer.capture import Captured, capture
+from autopar.tracer.casts import with_idle_casts
 from autopar.tracer.clean import clean, drop_dead
 from autopar.tracer.ctc import pad_chosen_targets
 from autopar.tracer.dynamic import Dynamic, DynamicLike
 from autopar.tracer.experts import whole_experts
-from autopar.tracer.failures import check_no_data_dependent_sizes
+from autopar.tracer.failures import check_no_data_dependent_sizes, is_cast
 from autopar.tracer.fold import fold
 from autopar.tracer.gradients import loss_of, propagate
 from autopar.tracer.masks import fold_masks
@@ -72,9 +74,14 @@ def trace(
     dims = Dynamic(dynamic or {})
     marks = dims.marks(model, args, kwargs) if dims.names else []
     mixed = with_autocast(Precision.of(precision), model)
-    captured = capture(
-        in_precision(model, mixed), args, kwargs, dims, blocks_once=blocks_once, progress=progress, around=around
-    )
+    given = in_precision(model, mixed)
+    options: dict[str, Any] = {"blocks_once": blocks_once, "progress": progress, "around": around}
+    try:
+        captured = capture(given, args, kwargs, dims, **options)
+    except TraceError as error:
+        if not is_cast(error.__cause__):
+            raise
+        captured = capture(with_idle_casts(given), args, kwargs, dims, **options)
     set_at_rest(captured, model, mixed)
     symbols = dims.apply(captured, marks) if dims.names else {}
     with no_autocast():

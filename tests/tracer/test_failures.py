@@ -88,7 +88,7 @@ def test_code_that_torch_cannot_trace() -> None:
 def test_a_module_that_is_cast_in_forward() -> None:
     class Casts(Function):
         def forward(self, x):
-            return super().to(torch.float32).weight * x
+            return super().to(torch.float64).weight * x
 
     with pytest.raises(TraceError, match=r"casts or moves .*test_failures\.py:\d+ \(`return super\(\).*cast the module"):
         trace(Casts(None), (torch.ones(2),))
