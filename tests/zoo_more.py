@@ -94,6 +94,13 @@ def spoken(**shapes: tuple[int, ...]) -> Callable[[int, int], Inputs]:
     return lambda batch, seq: drawn(batch, shapes) | {"labels": torch.randint(3, 90, (batch, 6))}
 
 
+def spelled(batch: int, seq: int) -> Inputs:
+    """Waves and their texts for a CTC loss: of different lengths, with blanks in between."""
+    inputs = spoken(input_values=(2000,))(batch, seq)
+    inputs["labels"][1::2, 4:], inputs["labels"][::2, 2] = -100, 0
+    return inputs
+
+
 def series(batch: int, seq: int) -> Inputs:
     past = {"past_values": torch.randn(batch, 15), "past_time_features": torch.randn(batch, 15, 1)}
     future = {"future_values": torch.randn(batch, 4), "future_time_features": torch.randn(batch, 4, 1)}
@@ -125,6 +132,7 @@ INPUTS: dict[str, Callable[[int, int], Inputs]] = {
     "video": labelled(pixel_values=(4, 3, IMAGE, IMAGE)),
     "wave": labelled(input_values=(640,)),
     "spoken": spoken(input_values=(2000,)),
+    "spelled": spelled,
     "heard": spoken(input_features=(32, 16)),
     "features": labelled(input_features=(16, 8)),
     "spectrum": labelled(input_values=(32, 16)),
