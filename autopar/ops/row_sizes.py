@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from autopar.ops.rule import malformed, name_dims, parse, sizes_of
 
 def product_flops(text: str, shapes: Sequence[Sequence[Size] | None]) -> Any:
     """Of the operands multiplied one after the other, as in an einsum; a factor is summed over as soon as no later operand
-    and no result has it. Costs are products of sizes: the products of most factors count, all like the first of them.
+    and no result has it. Costs are products of sizes: the products of most factors count, all like those that are most
+    frequent, or first.
 
     >>> product_flops("b k, n k, m n -> b m", [(2, 3), (5, 3), (3, 5)]) == 2 * (2 * 3 * 5) + 2 * (2 * 5 * 3)
     True
@@ -28,12 +30,14 @@ def product_flops(text: str, shapes: Sequence[Sequence[Size] | None]) -> Any:
         products.append(left | operand)
         left = (left | operand) & set().union(*there[i + 1 :], *results)
     most = max(map(len, products), default=0)
-    largest = [factors for factors in products if len(factors) == most]
+    largest = Counter(frozenset(factors) for factors in products if len(factors) == most)
     if not largest:
         return 0
     sizes = factor_sizes(text, shapes)
-    bases = {word.rstrip("*") if word.endswith("*") else word for word in largest[0]}
-    return 2 * len(largest) * math.prod(n for name, n in sizes.items() if name in bases or name.rstrip("0123456789") in bases)
+    ((frequent, _),) = largest.most_common(1)
+    bases = {word.rstrip("*") if word.endswith("*") else word for word in frequent}
+    counted = [n for name, n in sizes.items() if name in bases or name.rstrip("0123456789") in bases]
+    return 2 * largest.total() * math.prod(counted)
 
 
 def factor_sizes(text: str, shapes: Sequence[Sequence[Size] | None]) -> dict[Factor, Size]:

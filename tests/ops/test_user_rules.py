@@ -73,6 +73,8 @@ def test_products_are_counted_one_after_the_other() -> None:
     assert product_flops("b* k, n k, n -> b* n", [(7, 8, 3), (5, 3), (5,)]) == 2 * 7 * 8 * 3 * 5
     assert product_flops("t k, e n k, e k n -> t k", [(8, 4), (2, 16, 4), (2, 4, 16)]) == 2 * 2 * 8 * 2 * 16 * 4
     assert product_flops("b h -> b h", [(8, 4)]) == 0
+    experts = [(8, 4), (8, 3), (16, 4), (4, 16), (16, 4), (4, 16)]
+    assert product_flops("t i, t e, h i, i h, h i, i h -> t i", experts) == 5 * 2 * 8 * 16 * 4
 
 
 ROWS = {
