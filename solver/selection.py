@@ -76,7 +76,7 @@ class Modules:
 
     @cached_property
     def ops(self) -> list[str]:
-        return sorted({str(n.target).removeprefix("aten.").split(".")[0] for u in self.units.values() for n in ops(u)})
+        return sorted({str(n.target).removeprefix("aten.").rpartition(".")[0] for u in self.units.values() for n in ops(u)})
 
 
 def ops(unit: Unit) -> Iterator[Node]:

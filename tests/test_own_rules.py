@@ -47,6 +47,13 @@ def test_own_implementation_runs_where_its_factor_is_cut(mesh: str) -> None:
     assert "n" in cut_of(report.plan)["Gated"]
 
 
+def test_a_pin_of_an_op_that_is_not_there_lists_those_of_rules_by_their_names() -> None:
+    model, batch = mixed()
+    wrong = autopar.Constraints(pins=["op=autopar_user.Gate: tensor=gpu"])
+    with pytest.raises(ConstraintError, match=r"autopar_user\.Gated, autopar_user\.routed, .*linear"):
+        autopar.plan(model, "2", kwargs=batch, hardware=toy_hardware(), constraints=wrong)
+
+
 def test_a_plan_that_cannot_cut_an_op_names_op_and_node() -> None:
     class Net(torch.nn.Module):
         def __init__(self) -> None:
