@@ -1,10 +1,10 @@
 """The lines of `zoo_more`: class, kind of inputs, and what of its config is not as `zoo_more.SMALL` says; `+name` is a group.
 
-Left out, as they cannot be traced: DBRX, JetMoE, NLLB-MoE and Switch Transformers (loops over the experts that were chosen: a
-rule for their class helps, `tests/test_own_experts.py`), FSMT (asks whether anything is padded), I-BERT (asks for ranges), X-MOD
-(indexes by language), ViLT and Autoformer (size tensors by data); Phimoe, RecurrentGemma, Reformer, SEW-D and YOSO (backwards of
-their own); Nystromformer and Informer (do not work while exported); Gemma 3n, which writes into its parameters in forward.
-LongT5 does not work while exported without a mask, which its lines give it.
+Left out, as they cannot be traced: DBRX and JetMoE (loops over the experts that were chosen), NLLB-MoE and Switch Transformers
+(likewise; with a rule for the class of their experts they can, see `test_own_experts`), FSMT (asks whether anything is padded),
+I-BERT (asks for ranges), X-MOD (indexes by language), ViLT and Autoformer (size tensors by data); Phimoe, RecurrentGemma,
+Reformer, SEW-D and YOSO (backwards of their own); Nystromformer and Informer (fail while exported, as does LongT5 without
+a mask); Gemma 3n, which writes into its parameters in forward.
 """
 
 from __future__ import annotations
