@@ -87,7 +87,7 @@ CASES: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
     "masked by an index": (Masked(lambda labels, mask: labels[mask].int()), MASKED),
     "masked by a function": (Masked(lambda labels, mask: torch.masked_select(labels, mask)), MASKED),
     "masked bytes": (Masked(lambda labels, mask: labels[mask].long()), (MASKED[0], LABELS.to(torch.int8))),
-    "masked, with lengths": (Masked(), (*MASKED, INPUTS, TARGETS)),
+    "masked, with lengths": (Masked(), (*MASKED, INPUTS, torch.tensor([4, 3, 1, 5]))),
     "masked, in one row": (Masked(), (MASKED[0], LABELS.reshape(1, -1), INPUTS, TARGETS)),
     "masked, flat": (Masked(), (MASKED[0], LABELS.flatten(), INPUTS, TARGETS)),
     "masked, single": (Masked(), (SINGLE[0], torch.tensor([1, 0, 2, -100, 3]), *SINGLE[2:])),
@@ -122,9 +122,39 @@ def test_sequences_are_cut() -> None:
 )
 def test_sequences_with_masked_targets_are_cut(how: str, mesh: str) -> None:
     model, inputs = CASES[f"masked{how}"]
-    pins = autopar.Constraints(pins=["op=ctc_loss: batch=*"])
+    rows = "with lengths" not in how
+    pins = autopar.Constraints(pins=["op=ctc_loss: batch=*", *["op=ctc_targets: batch=*"] * rows])
     report = autopar.verify(model, mesh, inputs, hardware=toy_hardware(), constraints=pins)
     assert report.max_relative_error <= 1e-9, report.tensors[:3]
+
+
+class Counted(Masked):
+    """With lengths of its own making."""
+
+    def __init__(self, lengths: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.lengths = lengths
+
+    def forward(self, x: Tensor, targets: Tensor, *lengths: Tensor) -> Tensor:
+        return super().forward(x, targets, INPUTS, self.lengths(targets))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cut"),
+    [
+        (lambda labels: ((labels != -100) & (labels != 0)).sum(1), True),
+        (lambda labels: ((labels != -100) & (labels != 0)).int().sum(-1, keepdim=True).flatten().int(), True),
+        (lambda labels: ((labels != -100) & (labels != 0)).sum(0)[:BATCH], False),
+        (lambda labels: ((labels != -100) & (labels != 0)).reshape(LONGEST, BATCH).sum(0), False),
+        (lambda labels: (labels > 0).sum(1), False),
+        (lambda labels: ((labels != -100) & (labels != 1)).sum(1), False),
+        (lambda labels: TARGETS, False),
+    ],
+)
+def test_targets_are_cut_by_rows_if_lengths_are_those_of_each_row(lengths: Callable[[Tensor], Tensor], cut: bool) -> None:
+    program = trace(Counted(lengths), MASKED)
+    (found,) = (node for region in program.regions.values() for node in region.graph.nodes if node.target is CTC_TARGETS)
+    assert found.args[3:] == (True, cut)
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["alone", "beside the loss"])

@@ -65,9 +65,10 @@ def ctc_loss_by(
     return found if batched else found.squeeze(0)
 
 
-def padded_targets(labels: Tensor, mask: Tensor, lengths: Tensor, by_rows: bool) -> Tensor:
+def padded_targets(labels: Tensor, mask: Tensor, lengths: Tensor, by_rows: bool, apart: bool = False) -> Tensor:
     """The chosen labels, which lie one after the other, as [batch, width]: `lengths` [batch] of them in each row, then zeros.
-    Labels and mask have one shape; the width is that of their rows, or without `by_rows` their number.
+    Labels and mask have one shape; the width is that of their rows, or without `by_rows` their number. `apart`: each row's
+    length is the number of labels that are chosen in it.
 
     Raises ValueError if the lengths are not those of so many labels, as `ctc_loss` does.
     """
@@ -89,7 +90,7 @@ CTC_TARGETS_OP = define(
     padded_targets,
     annotated(padded_targets, "ctc_targets"),
     1,
-    lambda labels, mask, lengths, by_rows: (
+    lambda labels, mask, lengths, by_rows, *_: (
         labels.new_empty((lengths.shape[0], padded_width(labels, by_rows)), dtype=torch.int64),
     ),
     namespace="autopar",

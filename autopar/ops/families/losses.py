@@ -50,6 +50,13 @@ def ctc(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence
     return fit_text("t! b c!, b s!, b, b -> b", operands, results)
 
 
+def ctc_targets(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
+    """Rows are alike if each one's length is that of its own targets; else one may begin in the middle of another."""
+    if not argument(node, "apart"):
+        return fits.all_whole(node, operands, results)
+    return fit_text("b s!, b s!, b -> b s!", operands, results)
+
+
 def of_elements(node: torch.fx.Node, operands: Sequence[Shape | None], results: Sequence[Shape]) -> Signature:
     """Losses of single elements (operands broadcast), as they are, summed or averaged."""
     reduction = argument(node, "reduction", MEAN)
@@ -73,7 +80,7 @@ ROWS: Rows = {
     aten.cross_entropy_loss.default: CROSS_ENTROPY,
     aten.nll_loss_nd.default: NLL,
     CTC_LOSS: OpRule(kind="loss", fit=ctc),
-    CTC_TARGETS: OpRule(kind="whole", fit=fits.all_whole),
+    CTC_TARGETS: OpRule(kind="norm", fit=ctc_targets),
     aten.mse_loss.default: ELEMENTS,
     aten.l1_loss.default: ELEMENTS,
     aten.smooth_l1_loss.default: ELEMENTS,

@@ -80,12 +80,15 @@ def ctc(p: Pick) -> Call:
 def ctc_targets(p: Pick) -> Call:
     """Of rows with gaps, one sequence each; or as long as other rows, of labels in any shape."""
     batch, longest = p.size(4, 6), p.size(3, 2)
-    labels, mask = p.integers(9, batch, longest), p.integers(2, batch, longest) > 0
-    lengths, by_rows = mask.sum(-1), p.one(False, True)
-    if not by_rows:
-        shape = p.one((-1,), (1, -1), (longest, batch))
-        labels, mask, lengths = labels.reshape(shape), mask.reshape(shape), lengths.flip(0)
-    return Call(CTC_TARGETS, (labels, mask, lengths, by_rows))
+    labels, mask = p.integers(9, batch, longest), p.flags(batch, longest)
+    how = p.one("apart", "other rows", "any shape")
+    if how == "apart":
+        return Call(CTC_TARGETS, (labels, mask, mask.sum(-1), True, True))
+    lengths = mask.sum(-1).flip(0)
+    if how == "other rows":
+        return Call(CTC_TARGETS, (labels, mask, lengths, True))
+    shape = p.one((-1,), (1, -1), (longest, batch))
+    return Call(CTC_TARGETS, (labels.reshape(shape), mask.reshape(shape), lengths, False))
 
 
 EXAMPLES: Examples = {
