@@ -73,7 +73,7 @@ def same(one: Any, other: Any) -> bool:
         return type(one) is type(other) and bool(one == other)
     if one is other:
         return True
-    pointwise = isinstance(one.target, OpOverload) and torch.Tag.pointwise in one.target.tags
-    fixed = pointwise and torch.Tag.nondeterministic_seeded not in one.target.tags
-    alike = one.target is other.target and one.kwargs == other.kwargs and len(one.args) == len(other.args)
-    return fixed and alike and all(map(same, one.args, other.args))
+    if not isinstance(one.target, OpOverload) or one.target is not other.target or one.kwargs != other.kwargs:
+        return False
+    fixed = torch.Tag.pointwise in one.target.tags and torch.Tag.nondeterministic_seeded not in one.target.tags
+    return fixed and len(one.args) == len(other.args) and all(map(same, one.args, other.args))
