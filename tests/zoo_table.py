@@ -2,9 +2,9 @@
 
 Left out, as they cannot be traced: DBRX and JetMoE (loops over the experts that were chosen), NLLB-MoE and Switch Transformers
 (likewise; with a rule for the class of their experts they can, see `test_own_experts`), FSMT (asks whether anything is padded),
-I-BERT (asks for ranges), X-MOD (indexes by language), ViLT and Autoformer (size tensors by data); Phimoe, RecurrentGemma,
-Reformer, SEW-D and YOSO (backwards of their own); Nystromformer and Informer (fail while exported, as does LongT5 without
-a mask); Gemma 3n, which writes into its parameters in forward.
+I-BERT (asks for ranges), X-MOD (indexes by language), ViLT and Autoformer (size tensors by data); Reformer (asks whether
+tensors are equal); Nystromformer and Informer (fail while exported, as does LongT5 without a mask); Gemma 3n, which writes into
+its parameters in forward.
 """
 
 from __future__ import annotations
@@ -232,4 +232,53 @@ TableTransformerForObjectDetection picture +detection backbone_config=@resnet
 YolosForObjectDetection picture image_size=[64,64] num_detection_tokens=6
 RTDetrForObjectDetection picture num_queries=6 encoder_in_channels=[16,16,32] encoder_hidden_dim=32
     decoder_in_channels=[32,32,32] backbone_config=@rt_resnet
+AfmoeForCausalLM tokens
+AriaTextForCausalLM tokens
+BailingHybridForCausalLM tokens
+BeamForCausalLM tokens
+BertGenerationDecoder tokens
+Cohere2MoeForCausalLM tokens
+CpmAntForCausalLM tokens
+CwmForCausalLM tokens
+DeepseekV4ForCausalLM tokens
+DogeForCausalLM tokens
+Emu3ForCausalLM tokens
+Ernie4_5_MoeForCausalLM tokens
+ExaoneMoeForCausalLM tokens
+FlexOlmoForCausalLM tokens
+FlintForCausalLM tokens
+GPTNeoXJapaneseForCausalLM tokens
+GraniteSWAForCausalLM tokens
+GraniteMoeSWAForCausalLM tokens
+GraniteMoeSharedForCausalLM tokens
+HrmTextForCausalLM tokens
+HYV3ForCausalLM tokens
+HYV4ForCausalLM tokens
+HyperCLOVAXForCausalLM tokens
+Inkling2ForCausalLM tokens
+InklingForCausalLM tokens
+Jais2ForCausalLM tokens
+Kolibri1ForCausalLM tokens
+LagunaForCausalLM tokens
+Lfm3ForCausalLM tokens
+MarianForCausalLM tokens
+MellumForCausalLM tokens
+MiMoV2FlashForCausalLM tokens
+MiniMaxM2ForCausalLM tokens
+MiniMaxM3VLForCausalLM tokens
+Ministral3ForCausalLM tokens
+MllamaForCausalLM tokens
+ModernBertDecoderForCausalLM tokens
+MoshiForCausalLM tokens
+NanoChatForCausalLM tokens
+Qwen3_5MoeForCausalLM tokens
+SolarOpenForCausalLM tokens
+TrOCRForCausalLM tokens
+VaultGemmaForCausalLM tokens
+XLMRobertaXLForCausalLM tokens
+EuroBertForMaskedLM tokens
+GteForMaskedLM tokens
+JinaEmbeddingsV3ForMaskedLM tokens
+NystromformerForMaskedLM tokens
+UltrabertForMaskedLM tokens
 """
