@@ -123,8 +123,12 @@ def any_size(unit: Unit, factor: Factor) -> bool:
 
 
 def growing(unit: Unit, cuts: Cuts) -> list[Factor]:
-    """Factors in whose sizes figures are monomials; the others' sizes are constants of a family."""
-    return [f for f in unit.sizes if f in unit.shardable and not (f in parts_of(cuts) and is_fixed(unit, f))]
+    """Factors in whose sizes figures are monomials; the others' sizes are constants of a family: those whose implementation
+    adds to a dim, for one, and all that share a dim with them."""
+    fixed = {factor for factor in parts_of(cuts) if is_fixed(unit, factor)}
+    dims = [set(dim) for tensor in unit.dims.values() for dim in tensor]
+    beside = set().union(*(dim for dim in dims if dim & fixed))
+    return [f for f in unit.sizes if f in unit.shardable and f not in fixed | beside]
 
 
 def is_fixed(unit: Unit, factor: Factor) -> bool:
@@ -143,10 +147,10 @@ def parts_of(cuts: Cuts) -> dict[Factor, int]:
 def family(unit: Unit, cuts: Cuts, device: str, padded: frozenset[Factor]) -> Family:
     """Traced at local sizes equal to the unit's own (cut factors that do not grow: at their true local sizes), and again with
     every factor that may grow its prime times as large. Of factors in `padded` the last device lacks one element."""
-    parts = parts_of(cuts)
-    fixed = {factor for factor in parts if is_fixed(unit, factor)}
+    parts, grows = parts_of(cuts), growing(unit, cuts)
+    fixed = parts.keys() - set(grows)
     local = {f: int(n) // parts[f] if f in fixed else int(n) for f, n in unit.sizes.items()}
-    growth = dict(zip(growing(unit, cuts), PRIMES, strict=False))
+    growth = dict(zip(grows, PRIMES, strict=False))
     assert not padded & fixed, f"{unit.name}: what it costs to cut {sorted(padded & fixed)} unevenly depends on their sizes"
     base, probe = (
         traced(unit, {f: n * grown.get(f, 1) * parts.get(f, 1) - (f in padded) for f, n in local.items()}, cuts, device)

@@ -21,6 +21,7 @@ from autopar.tracer.branches import drop_idle_choices
 from autopar.tracer.build import build
 from autopar.tracer.capture import Captured, capture
 from autopar.tracer.casts import with_idle_casts
+from autopar.tracer.chosen import choose_where_written
 from autopar.tracer.clean import clean, drop_dead
 from autopar.tracer.ctc import pad_chosen_targets
 from autopar.tracer.dynamic import Dynamic, DynamicLike
@@ -94,6 +95,7 @@ def finished(captured: Captured, name: str, symbols: Mapping[str, sympy.Symbol])
     whole_experts(captured.graph)
     fold_masks(captured.graph)
     pad_chosen_targets(captured.graph)
+    choose_where_written(captured.graph)
     drop_dead(captured.graph)
     check_no_data_dependent_sizes(captured.graph, captured.made)
     propagate(captured.graph, captured.results[1], captured.out_spec)

@@ -44,10 +44,26 @@ def cost_of_strategy(unit: Unit, chosen: Strategy, mesh: MeshSpec, device: str =
     )
 
 
+class Segments(torch.nn.Module):
+    """Sums of tokens by segments, whose rows are of two dims: the batch, and segments of each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
+        values = self.linear(x).sum(-1).flatten()
+        at = (segment + 12 * torch.arange(8).unsqueeze(1)).flatten()
+        sums = values.new_zeros(8 * 12).scatter_reduce(0, at, values, "mean", include_self=False)
+        return sums.view(8, 12).square().mean()
+
+
 @functools.cache
 def measured(model: str) -> ModelCost:
     if model == "uneven":
         module, kwargs = uneven.gpt2(device="meta", dtype=torch.float32), uneven.tokens()
+    elif model == "segments":
+        module, kwargs = Segments(), {"x": torch.randn(8, 16, 16), "segment": torch.randint(12, (8, 16))}
     elif model == "mixtral":
         module, kwargs = ZOO[model].build()
     else:
@@ -73,7 +89,13 @@ def figures(kernels: Iterable[NodeCost], at: Mapping[str, int], local: Mapping[s
     return Counter(f for f in found if f[0] or len(f[1]) != 2 or 1 not in local.values())
 
 
-CASES = [("gpt2", "2x2", 3), ("convnet", "2x2", 12), ("uneven", "2", None), ("mixtral", "2x2", 8)] + [
+CASES = [
+    ("gpt2", "2x2", 3),
+    ("convnet", "2x2", 12),
+    ("uneven", "2", None),
+    ("mixtral", "2x2", 8),
+    ("segments", "2x2", None),
+] + [
     pytest.param(model, mesh, None, marks=pytest.mark.slow)
     for model, mesh in (
         *(("gpt2", "2x4"), ("uneven", "2x3"), ("llama", "2x4"), ("bert", "2x2"), ("vit", "8")),
