@@ -45,12 +45,16 @@ def flights(emitted: Emitted) -> list[Flight]:
     """For each call; below the highest level of the whole step."""
     found, steps = levels(emitted), emitted.halves()
     _, highest = found.highest
-    flown = {id(halves): fly(halves, len(region.local.region.inputs)) for region, halves in steps}
+    regions = {id(halves): (region, halves) for region, halves in steps}
+    flown = {key: fly(halves, len(region.local.region.inputs)) for key, (region, halves) in regions.items()}
+    higher: dict[tuple[int, frozenset[str]], int] = {}
     made = []
     for (_, halves), (_, level), lasting in zip(steps, found.backward, found.lasting, strict=True):
         flying, room = flown[id(halves)], highest - level
         if flying is not None and lasting:
-            flying = replace(flying, extra_bytes=raised(halves, flying.graph, lasting))
+            if (key := (id(halves), lasting)) not in higher:
+                higher[key] = raised(halves, flying.graph, lasting)
+            flying = replace(flying, extra_bytes=higher[key])
         if flying is not None and flying.extra_bytes > room:
             flying = None
         made.append(Flight(flying=flying, room_bytes=room - (flying.extra_bytes if flying else 0)))
