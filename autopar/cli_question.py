@@ -97,10 +97,11 @@ def units(question: Question, asked: str, everything: bool) -> Answer:
 
 def dearest(question: Question, everything: bool) -> Answer:
     from autopar.planning.costs import costs
-    from autopar.render_question import costs_renderables
+    from autopar.planning.waits import waits
+    from autopar.render_question import clock_lines, costs_renderables
 
     found = costs(question)
-    return found, costs_renderables(question.plan, found, everything)
+    return found, [*costs_renderables(question.plan, found, everything), *clock_lines(question, waits(question))]
 
 
 def say_why_not(question: Question, wish: str, output: Path | None, as_json: bool) -> None:

@@ -22,9 +22,15 @@ if TYPE_CHECKING:
     from autopar.planning.compare import Comparison, Way
     from autopar.planning.costs import Cost
     from autopar.planning.explain import Alternative, Explained, WhyNot
+    from autopar.planning.question import Question
+    from autopar.planning.waits import Wait
 
 SHOWN = 12
 """Strategies of a unit, and costs, that are listed if not all are asked for."""
+KINDS = 4
+"""Of collectives that are waited for."""
+SAME = 0.005
+"""Relative: step times that are not told apart."""
 IN_FULL = 3
 """Of more units than this each is one row."""
 
@@ -34,7 +40,15 @@ def comparison_renderables(found: Comparison) -> list[RenderableType]:
     budget = "no budget" if found.budget_bytes is None else f"budget {human(found.budget_bytes)}"
     title = f"{found.model} on {found.mesh} of {found.hardware}, {budget}: predicted per step and device"
     table = new_table(title, ("way", {"overflow": "fold"}), "checkpoint")
-    for column in ("step time", "ours is", "peak", "fits", *(f"sent on {axis}" for axis in found.mesh.names), "redone"):
+    for column in (
+        "step time",
+        "ours is",
+        "on clock",
+        "peak",
+        "fits",
+        *(f"sent on {axis}" for axis in found.mesh.names),
+        "redone",
+    ):
         table.add_column(column, justify="right")
     before = ""
     for way in found.ways:
@@ -43,7 +57,8 @@ def comparison_renderables(found: Comparison) -> list[RenderableType]:
         table.add_row(*way_cells(found, way, first=way.name != before), style=way_style(found, way))
         before = way.name
     absent = f"no place here: {', '.join(found.absent)} (no dim to cut so)"
-    return [table, *([Text(absent, style="dim")] if found.absent else []), Text(verdict(found))]
+    lines = [Text(verdict(found)), *map(Text, clock_verdict(found))]
+    return [table, *([Text(absent, style="dim")] if found.absent else []), *lines]
 
 
 def way_cells(found: Comparison, way: Way, *, first: bool) -> Iterator[str]:
@@ -52,6 +67,7 @@ def way_cells(found: Comparison, way: Way, *, first: bool) -> Iterator[str]:
     yield way.checkpoint
     yield human_s(way.step_time_s)
     yield "" if way is found.ours else faster(way.step_time_s / found.ours.step_time_s)
+    yield human_s(way.clock_s)
     yield human(way.peak_bytes)
     yield "yes" if way.fits else "no"
     for axis in found.mesh.names:
@@ -68,7 +84,7 @@ def faster(ratio: float) -> str:
     >>> faster(1.25), faster(0.98), faster(1.0)
     ('1.25× faster', '1.02× slower', 'as fast')
     """
-    if abs(ratio - 1) < 0.005:
+    if abs(ratio - 1) < SAME:
         return "as fast"
     return f"{ratio:.2f}× faster" if ratio > 1 else f"{1 / ratio:.2f}× slower"
 
@@ -79,6 +95,25 @@ def verdict(found: Comparison) -> str:
         return "none of the known ways fits the budget"
     ours = faster(best.step_time_s / found.ours.step_time_s)
     return f"the best of the known ways that fit is {best.name}, checkpoint {best.checkpoint}: this plan is predicted {ours}"
+
+
+def clock_verdict(found: Comparison) -> Iterator[str]:
+    """A sentence if the clock has another winner than the plan."""
+    best, on_clock, ours = found.best, found.best_on_clock, found.ours
+    if best is None or on_clock is None:
+        return
+    planned, clocked = best.step_time_s / ours.step_time_s, on_clock.clock_s / ours.clock_s
+    if leads(planned) != leads(clocked):
+        other = f"{human_s(on_clock.clock_s)} of {on_clock.name}, checkpoint {on_clock.checkpoint}"
+        yield (
+            f"but on the clock of the graphs, which wait where nothing hides what is sent, this plan is {faster(clocked)}: "
+            f"{human_s(ours.clock_s)}, against {other}"
+        )
+
+
+def leads(ratio: float) -> bool:
+    """Whether what takes so many times as long as the plan is no faster, as far as `faster` tells them apart."""
+    return ratio > 1 - SAME
 
 
 def costs_renderables(plan: Plan, found: Sequence[Cost], all_of_them: bool = False) -> list[RenderableType]:
@@ -102,6 +137,19 @@ def costs_renderables(plan: Plan, found: Sequence[Cost], all_of_them: bool = Fal
         table.add_row(name, "", "", "", human_s(plan.figures.time_s[name]), "")
     table.add_row("step time", "", "", "", human_s(plan.step_time_s), "", style="bold")
     return [table, Text("→: conversions of a tensor. Ask for a unit, a module or op=NAME to see what else it could do.")]
+
+
+def clock_lines(question: Question, found: Sequence[Wait]) -> list[RenderableType]:
+    """The step on the clock, and what the device waits for there."""
+    more_s, waited_s = question.clock_s - question.plan.step_time_s, sum(wait.seconds for wait in found)
+    apart = f"{human_s(abs(more_s))} {'more' if more_s > 0 else 'less'} than planned"
+    head = f"on the clock of its graphs a step takes {human_s(question.clock_s)}, {apart}"
+    if not waited_s:
+        return [Text(f"{head}; the device waits for no collective")]
+    queued_s = sum(wait.queued_s for wait in found)
+    queued = f", {human_s(queued_s)} of that for links that carry something else" if queued_s > SAME * waited_s else ""
+    kinds = [f"{wait.carries} on {wait.axis} ({wait.kind}) {human_s(wait.seconds)}" for wait in found[:KINDS]]
+    return [Text(f"{head}; the device waits {human_s(waited_s)} for collectives{queued}"), Text(f"most for {', '.join(kinds)}")]
 
 
 def explained_renderables(found: Sequence[Explained], all_of_them: bool = False) -> list[RenderableType]:

@@ -79,11 +79,13 @@ class TestCompare:
         found, plan = json.loads(result.stdout), Plan.load(path)
         assert [way["name"] for way in found["ways"]] == ["this plan", *["ddp"] * 3, *["fsdp"] * 3]
         assert found["ways"][0]["step_time_s"] == plan.step_time_s
+        assert all(way["clock_s"] > 0 for way in found["ways"])
 
     def test_tables_say_who_is_best(self, path: Path) -> None:
         result = run("compare", path)
         assert result.exit_code == 0, result.output
         assert "the best of the known ways that fit is" in result.stdout
+        assert "on clock" in result.stdout
         assert "no place here: hsdp, tp+sp, 2d, ulysses, ep" in result.stdout
 
     def test_unknown_ways_are_named(self, path: Path) -> None:
@@ -96,6 +98,7 @@ class TestExplain:
         result = run("explain", path)
         assert result.exit_code == 0, result.output
         assert "up_linear" in result.stdout
+        assert "on the clock of its graphs a step takes" in result.stdout
 
     def test_a_module(self, path: Path) -> None:
         result = run("explain", path, "up", "--json")

@@ -14,6 +14,7 @@ from typing import Any
 
 from autopar.errors import InputError
 from autopar.ir.document import write_atomically
+from autopar.ir.plan import Plan
 
 COMPUTE, WAITS = "compute", "waits"
 
@@ -51,6 +52,12 @@ class Timeline:
     def save(self, path: str | Path) -> None:
         """Write it as a Chrome trace; raises InputError if that cannot be."""
         save_trace(path, {"predicted": self})
+
+
+def step_on_clock_s(plan: Plan, once_s: float) -> float:
+    """Seconds of a whole step, where a forward and backward take `once_s` on the clock: all micro-batches, and the optimizer's
+    step as the plan has it."""
+    return plan.micro_batches * once_s + plan.figures.time_s.get("optimizer", 0.0)
 
 
 def save_trace(path: str | Path, timelines: Mapping[str, Timeline], **about: object) -> None:

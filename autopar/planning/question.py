@@ -15,7 +15,7 @@ from autopar.codegen.emit import Emitted, emit
 from autopar.errors import PlanError
 from autopar.hardware import Hardware
 from autopar.ir.plan import Plan
-from autopar.ir.timeline import Timeline
+from autopar.ir.timeline import Timeline, step_on_clock_s
 from autopar.planning.planner import Aims, Planner, Priced, Progress, silent
 from autopar.planning.simulate import simulate
 from autopar.seconds import human_s
@@ -76,6 +76,11 @@ class Question:
         emitted = self.emitted
         self.progress("running the clock")
         return simulate(emitted, self.planner.aims.hardware)
+
+    @cached_property
+    def clock_s(self) -> float:
+        """Seconds of a whole step on that clock."""
+        return step_on_clock_s(self.plan, self.timeline.step_s)
 
 
 def ask(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from autopar.bytes import human
 from autopar.ir.plan import Plan
+from autopar.ir.timeline import step_on_clock_s
 from autopar.render import PROVEN, human_flops
 from autopar.report.evidence import Evidence
 from autopar.report.html import Content, Markup, tag
@@ -115,15 +116,9 @@ def time_card(evidence: Evidence) -> Markup:
     proven = "proven optimal" if plan.gap <= PROVEN else "within the gap that was asked for"
     sure = proven if plan.status == "optimal" else "the search was stopped by its limit"
     gap = f"gap {plan.gap:.2%}, {sure}" if plan.lower_bound_s else sure
-    clock = [f"{human_s(clock_s(evidence))} on the clock of its graphs"] if evidence.inside else []
+    clock_s = step_on_clock_s(plan, evidence.inside.tracks.step_s) if evidence.inside else 0.0
+    clock = [f"{human_s(clock_s)} on the clock of its graphs"] if evidence.inside else []
     return card("Step time", human_s(plan.step_time_s), bound_s, gap, *clock)
-
-
-def clock_s(evidence: Evidence) -> float:
-    """All micro-batches and the optimizer's step, as the clock has it."""
-    plan = evidence.plan
-    once_s = evidence.inside.tracks.step_s if evidence.inside else 0.0
-    return plan.micro_batches * once_s + plan.figures.time_s.get("optimizer", 0.0)
 
 
 def memory_card(plan: Plan) -> Markup:

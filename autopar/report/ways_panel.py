@@ -28,6 +28,7 @@ def ways_panel(evidence: Evidence) -> Markup:
         "axes cut",
         "made again",
         "step time",
+        "on the clock",
         "memory",
         *(f"sent on {name}" for name in evidence.plan.mesh.names),
     ]
@@ -58,6 +59,7 @@ def row(evidence: Evidence, found: Comparison, way: Way, slowest: float) -> list
         [axis_chip(axis, purpose) for axis, purpose in enumerate(cut) if purpose],
         way.checkpoint,
         [bar, human_s(way.step_time_s), times],
+        [human_s(way.clock_s), None if ours else tag("small", f"{way.clock_s / (found.ours.clock_s or 1):.2f}×")],
         [memory_bar(evidence, found, way), human(way.peak_bytes), None if way.fits else tag("small", "too much", class_="bad")],
         *(human(way.sent_bytes.get(name, 0)) for name in names),
     ]

@@ -11,17 +11,21 @@ import pytest
 from autopar.errors import BudgetError, ConstraintError, InputError, PlanError
 from autopar.hardware import load
 from autopar.ir.constraints import Constraints
+from autopar.ir.mesh import MeshSpec
 from autopar.ir.plan import Plan
-from autopar.planning.compare import compare
+from autopar.ir.timeline import COMPUTE, WAITS, Event, Timeline
+from autopar.planning.compare import OURS, compare
 from autopar.planning.costs import costs
 from autopar.planning.explain import Explainer, explain, pin_of, why_not
 from autopar.planning.planner import Aims, Planner, realise, silent
 from autopar.planning.question import Question
+from autopar.planning.simulate import simulate
+from autopar.planning.waits import Wait, of_timeline, waits
 from autopar.solver.baselines import Drafts, tries
 from autopar.solver.restriction import Restriction
 from autopar.solver.search import solve
 from tests.hardware_toy import toy_hardware
-from tests.planned import planned, traced
+from tests.planned import known_way, planned, traced
 
 
 def question_of(plan: Plan, name: str, constraints: Constraints | None = None) -> Question:
@@ -120,6 +124,30 @@ class TestCompare:
         assert not found.ways[1].fits
         assert found.ours.fits
 
+    def test_on_the_clock_each_way_takes_what_its_own_graphs_take(self) -> None:
+        """All micro-batches, and the optimizer's step beside them."""
+        aims = Aims(hardware=toy_hardware(), optimizer="adamw")
+        planner = Planner(traced("mlp").program, aims, micro_batches=3)
+        question = Question(plan=planner.find(MeshSpec.of("4")).plan, planner=planner, progress=silent)
+        drafts = Drafts(question.problem, 1e-3, 60)
+        for way in compare(question, ["ddp", "fsdp"], ["none"]).ways:
+            emitted = question.emitted
+            if way.name != OURS:
+                tried = min(tries(question.problem, way.name, "none", drafts), key=lambda one: one.cost_s)  # type: ignore[arg-type]
+                emitted = realise(question.priced.builder, question.problem, tried.solution).emitted
+            once = simulate(emitted, toy_hardware())
+            assert way.clock_s == pytest.approx(3 * once.step_s + emitted.plan.figures.time_s["optimizer"])
+            assert way.clock_s > once.busy_s("compute")
+
+    def test_links_that_cost_nothing_leave_the_clock_with_what_the_plan_says_of_kernels(self) -> None:
+        """The clock adds up nodes, the plan units: but for sums of gradients, which no unit has, that is the same."""
+        hardware = toy_hardware(link_bytes_per_s=1e30)
+        links = {name: replace(link, latency_s=0.0) for name, link in hardware.links.items()}
+        planner = Planner(traced("mlp").program, Aims(hardware=replace(hardware, links=links)))
+        question = Question(plan=planner.find(MeshSpec.of("4")).plan, planner=planner, progress=silent)
+        for way in compare(question, ["ddp", "fsdp"], ["none", "full"]).ways:
+            assert 1 <= way.clock_s / way.step_time_s < 1.001, way.name
+
     def test_zero1_needs_whole_gradients_beside_what_zero2_needs(self) -> None:
         one, two = (compare(free(), [name], ["none"]).ways[1] for name in ("zero1", "zero2"))
         assert one.step_time_s == two.step_time_s
@@ -127,6 +155,34 @@ class TestCompare:
 
     def test_ways_without_a_place_are_named(self) -> None:
         assert compare(free(), ["ep", "ddp"], ["none"]).absent == ("ep",)
+
+
+class TestWaits:
+    def test_they_are_all_that_the_clock_waits_for(self) -> None:
+        question = question_of(planned("gpt2", "2x2")[0], "gpt2")
+        found = waits(question)
+        assert sum(wait.seconds for wait in found) == pytest.approx(question.timeline.waited_s)
+        assert all(0 <= wait.queued_s <= wait.seconds for wait in found)
+
+    def test_the_time_before_a_collective_begins_is_that_of_its_link(self) -> None:
+        """The second of two gathers of 2 s each, both wanted at 1 s: 1 s for its own link's sake, and 2 s for itself."""
+        about = {"collective": "all_gather", "tensor": "weight", "backward": False}
+        events = (
+            Event(track="gpu", name="first", call="layer forward", start_s=0.0, end_s=2.0, about={**about, "tensor": "x"}),
+            Event(track="gpu", name="second", call="layer forward", start_s=2.0, end_s=4.0, about=about),
+            Event(track=WAITS, name="second", call="layer forward", start_s=1.0, end_s=4.0),
+        )
+        timeline = Timeline(tracks=(COMPUTE, WAITS, "gpu"), events=events, step_s=4.0, waited_s=3.0)
+        (found,) = of_timeline(timeline, {"layer forward": frozenset({"weight"})}, times=5)
+        assert found == Wait(axis="gpu", kind="all_gather", carries="parameters", seconds=15.0, queued_s=5.0)
+
+    def test_what_is_sent_is_told_by_what_it_is(self) -> None:
+        """DDP sends gradients, ZeRO-3 parameters too, tensor parallelism results of layers."""
+        for way, expected in (("ddp", {"gradients"}), ("fsdp", {"gradients", "parameters"})):
+            planner = Planner(traced("gpt2").program, Aims(hardware=load("cpu")))
+            question = Question(plan=known_way("gpt2", "2", way).plan, planner=planner, progress=silent)
+            carried = {wait.carries for wait in waits(question) if wait.seconds}
+            assert carried - {"activations"} == expected, way
 
 
 class TestExplain:

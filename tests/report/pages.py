@@ -92,6 +92,7 @@ def way(plan: Plan, name: str, checkpoint: str, step_time_s: float, peak_bytes: 
         name=name,
         checkpoint=checkpoint,
         step_time_s=step_time_s,
+        clock_s=1.25 * step_time_s,
         peak_bytes=peak_bytes,
         fits=fits,
         sent_bytes=dict.fromkeys(plan.mesh.names, 2.0**20),
