@@ -4,6 +4,9 @@ A collective starts where what it sends is made, and is waited for where its res
 (gathers of parameters) could start at once: it starts just before one that is ahead of it is waited for. What nothing in the
 graph reads (reductions of gradients) is waited for when another such one starts, or at the end. Plans count memory for one
 parameter ahead and one gradient on its way: as many travel at a time as take no more than the largest of them, and a little.
+
+A parameter that is cut along several mesh axes is gathered in as many legs, and its gradient is reduced so. Each leg is hidden
+like a whole one: before a parameter is waited for, the next one's last leg starts, and the one after that's leg before.
 """
 
 from __future__ import annotations
@@ -66,43 +69,59 @@ class Scheduler:
         self.nodes = [n for n in graph.nodes if n.op not in ("placeholder", "output")]
         self.made: list[Node] = []
         self.done: set[Node] = {n for n in graph.nodes if n.op == "placeholder"}
-        self.lazy = received(self.nodes)
-        self.late = unread(self.nodes, self.lazy)
-        self.gathers = gathers_of_state(self.nodes, state)
-        self.idle = {n for start in self.gathers for n in chain(start, state)} - self.done
+        lazy = received(self.nodes)
+        self.late = returned(self.nodes, lazy)
+        self.lazy = lazy | self.late.keys()
+        self.gathers = dict(sorted(gathers_of_state(self.nodes, state).items(), key=lambda each: -each[1]))
+        self.needs = {start: chain(start, state) - {start} for start in self.gathers}
+        self.idle = {n for start, needs in self.needs.items() for n in (start, *needs)} - self.done
         self.flying: dict[Node, None] = {}
         """Started and not waited for, by their waits."""
-        self.ahead_bytes = SLACK * max(map(bytes_of, self.gathers), default=0)
-        self.behind_bytes = SLACK * max((bytes_of(_sent(n)) for n in self.late if n.target is WAIT), default=0)
+        self.ahead: dict[Node, None] = {}
+        """Of the gathers those that are started, or about to be, and not waited for."""
+        self.ahead_bytes = most((leg, bytes_of(start)) for start, leg in self.gathers.items())
+        self.behind_bytes = most((leg, bytes_of(_sent(n))) for n, leg in self.late.items() if n.target is WAIT)
 
     def order(self) -> list[Node]:
         self._gather_ahead()
         for node in self.nodes:
             if node not in self.lazy and node not in self.idle:
                 self._make(node)
+        for wait in [w for w in self.flying if any(user in self.late for user in w.users)]:
+            self._land(wait)
         for node in self.nodes:
             self._make(node)
         return self.made
 
-    def _gather_ahead(self) -> None:
-        """Start gathers of state, in order, as long as they fit."""
-        for start in self.gathers:
-            if start not in self.done:
-                ahead = [w.args[0] for w in self.flying if w.args[0] in self.gathers]
-                if sum(bytes_of(n) for n in (*ahead, start) if isinstance(n, Node)) > self.ahead_bytes:
-                    return
-                self._make(start)
+    def _gather_ahead(self, least: int = 0) -> None:
+        """Start gathers of state with at least so many legs to go, in order, as long as they fit beside others with as many;
+        none before its earlier legs."""
+        full: set[int] = {leg for leg in self.ahead_bytes if leg < least}
+        for start, leg in self.gathers.items():
+            if start not in self.done and start not in self.ahead and leg not in full and self._is_on_its_way(start):
+                ahead = (n for n in self.ahead if self.gathers[n] == leg)
+                if sum(map(bytes_of, (*ahead, start))) > self.ahead_bytes[leg]:
+                    full.add(leg)
+                else:
+                    self._make(start)
+
+    def _is_on_its_way(self, start: Node) -> bool:
+        """Whether the earlier legs of a gather have started."""
+        return all(n in self.done for n in self.needs[start] if n in self.gathers)
 
     def _make(self, node: Node) -> None:
         """The node, after what it needs."""
         if node in self.done:
             return
+        if node in self.gathers:
+            self.ahead[node] = None
         for source in node.all_input_nodes:
             self._make(source)
         if node.target is WAIT:
             self.flying.pop(node, None)
             if node.args[0] in self.gathers:
-                self._gather_ahead()
+                self.ahead.pop(node.args[0], None)
+                self._gather_ahead(self.gathers[node.args[0]])
         if is_start(node):
             self._take_off(node)
         if is_written := _written(node):
@@ -113,24 +132,48 @@ class Scheduler:
 
     def _take_off(self, start: Node) -> None:
         waits = waits_of(start)
-        if self.late.issuperset(waits):
-            behind = [w for w in self.flying if w in self.late]
-            while behind and sum(bytes_of(_sent(w)) for w in (*behind, *waits)) > self.behind_bytes:
-                self._make(behind.pop(0))
+        if waits and self.late.keys() >= {*waits}:
+            leg = self.late[waits[0]]
+            behind = [w for w in self.flying if self.late.get(w) == leg]
+            while behind and sum(bytes_of(_sent(w)) for w in (*behind, *waits)) > self.behind_bytes[leg]:
+                self._land(behind.pop(0))
         self.flying |= dict.fromkeys(waits)
 
+    def _land(self, node: Node) -> None:
+        """Wait for a reduction, and start the next leg of its result: of several that travel together, when all have come."""
+        self._make(node)
+        for user in () if is_start(node) else node.users:
+            if user in self.late and self.done.issuperset(user.all_input_nodes):
+                self._land(user)
 
-def gathers_of_state(nodes: Iterable[Node], state: set[Node]) -> dict[Node, None]:
-    """Collectives that need nothing but state, in order."""
-    ready = set(state)
-    found = dict[Node, None]()
-    for node in nodes:
-        if node.all_input_nodes and all(n in ready for n in node.all_input_nodes):
-            if is_start(node):
-                found[node] = None
-            else:
-                ready.add(node)
+
+def most(sizes: Iterable[tuple[int, int]]) -> dict[int, float]:
+    """By leg, how many bytes may travel at a time: the largest, and a little."""
+    found: dict[int, float] = {}
+    for leg, size in sizes:
+        found[leg] = max(found.get(leg, 0.0), SLACK * size)
     return found
+
+
+def gathers_of_state(nodes: Sequence[Node], state: set[Node]) -> dict[Node, int]:
+    """Collectives that need nothing but state, in order, each with the number of others that its result has to go through."""
+    lazy = received(nodes)
+    after: dict[Node, set[Node]] = {node: set() for node in state}
+    """What is ready, with the collectives that it comes from directly."""
+    found: dict[Node, set[Node]] = {}
+    for node in nodes:
+        if node.all_input_nodes and all(n in after for n in node.all_input_nodes):
+            sources = set[Node]().union(*(after[n] for n in node.all_input_nodes))
+            if is_start(node):
+                found[node] = sources
+                after[node] = {node}
+            elif not sources or node in lazy:
+                after[node] = sources
+    legs = dict.fromkeys(found, 0)
+    for start in reversed(found):
+        for source in found[start]:
+            legs[source] = max(legs[source], 1 + legs[start])
+    return legs
 
 
 def received(nodes: Iterable[Node]) -> set[Node]:
@@ -152,12 +195,39 @@ def unread(nodes: Sequence[Node], lazy: set[Node]) -> set[Node]:
     return found
 
 
+def returned(nodes: Sequence[Node], lazy: set[Node]) -> dict[Node, int]:
+    """What only the caller reads, at once or after more collectives that nothing else reads: of what was received, with the
+    number of collectives before the one that brought it, and of those further collectives."""
+    found: set[Node] = set()
+    for node in reversed(nodes):
+        ends = all(n in found or n.op == "output" for n in node.users) and (node in lazy or is_part(node))
+        further = is_start(node) and found.issuperset(waits_of(node)) and lazy.issuperset(node.all_input_nodes)
+        if ends or further:
+            found.add(node)
+    legs: dict[Node, int] = {}
+    for node in nodes:
+        before = [legs[n] for n in node.all_input_nodes if n in legs]
+        if node in found and (node in lazy or len(before) == len(node.all_input_nodes)):
+            legs[node] = max(before, default=0) + is_start(node)
+    return legs
+
+
+def is_part(node: Node) -> bool:
+    """One of several tensors that travelled together."""
+    return node.op == "call_function" and node.target not in SEVERAL and started(node) not in (node, None)
+
+
 def waits_of(start: Node) -> list[Node]:
     """The waits for a collective: several where several tensors travel together; none for any other node."""
     if started(start) not in (start, None):
         return []
     parts = list(start.users) if start.target in SEVERAL else [start]
-    return [user for part in parts for user in part.users if user.target is WAIT and len(part.users) == 1]
+    return [user for part in parts for user in part.users if user.target is WAIT and alone(user, part)]
+
+
+def alone(user: Node, part: Node) -> bool:
+    """Whether nothing else reads it; that the caller keeps it, for backward, does not count."""
+    return all(other is user or other.op == "output" for other in part.users)
 
 
 def is_start(node: Node) -> bool:

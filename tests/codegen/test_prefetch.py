@@ -19,12 +19,14 @@ from autopar.codegen.measure import Levels, dying_inputs, levels
 from autopar.codegen.prefetch import Leg, Legs, Own, joined, legs
 from autopar.codegen.schedule import WAIT, gathers_of_state, started
 from autopar.codegen.split import placeholders, results_of
-from autopar.hardware import load
+from autopar.hardware import Hardware, load
 from autopar.ir.run import zip_inputs
+from autopar.ir.timeline import WAITS
 from autopar.ir.widen import widened
 from autopar.ops.flops import collective_of, collectives_of
 from autopar.planning.simulate import simulate
 from autopar.verification import EPS, LEARNING_RATE, TOLERANCE, compare, run_serial
+from tests.hardware_toy import toy_hardware
 from tests.planned import known_way, traced
 
 
@@ -83,7 +85,7 @@ def test_what_travels_between_graphs_is_waited_for(fsdp: Emitted) -> None:
         for leg in way:
             travelling = [n for n in placeholders(leg.graph) if started(n)]
             assert len(travelling) == (len(leg.lead.starts) if leg.lead else 0)
-            assert all([user.target for user in n.users] == [WAIT] for n in travelling)
+            assert all([user.target for user in n.users if user.op != "output"] == [WAIT] for n in travelling)
             results = results_of(leg.graph)
             ahead = results[len(results) - len(leg.ahead.starts) :] if leg.ahead else ()
             assert all(collective_of(n) is not None and "of_next" in n.meta for n in ahead)
@@ -150,6 +152,33 @@ def test_calls_that_do_the_same_share_their_graphs(fsdp: Emitted) -> None:
     assert len({leg.graph for leg in made[:4]}) == 1
 
 
+@pytest.mark.parametrize("way", ["fsdp", "zero2"])
+def test_on_two_axes_a_layer_waits_only_where_it_begins_and_ends(way: str) -> None:
+    """Every kernel takes 1 s and every collective 0.5 s, so a single kernel hides one. Of a layer's 24 gathers all are hidden
+    but the last legs of what the first norm needs, and in backward of the first matrix; of its reductions all but the last."""
+    emitted = known_way("gpt2", "2x2", way)
+    timeline = simulate(emitted, counting_kernels())
+    path = emitted.program.calls[2].path
+
+    def waited(phase: str) -> dict[str, float]:
+        call = f"{path} {phase}"
+        return {e.name: e.end_s - e.start_s for e in timeline.events if e.track == WAITS and e.call == call}
+
+    gathers = [e for e in timeline.events if e.track in ("node", "gpu") and e.call == f"{path} forward"]
+    assert len(gathers) == 24
+    assert waited("forward").keys() == {"ln_1_weight_gather_node_all_gather", "ln_1_bias_gather_node_all_gather"}
+    last = {"grad_ln_1_weight_gather_node_reduce_scatter", "grad_ln_1_bias_gather_node_reduce_scatter"}
+    assert waited("backward").keys() <= {"mlp_c_proj_weight_gather_node_all_gather_again", *last}
+    assert {*waited("forward").values(), *waited("backward").values()} == {0.5}
+
+
+def counting_kernels() -> Hardware:
+    """Kernels take a second each, collectives over two devices half of one."""
+    hardware = toy_hardware(flops_per_s=1e30, bytes_per_s=1e30, link_bytes_per_s=1e30)
+    links = {name: replace(link, latency_s=0.5) for name, link in hardware.links.items()}
+    return replace(hardware, launch_s=1.0, links=links)
+
+
 def test_it_hides_more(fsdp: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
     from autopar.planning import simulate as module
 
@@ -173,10 +202,12 @@ def test_it_hides_more(fsdp: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
     ), "and each collective has the same name"
 
 
-def test_numbers_are_those_of_the_serial_run() -> None:
+@pytest.mark.parametrize(("mesh", "way"), [("2", "fsdp"), ("2x2", "fsdp"), ("2x2", "zero2"), ("2x2", "2d")])
+def test_numbers_are_those_of_the_serial_run(mesh: str, way: str) -> None:
+    """Also of parameters that several collectives bring, and of those that backward keeps."""
     model, kwargs = traced("gpt2", torch.float64).model, traced("gpt2", torch.float64).kwargs
     program = widened(traced("gpt2", torch.float64).program)
-    emitted = emit(program, known_way("gpt2", "2", "fsdp", torch.float64).plan)
+    emitted = emit(program, known_way("gpt2", mesh, way, torch.float64).plan)
     assert any(leg.ahead for leg in found(emitted).forward)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     state = {name: state[name].detach() for name in program.state if program.state[name].kind != "constant"}

@@ -86,6 +86,54 @@ def test_a_gather_of_what_is_computed_is_not_ahead() -> None:
     assert p.order((p(aten.abs.default, whole, name="twice"),), (x,))[:2] == ["once", "whole_start"]
 
 
+def test_a_parameter_that_backward_keeps_is_ahead_like_any_other() -> None:
+    """The caller gets what is gathered too, by the name of the start."""
+    p = Program()
+    x = p.input("x", 4, 4)
+    weights = [p.input(f"w{i}", 2, 4) for i in range(3)]
+    kept = []
+    for i, w in enumerate(weights):
+        whole = p.gather(w, f"g{i}")
+        kept.append(whole.all_input_nodes[0])
+        x = p(aten.mm.default, x, whole, name=f"mm{i}")
+    assert p.order((x, *kept), tuple(weights)) == [
+        *("g0_start", "g1_start", "g0", "mm0"),
+        *("g2_start", "g1", "mm1"),
+        *("g2", "mm2"),
+    ]
+
+
+def test_of_several_legs_each_is_ahead() -> None:
+    """While a product runs, the next parameter's last leg travels, and the leg before it of the one after that."""
+    p = Program()
+    x = p.input("x", 4, 4)
+    weights = [p.input(f"w{i}", 1, 4) for i in range(4)]
+    for i, w in enumerate(weights):
+        x = p(aten.mm.default, x, p.gather(p.gather(w, f"half{i}"), f"whole{i}"), name=f"mm{i}")
+    assert p.order((x,), tuple(weights)) == [
+        *("half0_start", "half1_start", "half0", "whole0_start"),
+        *("half2_start", "half1", "whole1_start", "whole0", "mm0"),
+        *("half3_start", "half2", "whole2_start", "whole1", "mm1"),
+        *("half3", "whole3_start", "whole2", "mm2"),
+        *("whole3", "mm3"),
+    ]
+
+
+def test_three_legs_and_legs_that_several_share_are_made_once() -> None:
+    p = Program()
+    x = p.input("x", 8, 8)
+    weights = [p.input(f"w{i}", 1, 8) for i in range(2)]
+    for i, w in enumerate(weights):
+        half = p.gather(p.gather(w, f"quarter{i}"), f"half{i}")
+        x = p(aten.mm.default, x, p.gather(half, f"whole{i}"), name=f"mm{i}")
+        x = p(aten.mm.default, x, p.gather(half, f"other{i}"), name=f"more{i}")
+    names = p.order((x,), tuple(weights))
+    assert len(names) == len(set(names)) == 2 * (4 * 2 + 2)
+    for i in range(2):
+        assert names.index(f"other{i}_start") < names.index(f"mm{i}"), "hidden behind the product before"
+    assert names.index("half1_start") < names.index("more0")
+
+
 def test_one_gradient_is_on_its_way_while_the_next_is_computed() -> None:
     p = Program()
     x = p.input("x", 4, 4)
@@ -98,6 +146,32 @@ def test_one_gradient_is_on_its_way_while_the_next_is_computed() -> None:
         *("abs1", "r0", "r1_start"),
         *("abs2", "r1", "r2_start", "r2"),
     ]
+
+
+def test_a_gradient_of_several_legs_goes_on_when_the_next_one_is_there() -> None:
+    """Its first leg travels while the next gradient is computed, its second while the one after that is."""
+    p = Program()
+    x = p.input("x", 4, 4)
+    results = []
+    for i in range(3):
+        x = p(aten.abs.default, x, name=f"abs{i}")
+        results.append(p.reduce(p.reduce(x, f"a{i}"), f"b{i}"))
+    assert p.order((*results, x)) == [
+        *("abs0", "a0_start"),
+        *("abs1", "a0", "b0_start", "a1_start"),
+        *("abs2", "a1", "b0", "b1_start", "a2_start"),
+        *("a2", "b1", "b2_start", "b2"),
+    ]
+
+
+def test_a_leg_whose_source_is_read_here_starts_where_it_is_written() -> None:
+    p = Program()
+    x = p.input("x", 4, 4)
+    first = p.reduce(p(aten.abs.default, x, name="made"), "first")
+    second = p.reduce(first, "second")
+    read = p(aten.abs.default, first, name="read")
+    last = p(aten.abs.default, x, name="last")
+    assert p.order((second, read, last)) == ["made", "first_start", "first", "second_start", "read", "last", "second"]
 
 
 def test_what_is_being_sent_is_not_written_into() -> None:
