@@ -118,10 +118,11 @@ class Scheduler:
         for source in node.all_input_nodes:
             self._make(source)
         if node.target is WAIT:
+            (result,) = node.all_input_nodes
             self.flying.pop(node, None)
-            if node.args[0] in self.gathers:
-                self.ahead.pop(node.args[0], None)
-                self._gather_ahead(self.gathers[node.args[0]])
+            if result in self.gathers:
+                self.ahead.pop(result, None)
+                self._gather_ahead(self.gathers[result])
         if is_start(node):
             self._take_off(node)
         if is_written := _written(node):

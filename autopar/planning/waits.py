@@ -60,7 +60,7 @@ def waited_for(timeline: Timeline) -> Iterator[tuple[Event, Event]]:
 
 def state_of(emitted: Emitted) -> dict[str, frozenset[str]]:
     """By the names of calls in timelines, those of the parameters and buffers that they take."""
-    found = {}
+    found: dict[str, frozenset[str]] = {}
     for call in emitted.program.calls:
         own = frozenset(emitted.program.regions[call.region].state)
         found |= dict.fromkeys((f"{call.path or call.region} {phase}" for phase in ("forward", "backward")), own)
