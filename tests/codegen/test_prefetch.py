@@ -202,7 +202,7 @@ def test_it_hides_more(fsdp: Emitted, monkeypatch: pytest.MonkeyPatch) -> None:
     ), "and each collective has the same name"
 
 
-@pytest.mark.parametrize(("mesh", "way"), [("2", "fsdp"), ("2x2", "fsdp"), ("2x2", "zero2"), ("2x2", "2d")])
+@pytest.mark.parametrize(("mesh", "way"), [("2", "fsdp"), ("2x2", "fsdp"), ("2x2", "zero2"), ("2x2", "2d"), ("2x2x2", "fsdp")])
 def test_numbers_are_those_of_the_serial_run(mesh: str, way: str) -> None:
     """Also of parameters that several collectives bring, and of those that backward keeps."""
     model, kwargs = traced("gpt2", torch.float64).model, traced("gpt2", torch.float64).kwargs
