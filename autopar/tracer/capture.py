@@ -31,6 +31,7 @@ from autopar.tracer.answers import Answers
 from autopar.tracer.backwards import OwnBackwards
 from autopar.tracer.branches import inline_branches
 from autopar.tracer.checkpoints import CheckpointMarks
+from autopar.tracer.dice import dice, thrown
 from autopar.tracer.dynamic import Dynamic
 from autopar.tracer.effects import checks_that_torch_drops, drop_checks_of_data
 from autopar.tracer.expand import check_writes, expand
@@ -210,8 +211,13 @@ def warn_assumed(text: str) -> None:
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, around: Around, answers: Answers
 ) -> ExportedProgram:
+    before = dice()
     with CheckpointMarks(), OwnBackwards(), answers, around():
         exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
+    for source in thrown(before):
+        answers.assumptions[f"what {type(model).__name__} draws from {source}'s random numbers is the same in every step"] = (
+            None
+        )
     inline_branches(exported.graph_module)
     mark_gradient_stops(exported.graph_module)
     return exported

@@ -79,18 +79,20 @@ class Place:
                 value = self.add(aten.unsqueeze.default, value, at)
             return value
         if value.target is aten.index.Tensor:
-            read, indices = value.args
+            args: Any = value.args
+            read, indices = args
             same = tuple(indices) == self.indices and shape_of(read.meta["val"]) == shape_of(self.node.meta["val"])
             return read if same else None
         if value.target not in HARMLESS:
             return None
-        args = [self.spread(arg) for arg in value.args]
-        return None if None in args else self.add(value.target, *args, **value.kwargs)
+        found = [self.spread(arg) for arg in value.args]
+        return None if None in found else self.add(value.target, *found, **value.kwargs)
 
 
 def place_of(node: Node) -> Place | None:
     """Where an `index_put` writes, if one mask says it."""
-    indices = tuple(node.args[1])
+    args: Any = node.args
+    indices = tuple(args[1])
     masks = [index for index in indices if index is not None]
     if len(masks) != 1 or masks[0].meta["val"].dtype is not torch.bool:
         return None

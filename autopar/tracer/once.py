@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import random
-import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +23,7 @@ from torch.fx import Graph
 from autopar.torch_private import graph_if_traced, unwatched
 from autopar.tracer.appearance import Unclear
 from autopar.tracer.blocks import EVERYTHING, Block, Differences, become, find, own, record_reads
+from autopar.tracer.dice import dice, thrown
 from autopar.tracer.markers import markers, unrepeatable
 from autopar.tracer.replica import replicate
 from autopar.tracer.sealed import Seal, Sealed, seal_repetitions
@@ -163,7 +162,7 @@ class Once:
         self.progress(f"tracing {block.path}")
         index = self.entered
         self.entered += 1
-        dice = _dice()
+        before = dice()
         markers().enter(view.tensors, view.state, index)
         enter = next(iter(reversed(graph.nodes)))
         self.reading.append(set())
@@ -176,7 +175,7 @@ class Once:
             markers().leave(result.tensors, index)
             leave = next(iter(reversed(graph.nodes)))
             doubt = "an entry out of place" if enter.target is not markers().enter else unrepeatable(enter, leave)
-            if dice != _dice():
+            if thrown(before):
                 doubt = "random numbers of Python"
         else:
             doubt = result
@@ -213,11 +212,3 @@ class Once:
 def _intact(template: Template) -> bool:
     """Whether the traced outputs still have their shapes: later code may have changed them in place."""
     return looks_of(template.result.tensors) == template.result.looks
-
-
-def _dice() -> Any:
-    """The state of Python's and numpy's random numbers."""
-    numpy = sys.modules.get("numpy")
-    return random.getstate(), [
-        getattr(part, "tolist", lambda p=part: p)() for part in numpy.random.get_state()
-    ] if numpy else []
