@@ -31,7 +31,8 @@ from autopar.tracer.answers import Answers
 from autopar.tracer.backwards import OwnBackwards
 from autopar.tracer.branches import inline_branches
 from autopar.tracer.checkpoints import CheckpointMarks
-from autopar.tracer.dice import dice, thrown
+from autopar.tracer.decompositions import decompositions
+from autopar.tracer.dice import assumed_of, dice
 from autopar.tracer.dynamic import Dynamic
 from autopar.tracer.effects import checks_that_torch_drops, drop_checks_of_data
 from autopar.tracer.expand import check_writes, expand
@@ -46,91 +47,6 @@ logger = logging.getLogger("autopar")
 Around = Callable[[], AbstractContextManager[object]]
 RETRIES = 3
 """How often a trace begins again with a block that had been taken for a repetition of another; the last time with all."""
-
-KEEP = frozenset(
-    [
-        "linear",
-        "addmm",
-        "baddbmm",
-        "bmm",
-        "mm",
-        "matmul",
-        "scaled_dot_product_attention",
-        "layer_norm",
-        "native_layer_norm",
-        "group_norm",
-        "native_group_norm",
-        "rms_norm",
-        "softmax",
-        "_softmax",
-        "log_softmax",
-        "_log_softmax",
-        "cross_entropy_loss",
-        "nll_loss",
-        "nll_loss_nd",
-        "nll_loss_forward",
-        "embedding",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "convolution",
-        "dropout",
-        "gelu",
-        "silu",
-        "relu",
-        "relu6",
-        "elu",
-        "leaky_relu",
-        "mish",
-        "softplus",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "log_sigmoid",
-        "log_sigmoid_forward",
-        "sigmoid",
-        "tanh",
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "kl_div",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "max_pool2d",
-        "max_pool3d",
-        "max_unpool2d",
-        "max_unpool3d",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "adaptive_avg_pool3d",
-        "upsample_nearest1d",
-        "upsample_nearest2d",
-        "upsample_nearest3d",
-        "_upsample_nearest_exact1d",
-        "_upsample_nearest_exact2d",
-        "_upsample_nearest_exact3d",
-        "upsample_linear1d",
-        "upsample_bilinear2d",
-        "upsample_bicubic2d",
-        "upsample_trilinear3d",
-        "_upsample_bilinear2d_aa",
-        "_upsample_bicubic2d_aa",
-        "reflection_pad1d",
-        "reflection_pad2d",
-        "reflection_pad3d",
-        "replication_pad1d",
-        "replication_pad2d",
-        "replication_pad3d",
-        "im2col",
-        "col2im",
-        "index_add",
-        "roll",
-    ]
-)
 
 
 @dataclass(kw_only=True)
@@ -214,10 +130,7 @@ def _export(
     before = dice()
     with CheckpointMarks(), OwnBackwards(), answers, around():
         exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes)
-    for source in thrown(before):
-        answers.assumptions[f"what {type(model).__name__} draws from {source}'s random numbers is the same in every step"] = (
-            None
-        )
+    answers.assumptions |= assumed_of(model, before)
     inline_branches(exported.graph_module)
     mark_gradient_stops(exported.graph_module)
     return exported
@@ -324,14 +237,6 @@ def decomposed(exported: ExportedProgram, answers: Answers) -> ExportedProgram:
     assumed = drop_checks_of_data(exported) or checks_that_torch_drops(exported, called)
     answers.assumptions |= dict.fromkeys(assumed)
     return exported
-
-
-def decompositions() -> dict[Any, Any]:
-    """torch's own table without the ops to keep whole."""
-    table = torch.export.default_decompositions()
-    for op in [op for op in table if op.name().split("::")[1].split(".")[0] in KEEP]:
-        del table[op]
-    return table
 
 
 def check_signature(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

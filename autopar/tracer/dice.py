@@ -6,6 +6,8 @@ import random
 import sys
 from typing import Any
 
+from torch import nn
+
 
 def dice() -> dict[str, Any]:
     """The states of Python's and numpy's own random numbers."""
@@ -19,3 +21,9 @@ def dice() -> dict[str, Any]:
 def thrown(before: dict[str, Any]) -> list[str]:
     """Whose random numbers have been drawn since."""
     return [name for name, state in dice().items() if before.get(name, state) != state]
+
+
+def assumed_of(model: nn.Module, before: dict[str, Any]) -> dict[str, None]:
+    """What its trace takes for granted if it has drawn some, a sentence for each source."""
+    name = type(model).__name__
+    return {f"what {name} draws from {source}'s random numbers is the same in every step": None for source in thrown(before)}
