@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -30,14 +30,18 @@ def cell(row: Row | None) -> str:
     return f"{MARKS[row['stage']]}{share}"
 
 
-def document(rows: Sequence[Row]) -> str:
-    """The whole page."""
+def document(rows: Sequence[Row], further: Collection[str] = ()) -> str:
+    """The whole page; models in `further` are only listed."""
+    listed = [r for r in rows if r["model"] in further]
+    rows = [r for r in rows if r["model"] not in further]
     free = [r for r in rows if not r["forced"]]
     parts = [HEAD, "## Plans that the solver chose", matrix(free, "mesh"), legend(free)]
     if forced := [r for r in rows if r["forced"]]:
         parts += ["## Plans that a pin forced on the first axis", FORCED, matrix(forced, "forced")]
+    if listed:
+        parts += ["## Further classes of transformers", names(listed)]
     parts += ["## Ops kept whole", whole(free)]
-    if failures := [r for r in rows if r["stage"] not in ("equal", "refused")]:
+    if failures := [r for r in (*rows, *listed) if r["stage"] not in ("equal", "refused")]:
         parts += ["## What does not work", "\n".join(f"- {r['model']} on {r['mesh']}: {first_line(r)}" for r in failures)]
     return "\n\n".join(parts) + "\n"
 
@@ -77,6 +81,17 @@ def legend(rows: Sequence[Row]) -> str:
     return (
         f"Largest error: {max(errors, default=0.0):.1e}. Activations are cut along more than the batch in at least one plan of "
         f"{len(cut)} models{others}. {len(rows)} rows took {seconds / 60:.0f} minutes together."
+    )
+
+
+def names(rows: Sequence[Row]) -> str:
+    """Those that are equal, by name; after a slash what is special about the config."""
+    equal = [r for r in rows if r["stage"] == "equal"]
+    meshes = " and ".join(sorted({r["mesh"] for r in rows}))
+    worst = max((r["error"] for r in equal), default=0.0)
+    return (
+        f"One line each in `tests/zoo_table.py`, on {meshes} (`--models more`): {len(equal)} of {len(rows)} are equal, the "
+        f"largest error is {worst:.1e}.\n\n{', '.join(sorted({r['model'] for r in equal}))}."
     )
 
 
