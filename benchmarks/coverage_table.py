@@ -42,7 +42,7 @@ def document(rows: Sequence[Row], further: Collection[str] = ()) -> str:
         parts += ["## Further classes of transformers", names(listed)]
     parts += ["## Ops kept whole", whole(free)]
     if failures := [r for r in (*rows, *listed) if r["stage"] not in ("equal", "refused")]:
-        parts += ["## What does not work", "\n".join(f"- {r['model']} on {r['mesh']}: {first_line(r)}" for r in failures)]
+        parts += ["## What does not work", "\n".join(f"- {r['model']} on {r['mesh']}: {reason(r)}" for r in failures)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -50,8 +50,17 @@ FORCED = """`--pin "**: batch=AXIS"` and the like; where the model does not allo
 –: refused, with the reason (a dim does not divide, or there is none)."""
 
 
-def first_line(row: Row) -> str:
-    return str(row.get("failure", row.get("worst", ""))).splitlines()[0]
+REMARKS = {
+    "MobileViTV2ForImageClassification": (
+        "a gradient that cancels out: the serial run's own changes by 1.3e-9 with the order of the samples in the batch"
+    ),
+}
+"""What is known of rows that are not equal."""
+
+
+def reason(row: Row) -> str:
+    said = str(row.get("failure") or f"{row.get('worst', '')}, {row.get('error', 0.0):.1e}").splitlines()[0]
+    return f"{said} ({REMARKS[row['model']]})" if row["model"] in REMARKS else said
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

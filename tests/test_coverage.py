@@ -52,7 +52,9 @@ def test_page_tells_what_does_not_work() -> None:
 def test_further_classes_are_listed_by_name() -> None:
     head = {"mesh": "2x2", "forced": "", "seconds": 1.0, "stage": "equal", "error": 1e-15}
     rows = [head | {"model": name} for name in ("mlp", "Mine", "Yours")]
-    page = document([*rows, head | {"model": "Broken", "stage": "unequal", "worst": "loss"}], ("Mine", "Yours", "Broken"))
+    page = document(
+        [*rows, head | {"model": "Broken", "stage": "unequal", "worst": "loss", "error": 0.5}], ("Mine", "Yours", "Broken")
+    )
     assert "| mlp | equal |" in page
     assert "2 of 3 are equal, the largest error is 1.0e-15.\n\nMine, Yours." in page
-    assert "- Broken on 2x2: loss" in page
+    assert "- Broken on 2x2: loss, 5.0e-01" in page

@@ -39,7 +39,6 @@ SQUARED: dict[str, tuple[str, ...]] = {
     ),
     "DecisionTransformerModel": ("state_preds", "action_preds", "return_preds"),
     "DINOv3ViTModel": ("last_hidden_state",),
-    "ViTMAEModel": ("last_hidden_state",),
     "SiglipModel": ("logits_per_image",),
     "BlipForConditionalGeneration": ("logits",),
 }
@@ -190,7 +189,8 @@ FocalNetForImageClassification pixels embed_dim=8 depths=[1,1] focal_levels=[2,2
 PoolFormerForImageClassification pixels hidden_sizes=[8,16,16,32] depths=[1,1,1,1]
 SwiftFormerForImageClassification pixels embed_dims=[8,16,16,32] depths=[1,1,1,1]
 ViTMSNForImageClassification pixels
-ViTMAEModel image mask_ratio=0.5
+ViTMAEForPreTraining image mask_ratio=0.5 decoder_hidden_size=32 decoder_num_attention_heads=4
+    decoder_num_hidden_layers=1 decoder_intermediate_size=64
 IJepaForImageClassification pixels
 DPTForSemanticSegmentation map num_hidden_layers=4 backbone_out_indices=[0,1,2,3] neck_hidden_sizes=[8,8,16,16]
     fusion_hidden_size=16 is_hybrid=False
