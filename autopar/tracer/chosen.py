@@ -15,6 +15,7 @@ import torch
 from torch.fx import Graph, Node
 
 from autopar.tracer.clean import shape_of
+from autopar.tracer.effects import before
 
 aten = torch.ops.aten
 HARMLESS = frozenset(
@@ -35,21 +36,21 @@ HARMLESS = frozenset(
 def choose_where_written(graph: Graph) -> None:
     """In place, of every write by a mask for which it is possible."""
     for node in [node for node in graph.nodes if node.target is aten.index_put.default]:
-        if (place := place_of(node)) is None or (values := place.spread(node.args[2])) is None:
+        if (write := write_of(node)) is None or (values := write.spread(node.args[2])) is None:
             continue
         base, accumulate = node.args[0], node.args[3] if len(node.args) > 3 else node.kwargs.get("accumulate", False)
         if accumulate:
-            values = place.add(aten.add.Tensor, base, values)
-        mask = place.mask
-        for _ in range(place.behind):
-            mask = place.add(aten.unsqueeze.default, mask, -1)
-        chosen = place.add(aten.where.self, mask, values, base)
+            values = write.add(aten.add.Tensor, base, values)
+        mask = write.mask
+        for _ in range(write.behind):
+            mask = write.add(aten.unsqueeze.default, mask, -1)
+        chosen = write.add(aten.where.self, mask, values, base)
         node.replace_all_uses_with(chosen)
         graph.erase_node(node)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Write:
     """A write by one mask, of the dims that follow the first ones; `behind` is how many dims come after those."""
 
     node: Node
@@ -58,13 +59,8 @@ class Place:
     behind: int
 
     def add(self, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
-        """A new node in front of the write, from where that is from."""
-        graph = self.node.graph
-        with graph.inserting_before(self.node):
-            made = graph.call_function(op, args, kwargs)
-        given, named = torch.fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-        made.meta = {**self.node.meta, "val": op(*given, **named)}
-        return made
+        """A new node in front of the write."""
+        return before(self.node.graph, self.node, op, *args, **kwargs)
 
     def spread(self, value: Any) -> Any:
         """What has, at each chosen element, the value that is written there; None if that cannot be told."""
@@ -89,7 +85,7 @@ class Place:
         return None if None in found else self.add(value.target, *found, **value.kwargs)
 
 
-def place_of(node: Node) -> Place | None:
+def write_of(node: Node) -> Write | None:
     """Where an `index_put` writes, if one mask says it."""
     args: Any = node.args
     indices = tuple(args[1])
@@ -97,4 +93,4 @@ def place_of(node: Node) -> Place | None:
     if len(masks) != 1 or masks[0].meta["val"].dtype is not torch.bool:
         return None
     dims = indices.index(masks[0]) + masks[0].meta["val"].ndim
-    return Place(node=node, indices=indices, mask=masks[0], behind=node.meta["val"].ndim - dims)
+    return Write(node=node, indices=indices, mask=masks[0], behind=node.meta["val"].ndim - dims)

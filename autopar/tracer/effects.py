@@ -89,9 +89,10 @@ def mark_failures(graph: Graph, check: Node, info: Node) -> None:
             user.replace_input_with(result, marked)
 
 
-def before(graph: Graph, place: Node, op: Any, *args: Any) -> Node:
+def before(graph: Graph, place: Node, op: Any, *args: Any, **kwargs: Any) -> Node:
     """A new node, from where the place is from."""
     with graph.inserting_before(place):
-        node = graph.call_function(op, args)
-    node.meta = {**place.meta, "val": op(*torch.fx.map_arg(args, lambda n: n.meta["val"]))}
+        node = graph.call_function(op, args, kwargs)
+    given, named = torch.fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+    node.meta = {**place.meta, "val": op(*given, **named)}
     return node
