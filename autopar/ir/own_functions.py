@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from torch.utils.flop_counter import FlopCounterMode
 
 from autopar.ir.opaque import look
-from autopar.ir.own_ops import SIMPLE, define
+from autopar.ir.own_ops import SIMPLE, define, register_flops
 from autopar.torch_private import OpOverload, pytree
 
 OPS: dict[tuple[type[Function], tuple[str, ...], int], OpOverload] = {}
@@ -80,12 +80,8 @@ def tensors_of(returned: Any) -> tuple[Tensor, ...]:
 
 def own_op(use: Use, results: int) -> OpOverload:
     """A new op for uses like this one."""
-    parameters = {
-        name: inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=TYPES[word])
-        for i, word in enumerate(use.pattern)
-        if word in TYPES
-        for name in (f"argument_{i}",)
-    }
+    types = {f"argument_{i}": TYPES[word] for i, word in enumerate(use.pattern) if word in TYPES}
+    parameters = {n: inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=t) for n, t in types.items()}
     constants = [None if word in TYPES else value for value, word in zip(use.given, use.pattern, strict=True)]
     run = functools.partial(called, use.kind, tuple(constants), tuple(word in TYPES for word in use.pattern))
     op: OpOverload = define(use.name, run, parameters, results, functools.partial(fake, run), checked=False)._opoverload
@@ -107,17 +103,11 @@ def fake(run: Callable[..., tuple[Tensor, ...]], *given: Any) -> tuple[Tensor, .
 
 
 def count_flops(op: OpOverload, run: Callable[..., tuple[Tensor, ...]]) -> None:
-    """Tell torch, which has a table of formulas: those of the ops inside. Backward is three times forward: run again, and two
-    products for each."""
+    """Tell torch those of the ops inside."""
 
     def forward(*given: Any, out_val: Any = None) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             run(*given)
         return int(counter.get_total_flops())
 
-    def backward(gradients: Any, wanted: Any, *given: Any, out_val: Any = None) -> int:
-        return 3 * forward(*given)
-
-    back = getattr(getattr(torch.ops, op.namespace), f"{op.overloadpacket.__name__}_backward")
-    register_flop_formula(op.overloadpacket, get_raw=True)(forward)
-    register_flop_formula(back, get_raw=True)(backward)
+    register_flops(op, forward, get_raw=True)

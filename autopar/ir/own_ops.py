@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from autopar.errors import RuleError
-from autopar.torch_private import autograd_inside_op
+from autopar.torch_private import OpOverload, autograd_inside_op
 
 NAMESPACE = "autopar_user"
 DEFINED: set[str] = set()
@@ -219,3 +220,15 @@ def register_backward(op: Any, back: Any) -> None:
         return tuple(next(found) if w else None for w in wanted)
 
     op.register_autograd(differentiate, setup_context=keep)
+
+
+def register_flops(op: OpOverload, forward: Callable[..., Any], *, get_raw: bool = False) -> None:
+    """Tell torch, which has a table of formulas, what an op of ours computes: shapes of tensors, or with `get_raw` tensors, to
+    FLOPs. Backward is three times forward: run again, and two products for each."""
+
+    def backward(gradients: Any, wanted: Any, *given: Any, **_: Any) -> Any:
+        return 3 * forward(*given)
+
+    back = getattr(getattr(torch.ops, op.namespace), f"{op.overloadpacket.__name__}_backward")
+    register_flop_formula(op.overloadpacket, get_raw=get_raw)(forward)
+    register_flop_formula(back, get_raw=get_raw)(backward)

@@ -15,14 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
 
 from autopar.errors import RuleError
 from autopar.ir import opaque
 from autopar.ir.own_functions import is_function
-from autopar.ir.own_ops import annotated, define, is_tensor
+from autopar.ir.own_ops import annotated, define, is_tensor, register_flops
 from autopar.ops import tables
 from autopar.ops.factors import Factor
 from autopar.ops.lowering.emit import IMPLEMENTATIONS
@@ -249,14 +247,9 @@ def own_op(
 
 
 def count_flops(op: OpOverload, text: str, tensors: Sequence[int]) -> None:
-    """Tell torch, which has a table of formulas; backward is three times forward: run again, and two products for each."""
+    """Tell torch those of the row's products."""
 
     def forward(*given: Any, out_shape: Any = None) -> Any:
         return product_flops(text, [given[i] if i < len(given) else None for i in tensors])
 
-    def backward(gradients: Any, wanted: Any, *given: Any, out_shape: Any = None) -> Any:
-        return 3 * forward(*given)
-
-    back = getattr(getattr(torch.ops, op.namespace), f"{op.overloadpacket.__name__}_backward")
-    register_flop_formula(op.overloadpacket)(forward)
-    register_flop_formula(back)(backward)
+    register_flops(op, forward)
