@@ -72,7 +72,8 @@ def padded_targets(labels: Tensor, mask: Tensor, lengths: Tensor, by_rows: bool,
 
     Raises ValueError if the lengths are not those of so many labels, as `ctc_loss` does.
     """
-    width, places = padded_width(labels, by_rows), torch.arange(padded_width(labels, by_rows), device=labels.device)
+    width = padded_width(labels, by_rows)
+    places = torch.arange(width, device=labels.device)
     if int(lengths.sum()) != int(mask.sum()) or (lengths > width).any():
         raise ValueError(f"{int(mask.sum())} targets of a CTC loss were selected, for sequences of {lengths.tolist()}")
     taken = places < lengths.unsqueeze(1)
